@@ -1,0 +1,1 @@
+"""Layers and block functions that two or more models share."""

@@ -1,0 +1,45 @@
+"""Deterministic batches: the order is a function of (seed, epoch) alone, the same on every backend."""
+
+import keras
+import numpy as np
+
+
+def epoch_order(count, *, seed, epoch):
+    """Return the permutation of `range(count)` for one epoch, made by NumPy from (seed, epoch)."""
+    return np.random.default_rng([seed, epoch]).permutation(count)
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of arrays for `model.fit(batches, shuffle=False)`; the last one may be smaller.
+
+    Args:
+        x, y: arrays with the same first dimension.
+        batch_size: rows a batch.
+        seed: seed of the order.
+
+    Call `set_epoch` at the start of each epoch (`zoo.training.callbacks.EpochOrder` does) to move to its order.
+
+    Raises:
+        ValueError: if the arrays differ in length, are empty, or `batch_size` is below 1.
+    """
+
+    def __init__(self, x, y, *, batch_size, seed=0):
+        super().__init__(workers=1, use_multiprocessing=False)
+        if len(x) != len(y):
+            raise ValueError(f"x and y must have the same length, got {len(x)} and {len(y)}.")
+        if len(x) == 0:
+            raise ValueError("There are no examples to make batches of.")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        self.x, self.y, self.batch_size, self.seed = x, y, batch_size, seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch):
+        self.order = epoch_order(len(self.x), seed=self.seed, epoch=epoch)
+
+    def __len__(self):
+        return -(-len(self.x) // self.batch_size)
+
+    def __getitem__(self, index):
+        rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        return self.x[rows], self.y[rows]

@@ -1,0 +1,341 @@
+"""Labelled images as NumPy arrays: mnist, fashion_mnist, gtsrb and digits.
+
+`mnist` and `fashion_mnist` come through tensorflow-datasets. Reading its TFRecord files imports TensorFlow, which must
+not happen in a process that trains on JAX or PyTorch, and an unprepared data set without a network makes
+`tfds.load` retry for minutes: so a child process (`zoo.data.tfds_export`) reads, and this one decides how long to wait.
+"""
+
+import csv
+import dataclasses
+import hashlib
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+
+import numpy as np
+
+from zoo.errors import UserError, nearest
+
+DATASETS = ("mnist", "fashion_mnist", "gtsrb", "digits")
+
+GTSRB_ARRAYS = ("x_train", "y_train", "track_train", "x_test", "y_test", "class_names")
+GTSRB_SIZE = 48  # official images have many sizes; they are brought to this one
+TFDS_HOST = ("storage.googleapis.com", 443)
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageDataset:
+    """Images (N, H, W, C) uint8 with labels (N,) int32, in training and test parts.
+
+    `group_train` (N,) names the physical thing an image shows, so that a validation split can keep it on one side;
+    None where every image shows its own.
+    """
+
+    name: str
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    class_names: tuple
+    source: str
+    group_train: np.ndarray | None = None
+
+    def fingerprint(self):
+        """sha256 over the four arrays, in the order x_train, y_train, x_test, y_test."""
+        digest = hashlib.sha256()
+        for array in (self.x_train, self.y_train, self.x_test, self.y_test):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
+    def limited(self, count):
+        """Keep at most `count` training images (a fixed random choice) and at most `count` test images."""
+        if count < 1:
+            raise UserError(f"--limit must be at least 1, got {count}.")
+        train = np.sort(np.random.default_rng(0).permutation(len(self.x_train))[:count])
+        return dataclasses.replace(
+            self,
+            x_train=self.x_train[train],
+            y_train=self.y_train[train],
+            x_test=self.x_test[:count],
+            y_test=self.y_test[:count],
+            group_train=None if self.group_train is None else self.group_train[train],
+        )
+
+
+def load(name, data_dir=None):
+    """Load a data set by name.
+
+    Args:
+        name: one of `DATASETS`.
+        data_dir: where the files are. For mnist and fashion_mnist a tensorflow-datasets folder (default
+            `TFDS_DATA_DIR`, else ~/tensorflow_datasets); for gtsrb an `.npz` file, a folder holding one, or the
+            official folder of PPM images (default `GTSRB_DIR`, else ~/gtsrb). `digits` needs none.
+
+    Returns:
+        `ImageDataset`.
+
+    Raises:
+        UserError: if the name is unknown, or the files are missing or incomplete.
+    """
+    if name not in DATASETS:
+        raise UserError(f"Unknown data set {name!r}: choose one of {', '.join(DATASETS)}.{nearest(name, DATASETS)}")
+    if name == "digits":
+        return _load_digits()
+    if name == "gtsrb":
+        return _load_gtsrb(pathlib.Path(data_dir or os.environ.get("GTSRB_DIR") or "~/gtsrb").expanduser())
+    return _load_tfds(name, _tfds_dir(data_dir))
+
+
+def choose_dataset(data_dir=None):
+    """Return (name, remark): "mnist" where it is prepared or can be downloaded, else "digits" and one line saying so."""
+    folder = _tfds_dir(data_dir)
+    if _prepared("mnist", folder) or _reachable():
+        return "mnist", None
+    return "digits", (
+        f"MNIST is neither prepared in {folder} nor reachable: using scikit-learn's 1,797 digits instead "
+        "(--data-dir or TFDS_DATA_DIR says where MNIST is)."
+    )
+
+
+def split_validation(dataset, *, fraction, seed=0):
+    """Split the training part into (x, y) for training and (x, y) for validation.
+
+    Whole groups go to one side (the frames of one traffic sign are near copies of each other), and within each class
+    the same fraction of groups is held out, at least one of two or more.
+    """
+    labels = dataset.y_train
+    groups = np.arange(len(labels)) if dataset.group_train is None else dataset.group_train
+    rng = np.random.default_rng([seed, len(labels)])
+    held_out = []
+    for label in np.unique(labels):
+        members = np.unique(groups[labels == label])
+        count = 0 if len(members) < 2 else max(1, round(fraction * len(members)))
+        held_out.append(rng.permutation(members)[:count])
+    validation = np.isin(groups, np.concatenate(held_out))
+    x = dataset.x_train
+    return (x[~validation], labels[~validation]), (x[validation], labels[validation])
+
+
+# ---------------------------------------------------------------------------------------------- tensorflow-datasets
+
+
+def _tfds_dir(data_dir):
+    return pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
+def _prepared(name, folder):
+    """True if a version folder of the data set holds its description, as tensorflow-datasets leaves it when ready."""
+    return any((folder / name).glob("*/dataset_info.json"))
+
+
+def _reachable(timeout=4.0):
+    """True if the data server answers a connection within `timeout` seconds, name look-up included."""
+    answer = []
+
+    def connect():
+        try:
+            socket.create_connection(TFDS_HOST, timeout=timeout).close()
+            answer.append(True)
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(timeout)
+    return bool(answer)
+
+
+def _load_tfds(name, folder):
+    prepared = _prepared(name, folder)
+    if not prepared and not _reachable():
+        raise UserError(
+            f"{name} is not prepared in {folder} and the data server cannot be reached: put the tensorflow-datasets "
+            f"folder there (it holds {name}/<version>/dataset_info.json), or name another with --data-dir or "
+            "TFDS_DATA_DIR."
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        arrays = pathlib.Path(scratch) / "arrays.npz"
+        child = subprocess.run(
+            [sys.executable, "-m", "zoo.data.tfds_export", name, str(folder), str(arrays)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if prepared else None,  # a download shows its progress
+            text=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        )
+        if child.returncode:
+            reason = (child.stderr or child.stdout or "").strip().splitlines() or ["no message"]
+            raise UserError(
+                f"{name} in {folder} cannot be read ({reason[-1][:200]}): the folder is incomplete or damaged, "
+                f"prepare it again or name another with --data-dir."
+            )
+        with np.load(arrays) as stored:
+            data = {key: stored[key] for key in stored.files}
+    names = tuple(str(n) for n in data.pop("class_names"))
+    return ImageDataset(name=name, class_names=names, source=str(folder / name), **data)
+
+
+# ------------------------------------------------------------------------------------------------------------ digits
+
+
+def _load_digits():
+    """scikit-learn's 8x8 scans (UCI "Optical Recognition of Handwritten Digits"), 0..16 stretched to 0..255.
+
+    Every fifth image is the test part: 1,437 for training, 360 for testing.
+    """
+    from sklearn.datasets import load_digits
+
+    scans = load_digits()
+    x = np.round(scans.images * (255 / 16)).astype(np.uint8)[..., None]
+    y = scans.target.astype(np.int32)
+    test = np.arange(len(x)) % 5 == 4
+    return ImageDataset(
+        name="digits",
+        x_train=x[~test],
+        y_train=y[~test],
+        x_test=x[test],
+        y_test=y[test],
+        class_names=tuple(str(n) for n in scans.target_names),
+        source="sklearn.datasets.load_digits",
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- GTSRB
+
+
+def _load_gtsrb(path):
+    hint = (
+        "give --data-dir (or GTSRB_DIR) an .npz with the arrays "
+        f"{', '.join(GTSRB_ARRAYS)}, or the official folder with Final_Training/Images and Final_Test/Images"
+    )
+    if not path.exists():
+        raise UserError(f"There is no GTSRB data at {path}: {hint}.")
+    if path.is_file():
+        return _load_gtsrb_npz(path, hint)
+    for folder in (path, path / "GTSRB"):
+        if (folder / "Final_Training" / "Images").is_dir():
+            return _load_gtsrb_official(folder)
+    archives = sorted(path.glob("*.npz"))
+    if len(archives) == 1:
+        return _load_gtsrb_npz(archives[0], hint)
+    found = "holds neither" if not archives else f"holds {len(archives)} .npz files"
+    raise UserError(f"{path} {found}: {hint}.")
+
+
+def _load_gtsrb_npz(path, hint):
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            missing = [key for key in GTSRB_ARRAYS if key not in stored.files]
+            if missing:
+                raise UserError(f"{path} lacks the arrays {', '.join(missing)}: {hint}.")
+            data = {key: stored[key] for key in GTSRB_ARRAYS}
+    except UserError:
+        raise
+    except Exception as error:  # NumPy and zipfile raise many kinds for a damaged archive
+        raise UserError(f"{path} is not a readable .npz file ({error}): {hint}.") from error
+    return ImageDataset(
+        name="gtsrb",
+        x_train=data["x_train"],
+        y_train=data["y_train"].astype(np.int32),
+        x_test=data["x_test"],
+        y_test=data["y_test"].astype(np.int32),
+        class_names=tuple(str(n) for n in data["class_names"]),
+        source=str(path),
+        group_train=data["track_train"].astype(np.int32),
+    )
+
+
+def _load_gtsrb_official(folder):
+    """Read the folder as published: PPM images with semicolon-separated CSV files, `TTTTT_FFFFF.ppm` track and frame."""
+    x_train, y_train, tracks = [], [], []
+    for class_folder in sorted((folder / "Final_Training" / "Images").iterdir()):
+        if not class_folder.is_dir():
+            continue
+        for row in _read_gtsrb_csv(class_folder / f"GT-{class_folder.name}.csv"):
+            x_train.append(_read_ppm(class_folder / row["Filename"]))
+            y_train.append(int(row["ClassId"]))
+            tracks.append(int(row["ClassId"]) * 100_000 + int(row["Filename"].split("_")[0]))
+    test_folder = folder / "Final_Test" / "Images"
+    test_csv = test_folder / "GT-final_test.csv"
+    rows = _read_gtsrb_csv(test_csv if test_csv.exists() else folder / "GT-final_test.csv")
+    if rows and "ClassId" not in rows[0]:
+        raise UserError(f"{test_csv} has no ClassId column: use the GT-final_test.csv published with the labels.")
+    if not x_train or not rows:
+        raise UserError(f"{folder} holds {len(x_train)} training and {len(rows)} test images: both are needed.")
+    return ImageDataset(
+        name="gtsrb",
+        x_train=np.stack(x_train),
+        y_train=np.array(y_train, np.int32),
+        x_test=np.stack([_read_ppm(test_folder / row["Filename"]) for row in rows]),
+        y_test=np.array([int(row["ClassId"]) for row in rows], np.int32),
+        class_names=GTSRB_CLASSES,
+        source=str(folder),
+        group_train=np.array(tracks, np.int32),
+    )
+
+
+def _read_gtsrb_csv(path):
+    if not path.is_file():
+        raise UserError(f"{path} is missing: the official GTSRB folder has one CSV file for each folder of images.")
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file, delimiter=";"))
+
+
+def _read_ppm(path):
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB").resize((GTSRB_SIZE, GTSRB_SIZE), Image.Resampling.BILINEAR))
+    except OSError as error:
+        raise UserError(f"{path} is missing or not an image: the official GTSRB folder is incomplete.") from error
+
+
+GTSRB_CLASSES = (
+    "Speed limit (20km/h)",
+    "Speed limit (30km/h)",
+    "Speed limit (50km/h)",
+    "Speed limit (60km/h)",
+    "Speed limit (70km/h)",
+    "Speed limit (80km/h)",
+    "End of speed limit (80km/h)",
+    "Speed limit (100km/h)",
+    "Speed limit (120km/h)",
+    "No passing",
+    "No passing for vehicles over 3.5 t",
+    "Right-of-way at the next intersection",
+    "Priority road",
+    "Yield",
+    "Stop",
+    "No vehicles",
+    "Vehicles over 3.5 t prohibited",
+    "No entry",
+    "General caution",
+    "Dangerous curve to the left",
+    "Dangerous curve to the right",
+    "Double curve",
+    "Bumpy road",
+    "Slippery road",
+    "Road narrows on the right",
+    "Road work",
+    "Traffic signals",
+    "Pedestrians",
+    "Children crossing",
+    "Bicycles crossing",
+    "Beware of ice/snow",
+    "Wild animals crossing",
+    "End of all speed and passing limits",
+    "Turn right ahead",
+    "Turn left ahead",
+    "Ahead only",
+    "Go straight or right",
+    "Go straight or left",
+    "Keep right",
+    "Keep left",
+    "Roundabout mandatory",
+    "End of no passing",
+    "End of no passing by vehicles over 3.5 t",
+)

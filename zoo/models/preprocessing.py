@@ -1,0 +1,96 @@
+"""What happens to a raw image before a classifier sees it, as layers of the compiled step.
+
+Three pipelines, by name:
+
+    base    resize to 48x48, grey to three channels, [0, 1]
+    train   base, then random rotation, brightness and contrast, then normalisation
+    test    base, then normalisation
+
+Grey images are augmented while they still have one channel and copied to three afterwards: the numbers are the same
+and the work a third.
+"""
+
+import keras
+from keras import layers
+
+from zoo.blocks.augmentation import RandomAffine
+
+PIPELINES = ("base", "train", "test")
+
+# Mean and standard deviation of the 60,000 MNIST training images in [0, 1], for every channel.
+MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
+
+
+def preprocessing(
+    pipeline,
+    *,
+    input_shape,
+    image_size=48,
+    mean=MNIST_MEAN,
+    std=MNIST_STD,
+    per_image=False,
+    rotation=10.0,
+    brightness=0.2,
+    contrast=0.2,
+    translation=0.0,
+    scale=0.0,
+    shear=0.0,
+    seed=0,
+    name=None,
+):
+    """Build one of the three pipelines.
+
+    Args:
+        pipeline: "base", "train" or "test".
+        input_shape: (height, width, channels) of the raw images; 1 or 3 channels.
+        image_size: height and width afterwards, in pixels.
+        mean, std: normalisation of images in [0, 1], a number or one for each channel.
+        per_image: normalise each image by its own mean and standard deviation instead of `mean` and `std`.
+        rotation: random rotation either way, degrees (train only, like the five below).
+        brightness: random shift either way, as a fraction of the range.
+        contrast: random change of contrast either way, as a fraction.
+        translation, scale, shear: see `zoo.blocks.augmentation.RandomAffine`.
+        seed: seed of the random layers.
+        name: name of the model; the pipeline's own name if None.
+
+    Returns:
+        `keras.Model` from raw images (B, height, width, channels) with values 0..255, uint8 or float, to float32
+        images (B, image_size, image_size, 3). For grey images (B, height, width) is accepted too.
+
+    Raises:
+        ValueError: if the pipeline is unknown or the images have neither 1 nor 3 channels.
+    """
+    if pipeline not in PIPELINES:
+        raise ValueError(f"Unknown pipeline {pipeline!r}: choose one of {', '.join(PIPELINES)}.")
+    channels = input_shape[-1]
+    if channels not in (1, 3):
+        raise ValueError(f"Images have 1 channel (grey) or 3 (RGB), got input_shape={tuple(input_shape)}.")
+
+    image = keras.Input(input_shape, name="image")
+    x = layers.Resizing(image_size, image_size, interpolation="bilinear", name="resize")(image)
+    x = layers.Rescaling(1 / 255, name="to_unit_range")(x)
+    if pipeline == "train":
+        if rotation or translation or scale or shear:
+            x = RandomAffine(
+                rotation=rotation, translation=translation, scale=scale, shear=shear, seed=seed, name="random_affine"
+            )(x)
+        if brightness:
+            x = layers.RandomBrightness(brightness, value_range=(0, 1), seed=seed + 1, name="random_brightness")(x)
+        if contrast:
+            x = layers.RandomContrast(contrast, value_range=(0, 1), seed=seed + 2, name="random_contrast")(x)
+    if channels == 1:
+        x = layers.Concatenate(name="grey_to_rgb")([x, x, x])
+    if pipeline != "base":
+        if per_image:
+            # With neither scale nor centre this layer holds no weights: (x - mean) / std over each whole image.
+            x = layers.LayerNormalization(axis=(1, 2, 3), center=False, scale=False, epsilon=1e-4, name="normalise")(x)
+        else:
+            mean, std = ([v] * 3 if isinstance(v, (int, float)) else list(v) for v in (mean, std))
+            x = layers.Rescaling([1 / s for s in std], [-m / s for m, s in zip(mean, std)], name="normalise")(x)
+    return keras.Model(image, x, name=name or pipeline)
+
+
+def with_preprocessing(pipeline, classifier, *, name):
+    """Join a pipeline and a classifier into one model, from the raw image to the logits; both keep their weights."""
+    image = keras.Input(pipeline.input_shape[1:], name="image")
+    return keras.Model(image, classifier(pipeline(image)), name=name)

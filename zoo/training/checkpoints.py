@@ -1,0 +1,79 @@
+"""Checkpoints of a whole training state in one `.npz`: weights, optimizer, random streams, epoch and history.
+
+Plain arrays, so that a run can go on in another process or on another backend, and atomic, so that a run killed while
+writing leaves the last good one.
+"""
+
+import json
+import pathlib
+import zipfile
+
+import numpy as np
+
+from zoo import files
+from zoo.errors import UserError
+
+
+def save_checkpoint(path, model, *, settings, history):
+    """Write the state of a compiled model after an epoch.
+
+    Args:
+        path: the `.npz` file.
+        model: compiled and built, optimizer included.
+        settings: dict of what defines the run; a checkpoint is only resumed under equal settings.
+        history: list of one dict an epoch.
+    """
+    arrays = {}
+    for key, variable in _state(model):
+        arrays[key] = np.asarray(variable.numpy())
+    meta = json.dumps({"settings": settings, "history": history})
+    with files.atomic(path) as temporary:
+        np.savez(temporary, meta=np.array(meta), **arrays)
+
+
+def load_checkpoint(path, model, *, settings):
+    """Put a saved state into a compiled model and return the history, one dict for each finished epoch.
+
+    Raises:
+        UserError: if the file is missing, damaged, or of a run with other settings or another model.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"There is nothing to resume: {path} does not exist (it is removed when a run finishes).")
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {key: stored[key] for key in stored.files}
+        meta = json.loads(str(arrays.pop("meta")))
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged ({error}): remove it and start the run again.") from error
+    for key in sorted(settings.keys() | meta["settings"].keys()):
+        was, now = meta["settings"].get(key), settings.get(key)
+        if was != now:
+            raise UserError(f"{path} was written by a run with {key}={was}, this one has {key}={now}: use the same.")
+    model.optimizer.build(model.trainable_variables)
+    state = dict(_state(model))
+    if state.keys() != arrays.keys():
+        odd = sorted(state.keys() ^ arrays.keys())
+        raise UserError(f"{path} holds the state of another model (it differs in {odd[0]} and {len(odd) - 1} more).")
+    for key, variable in state.items():
+        if tuple(variable.shape) != arrays[key].shape:
+            raise UserError(f"{path}: {key} has shape {arrays[key].shape}, the model's is {tuple(variable.shape)}.")
+        variable.assign(arrays[key].astype(_dtype(variable)))
+    return meta["history"]
+
+
+def _state(model):
+    """(key, variable) for everything that training changes; metrics start afresh each epoch.
+
+    Weights go by their paths. Random streams and optimizer slots go by position, since their automatic names count up
+    within a process.
+    """
+    streams = [v for v in model.variables if "seed_generator" in v.path]
+    weights = [v for v in model.weights if "seed_generator" not in v.path]
+    yield from ((f"weight {v.path}", v) for v in weights)
+    yield from ((f"random stream {i}", v) for i, v in enumerate(streams))
+    yield from ((f"optimizer {i}", v) for i, v in enumerate(model.optimizer.variables))
+
+
+def _dtype(variable):
+    return np.asarray(variable.numpy()).dtype
