@@ -1,6 +1,6 @@
 """Train the 48x48 CNN on German traffic signs (43 classes) and report how good it is.
 
-    KERAS_BACKEND=jax python recipes/cnn_gtsrb.py --data-dir FOLDER
+KERAS_BACKEND=jax python recipes/cnn_gtsrb.py --data-dir FOLDER
 """
 
 import pathlib

@@ -1,6 +1,6 @@
 """Train the 48x48 CNN on handwritten digits and report how good it is.
 
-    KERAS_BACKEND=jax python recipes/cnn_mnist.py
+KERAS_BACKEND=jax python recipes/cnn_mnist.py
 """
 
 import pathlib

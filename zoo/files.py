@@ -1,4 +1,4 @@
-"""Files that can be trusted: atomic writes, sha256, model cards, and loading that says in one sentence what is wrong."""
+"""Files that can be trusted: atomic writes, sha256, model cards, and loading that says what is wrong."""
 
 import contextlib
 import hashlib

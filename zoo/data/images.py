@@ -91,7 +91,7 @@ def load(name, data_dir=None):
 
 
 def choose_dataset(data_dir=None):
-    """Return (name, remark): "mnist" where it is prepared or can be downloaded, else "digits" and one line saying so."""
+    """Return (name, remark): "mnist" where it is prepared or reachable, else "digits" and one line saying so."""
     folder = _tfds_dir(data_dir)
     if _prepared("mnist", folder) or _reachable():
         return "mnist", None
@@ -249,7 +249,7 @@ def _load_gtsrb_npz(path, hint):
 
 
 def _load_gtsrb_official(folder):
-    """Read the folder as published: PPM images with semicolon-separated CSV files, `TTTTT_FFFFF.ppm` track and frame."""
+    """Read the folder as published: PPM images named `TTTTT_FFFFF.ppm` (track, frame) with semicolon-separated CSVs."""
     x_train, y_train, tracks = [], [], []
     for class_folder in sorted((folder / "Final_Training" / "Images").iterdir()):
         if not class_folder.is_dir():

@@ -1,6 +1,6 @@
 """Child process of `zoo.data.images`: read a tensorflow-datasets data set and write its arrays to an .npz file.
 
-    python -m zoo.data.tfds_export mnist ~/tensorflow_datasets arrays.npz
+python -m zoo.data.tfds_export mnist ~/tensorflow_datasets arrays.npz
 """
 
 import os

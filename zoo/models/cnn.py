@@ -1,15 +1,15 @@
 """The 48x48 image classifier: three convolutions, two poolings, two dense layers.
 
-    image (48, 48, 3)
-      conv1   3x3, 32, same, ReLU      (48, 48, 32)          896 parameters
-      conv2   3x3, 64, same, ReLU      (48, 48, 64)       18,496
-      pool1   2x2 maximum              (24, 24, 64)
-      conv3   3x3, 128, same, ReLU     (24, 24, 128)      73,856
-      pool2   2x2 maximum              (12, 12, 128)
-      flatten, dropout                 (18432,)
-      dense1  512, ReLU                (512,)          9,437,696
-      dropout
-      logits  num_classes              (num_classes,)      5,130 for 10 classes
+image (48, 48, 3)
+  conv1   3x3, 32, same, ReLU      (48, 48, 32)          896 parameters
+  conv2   3x3, 64, same, ReLU      (48, 48, 64)       18,496
+  pool1   2x2 maximum              (24, 24, 64)
+  conv3   3x3, 128, same, ReLU     (24, 24, 128)      73,856
+  pool2   2x2 maximum              (12, 12, 128)
+  flatten, dropout                 (18432,)
+  dense1  512, ReLU                (512,)          9,437,696
+  dropout
+  logits  num_classes              (num_classes,)      5,130 for 10 classes
 """
 
 import keras

@@ -78,7 +78,9 @@ def _plain_convolution(layer):
 
 def _plain_pooling(layer):
     return (
-        layer.data_format == "channels_last" and layer.padding == "valid" and tuple(layer.strides) == tuple(layer.pool_size)
+        layer.data_format == "channels_last"
+        and layer.padding == "valid"
+        and tuple(layer.strides) == tuple(layer.pool_size)
     )
 
 

@@ -27,7 +27,11 @@ from zoo.training.optimizers import DECAY_KINDS, Adam
 
 set_compiler_flags()
 
-SETTINGS = ("epochs", "batch_size", "learning_rate", "schedule", "weight_decay", "decay_kind", "seed", "limit", "parity")
+# What defines a run: recorded in `metrics.json`, and a checkpoint is only resumed under the same.
+SETTINGS = (
+    *("epochs", "batch_size", "learning_rate", "schedule", "weight_decay", "decay_kind"),
+    *("seed", "limit", "parity"),
+)
 
 
 def argument_parser(doc, *, epochs, decay_kind, output):
@@ -42,8 +46,13 @@ def argument_parser(doc, *, epochs, decay_kind, output):
     add("--data-dir", default=None, help="where the data is")
     add("--epochs", type=int, default=epochs)
     add("--batch-size", type=int, default=64)
-    add("--learning-rate", type=float, default=1e-3, help="of Adam; the highest value of a cosine schedule")
-    add("--schedule", choices=("cosine", "constant"), default="cosine", help="cosine falls to 0 over the whole run")
+    add("--learning-rate", type=float, default=1e-3, help="of Adam; the highest of a schedule")
+    add(
+        "--schedule",
+        choices=("cosine", "constant"),
+        default="cosine",
+        help="cosine rises, then falls to 0",
+    )
     add("--weight-decay", type=float, default=1e-4)
     add("--decay-kind", choices=DECAY_KINDS, default=decay_kind, help="l2 as torch.optim.Adam, decoupled as AdamW")
     add("--seed", type=int, default=0)
@@ -89,6 +98,20 @@ def build(classifier, dataset, args, **pipeline_options):
     return with_preprocessing(train, classifier, name=f"{name}_train"), with_preprocessing(test, classifier, name=name)
 
 
+def learning_rate(args, *, steps):
+    """A number, or a cosine that rises linearly over the first steps (200, at most half) and falls to 0.
+
+    The rise is there because Adam's first steps move every weight by the full rate whatever its gradient, which over
+    the 18,432 inputs of the first dense layer adds up: without it the loss jumps from 2.4 to 6.7 at the second step.
+    """
+    if args.schedule == "constant":
+        return args.learning_rate
+    warm_up = min(200, steps // 2)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, decay_steps=steps - warm_up, warmup_target=args.learning_rate, warmup_steps=warm_up
+    )
+
+
 def fit(model, train, validation, dataset, args):
     """Compile and train with checkpoints; returns (history rows, first 20 losses).
 
@@ -97,11 +120,10 @@ def fit(model, train, validation, dataset, args):
     """
     folder = files.prepare_folder(args.output)
     batches = data.Batches(*train, batch_size=args.batch_size, seed=args.seed)
-    rate = args.learning_rate
-    if args.schedule == "cosine":
-        rate = keras.optimizers.schedules.CosineDecay(rate, decay_steps=args.epochs * len(batches))
     model.compile(
-        optimizer=Adam(rate, decay=args.weight_decay, decay_kind=args.decay_kind),
+        optimizer=Adam(
+            learning_rate(args, steps=args.epochs * len(batches)), decay=args.weight_decay, decay_kind=args.decay_kind
+        ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
@@ -196,7 +218,7 @@ def finish(model, history, first_losses, dataset, args, *, began):
         "first_losses": first_losses,
         "wall_seconds": round(time.perf_counter() - began, 1),
         "training_seconds": round(seconds, 1),
-        "images_per_second": round(len(history) * history[-1]["images_per_second"] * history[-1]["seconds"] / seconds, 1),
+        "images_per_second": round(sum(row["images_per_second"] * row["seconds"] for row in history) / seconds, 1),
         "validation_accuracy": history[-1].get("val_accuracy"),
         "model_sha256": files.sha256(folder / "model.keras"),
     }
