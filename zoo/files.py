@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pathlib
+import sys
 import zipfile
 
 import keras
@@ -66,7 +67,7 @@ def prepare_folder(path):
 def save_model(model, path):
     """Save a model without its compile state (so that it loads on every backend), atomically."""
     model = keras.Model(model.inputs, model.outputs, name=model.name)
-    with atomic(path) as temporary:
+    with atomic(path) as temporary, _without_tensorflow():
         model.save(temporary)
 
 
@@ -93,7 +94,8 @@ def load_model(path):
     if damaged:
         raise UserError(f"{path} is damaged (checksum of {damaged} is wrong): fetch or save it again.")
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        with _without_tensorflow():
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises many kinds; all of them mean that this file cannot be used
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(f"{path} cannot be loaded as a Keras model: {reason}") from error
@@ -108,3 +110,21 @@ def read_card(path):
         return json.loads(card.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{card} is not valid JSON ({error}): fetch the card again.") from error
+
+
+@contextlib.contextmanager
+def _without_tensorflow():
+    """Keep Keras on JAX and PyTorch from importing TensorFlow while saving and loading.
+
+    Keras 3.15 imports it only to ask whether an object is one of its types (`serialize_keras_object`), which takes
+    seconds and hundreds of megabytes.
+    """
+    lazy_module = keras.src.utils.module_utils.tensorflow
+    hide = keras.backend.backend() != "tensorflow" and "tensorflow" not in sys.modules
+    if hide:
+        lazy_module._available = False
+    try:
+        yield
+    finally:
+        if hide:
+            lazy_module._available = None

@@ -12,6 +12,7 @@ import numpy as np
 
 from zoo import files
 from zoo.errors import UserError
+from zoo.training.initial_weights import random_streams
 
 
 def save_checkpoint(path, model, *, settings, history):
@@ -68,10 +69,8 @@ def _state(model):
     Weights go by their paths. Random streams and optimizer slots go by position, since their automatic names count up
     within a process.
     """
-    streams = [v for v in model.variables if "seed_generator" in v.path]
-    weights = [v for v in model.weights if "seed_generator" not in v.path]
-    yield from ((f"weight {v.path}", v) for v in weights)
-    yield from ((f"random stream {i}", v) for i, v in enumerate(streams))
+    yield from ((f"weight {v.path}", v) for v in model.weights)
+    yield from ((f"random stream {i}", v) for i, v in enumerate(random_streams(model)))
     yield from ((f"optimizer {i}", v) for i, v in enumerate(model.optimizer.variables))
 
 

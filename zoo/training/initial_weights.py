@@ -1,4 +1,4 @@
-"""Initial weights made by NumPy: one seed gives the same start on every backend."""
+"""Initial weights and random streams made by NumPy: one seed gives the same start on every backend."""
 
 import math
 
@@ -29,3 +29,18 @@ def set_initial_weights(model, *, seed):
         bound = math.sqrt(6 / (field * (shape[-2] + shape[-1])))
         values.append(rng.uniform(-bound, bound, shape).astype("float32"))
     model.set_weights(values)
+
+
+def random_streams(model):
+    """The state variables, shape (2,), of a model's random layers (dropout, augmentation), in a fixed order."""
+    return [variable for variable in model.variables if "seed_generator" in variable.path]
+
+
+def set_random_streams(model, *, seed):
+    """Start every random stream of a model from a number made of `seed` and its place, not from the process's chance.
+
+    The streams then repeat from run to run on one backend; backends draw different numbers from equal states.
+    """
+    for place, state in enumerate(random_streams(model)):
+        start = np.random.SeedSequence([seed, place]).generate_state(1)[0] % 2**31
+        state.assign(np.array([start, 0]))

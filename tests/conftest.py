@@ -1,0 +1,56 @@
+"""Fixtures, and which tests a process runs: one process tests one backend; `once` tests run apart."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from zoo.training.fast_paths import set_compiler_flags
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BACKENDS = ("tensorflow", "jax", "torch")
+
+set_compiler_flags()  # as the recipes do, before JAX starts
+
+
+def pytest_collection_modifyitems(config, items):
+    once = bool(os.environ.get("ZOO_TESTS_ONCE"))
+    kept = [item for item in items if (item.get_closest_marker("once") is not None) == once]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+@pytest.fixture(scope="session")
+def tfds_dir():
+    """A folder with MNIST prepared by tensorflow-datasets; the test is skipped where there is none."""
+    for folder in (os.environ.get("TFDS_DATA_DIR"), ROOT.parent / "shared" / "tensorflow_datasets"):
+        if folder and (pathlib.Path(folder) / "mnist").is_dir():
+            return pathlib.Path(folder)
+    pytest.skip("MNIST is not prepared here (set TFDS_DATA_DIR)")
+
+
+@pytest.fixture(scope="session")
+def gtsrb_file():
+    """The reduced GTSRB archive; the test is skipped where there is none."""
+    for path in (os.environ.get("GTSRB_DIR"), ROOT.parent / "shared" / "data" / "gtsrb"):
+        if path and pathlib.Path(path).exists():
+            return pathlib.Path(path)
+    pytest.skip("GTSRB is not here (set GTSRB_DIR)")
+
+
+@pytest.fixture
+def run():
+    """Start a command of the repository in a process of its own: run(["recipes/…", …], backend="jax")."""
+
+    def start(arguments, *, backend=None, wait=True, **environment):
+        environment = os.environ | {"KERAS_BACKEND": backend or os.environ["KERAS_BACKEND"]} | environment
+        command = [sys.executable, *map(str, arguments)]
+        if not wait:
+            return subprocess.Popen(
+                command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+        return subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=900)
+
+    return start
