@@ -16,7 +16,7 @@ import keras
 from keras import layers
 
 
-def cnn(*, num_classes, image_size=48, channels=3, dropout=0.5, name="cnn"):
+def cnn(*, num_classes, image_size=48, channels=3, dropout=0.5, seed=0, name="cnn"):
     """Build the classifier as a functional model with logits out.
 
     Args:
@@ -24,6 +24,8 @@ def cnn(*, num_classes, image_size=48, channels=3, dropout=0.5, name="cnn"):
         image_size: height and width of the input in pixels; a multiple of 4, since two poolings halve it twice.
         channels: channels of the input.
         dropout: fraction dropped before each dense layer while training, in [0, 1).
+        seed: seed of the dropouts. One is always given, because unseeded dropout on PyTorch draws from the process's
+            global stream, which no checkpoint holds.
         name: name of the model.
 
     Returns:
@@ -53,8 +55,8 @@ def cnn(*, num_classes, image_size=48, channels=3, dropout=0.5, name="cnn"):
     x = layers.Conv2D(128, 3, padding="same", activation="relu", name="conv3")(x)
     x = layers.MaxPooling2D(2, name="pool2")(x)
     x = layers.Flatten(name="flatten")(x)  # (B, 12·12·128)
-    x = layers.Dropout(dropout, name="dropout1")(x)
+    x = layers.Dropout(dropout, seed=seed, name="dropout1")(x)
     x = layers.Dense(512, activation="relu", name="dense1")(x)
-    x = layers.Dropout(dropout, name="dropout2")(x)
+    x = layers.Dropout(dropout, seed=seed + 1, name="dropout2")(x)
     logits = layers.Dense(num_classes, name="logits")(x)
     return keras.Model(image, logits, name=name)

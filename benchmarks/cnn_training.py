@@ -1,0 +1,147 @@
+"""Images a second when training the 48x48 CNN, on each backend and beside plain eager PyTorch.
+
+    python benchmarks/cnn_training.py --rounds 3
+
+Every measurement is a process of its own, and contenders take turns, so that a machine that slows down slows all of
+them. All train the same architecture (dropout included) on the same float32 batches of 64 with Adam and weight decay;
+the first steps (compilation, caches) are not counted. "zoo" is what the recipes do; "stock" is Keras as it comes:
+`keras.optimizers.Adam` and no fast paths.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+BATCH, WARM_UP = 64, 8
+CONTENDERS = (
+    "pytorch",
+    *(f"{kind} {backend}" for kind in ("stock", "zoo") for backend in ("tensorflow", "jax", "torch")),
+)
+
+# Multiply-accumulates of one image's forward pass: convolutions, then dense layers.
+FORWARD_MACS = 48 * 48 * 9 * (3 * 32 + 32 * 64) + 24 * 24 * 9 * 64 * 128 + 18432 * 512 + 512 * 10
+# Two operations a multiply-accumulate; the backward pass repeats it for the weights and for the inputs of each layer,
+# except for the inputs of the first.
+STEP_GFLOP = 2 * BATCH * (3 * FORWARD_MACS - 48 * 48 * 9 * 3 * 32) / 1e9
+
+
+def examples(count):
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((count, 48, 48, 3)).astype("float32"), rng.integers(0, 10, count)
+
+
+def measure_pytorch(steps):
+    """Plain PyTorch: an eager loop over `torch.nn` layers."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU()),
+        *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Conv2d(64, 128, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+        *(nn.Flatten(), nn.Dropout(0.5), nn.Linear(18432, 512), nn.ReLU(), nn.Dropout(0.5), nn.Linear(512, 10)),
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-4)
+    x, y = examples(BATCH * 4)
+    x, y = torch.tensor(x).permute(0, 3, 1, 2).contiguous(), torch.tensor(y)
+    for step in range(WARM_UP + steps):
+        if step == WARM_UP:
+            began = time.perf_counter()
+        rows = slice(step % 4 * BATCH, (step % 4 + 1) * BATCH)
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(x[rows]), y[rows])
+        loss.backward()
+        optimizer.step()
+        loss.item()
+    return (time.perf_counter() - began) / steps
+
+
+def measure_keras(kind, steps):
+    """`model.fit` on the backend that KERAS_BACKEND names."""
+    import keras
+
+    from zoo.models import cnn
+    from zoo.training.fast_paths import set_compiler_flags, use_fast_paths
+    from zoo.training.optimizers import Adam
+
+    class Clock(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            float(logs["loss"])  # wait for the step to end
+            if batch == WARM_UP - 1:
+                self.began = time.perf_counter()
+            self.ended = time.perf_counter()
+
+    if kind == "zoo":
+        set_compiler_flags()
+    model = cnn(num_classes=10)
+    optimizer = Adam(1e-3, decay=1e-4) if kind == "zoo" else keras.optimizers.Adam(1e-3, weight_decay=1e-4)
+    model.compile(optimizer=optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    if kind == "zoo":
+        use_fast_paths(model)
+    x, y = examples(BATCH * 4)
+    rows = np.arange(BATCH * (WARM_UP + steps)) % len(x)
+    clock = Clock()
+    model.fit(x[rows], y[rows], batch_size=BATCH, epochs=1, shuffle=False, verbose=0, callbacks=[clock])
+    return (clock.ended - clock.began) / steps
+
+
+def matrix_rate(size=3072, repeats=4):
+    """The machine's float32 rate in GFLOP/s: the best of a few large matrix products in NumPy."""
+    a = np.random.default_rng(0).standard_normal((size, size)).astype("float32")
+    seconds = []
+    for _ in range(repeats + 1):
+        began = time.perf_counter()
+        a @ a
+        seconds.append(time.perf_counter() - began)
+    return 2 * size**3 / min(seconds[1:]) / 1e9
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=20, help="timed steps in each process")
+    parser.add_argument("--only", help="measure this contender here and print seconds a step as JSON")
+    args = parser.parse_args()
+    if args.only:
+        kind = args.only.split()[0]
+        seconds = measure_pytorch(args.steps) if kind == "pytorch" else measure_keras(kind, args.steps)
+        return print(json.dumps(seconds))
+
+    times = {name: [] for name in CONTENDERS}
+    rates = []
+    for number in range(args.rounds):
+        rates.append(matrix_rate())
+        for name in CONTENDERS:
+            environment = os.environ | {"KERAS_BACKEND": name.split()[-1] if " " in name else "torch"}
+            command = [sys.executable, __file__, "--only", name, "--steps", str(args.steps)]
+            ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+            times[name].append(json.loads(ended.stdout.strip().splitlines()[-1]))
+            print(f"round {number + 1}: {name:17s} {times[name][-1]:.3f} s/step", flush=True)
+
+    rate = max(rates)
+    floor = STEP_GFLOP / rate
+    print(f"\n{os.cpu_count()} cores, {platform.machine()}; large float32 matrix product {rate:.0f} GFLOP/s;")
+    print(f"{STEP_GFLOP:.1f} GFLOP a step, so {floor:.3f} s at that rate\n")
+    print("| contender | s/step (median) | images/s | PyTorch eager = 1 (rounds) | times the arithmetic floor |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, seconds in times.items():
+        median = statistics.median(seconds)
+        ratios = [base / own for base, own in zip(times["pytorch"], seconds)]
+        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+        print(f"| {name} | {median:.3f} | {BATCH / median:.0f} | {spread} | {median / floor:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
