@@ -72,7 +72,7 @@ def measure_keras(kind, steps):
     """`model.fit` on the backend that KERAS_BACKEND names."""
     import keras
 
-    from zoo.models import cnn
+    from zoo.models.cnn import cnn
     from zoo.training.fast_paths import set_compiler_flags, use_fast_paths
     from zoo.training.optimizers import Adam
 

@@ -11,7 +11,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # works
 
 from zoo import data
 from zoo.errors import run_command
-from zoo.models import cnn
+from zoo.models.cnn import cnn
 from zoo.training import image_recipe as recipe
 
 # Photographs differ from scans: each is normalised by its own mean and contrast, since a sign in the shade is the same

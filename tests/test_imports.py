@@ -57,6 +57,14 @@ def test_recipes_import_no_other_recipe(path):
 
 
 @pytest.mark.once
+def test_parts_are_reached_through_the_package(run):
+    program = (
+        "import zoo; print(zoo.models.cnn.cnn(num_classes=10).count_params(), len(zoo.data.load('digits').y_test))"
+    )
+    assert run(["-c", program], backend="jax").stdout.split() == ["9536074", "360"]
+
+
+@pytest.mark.once
 def test_importing_zoo_is_light(run):
     ended = run(["-c", "import sys, zoo; assert not {'keras', 'tensorflow', 'jax', 'torch'} & set(sys.modules)"])
     assert ended.returncode == 0, ended.stderr

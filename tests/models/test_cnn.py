@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.models import cnn
+from zoo.models.cnn import cnn
 from zoo.training.initial_weights import set_initial_weights
 
 

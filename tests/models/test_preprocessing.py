@@ -3,8 +3,7 @@ import pytest
 import torch
 from keras import ops
 
-from zoo.models import preprocessing
-from zoo.models.preprocessing import MNIST_MEAN, MNIST_STD
+from zoo.models.preprocessing import MNIST_MEAN, MNIST_STD, preprocessing
 
 DIGITS = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1)).astype("uint8")
 RAW = (None, None, 1)

@@ -1,6 +1,9 @@
-"""Functions that build `keras.Model`s: no reading or writing, no training."""
+"""Functions that build `keras.Model`s: no reading or writing, no training.
 
-from zoo.models.cnn import cnn
-from zoo.models.preprocessing import PIPELINES, preprocessing, with_preprocessing
+zoo.models.cnn            the 48x48 image classifier
+zoo.models.preprocessing  from a raw image to what a classifier takes
+"""
 
-__all__ = ["PIPELINES", "cnn", "preprocessing", "with_preprocessing"]
+from zoo.models import cnn, preprocessing
+
+__all__ = ["cnn", "preprocessing"]

@@ -92,7 +92,7 @@ def save_training_curves(path, history):
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     for place, quantity in enumerate(("loss", "accuracy")):
         axes = figure.add_subplot(1, 2, place + 1)
-        for prefix, label in (("", "training (with dropout and augmentation)"), ("val_", "validation")):
+        for prefix, label in (("", "training"), ("val_", "validation")):
             if prefix + quantity in history[0]:
                 axes.plot(epochs, [row[prefix + quantity] for row in history], marker="o", ms=4, label=label)
         axes.set(xlabel="epoch", title=quantity)

@@ -17,7 +17,7 @@ import numpy as np
 import zoo
 from zoo import data, files
 from zoo.errors import UserError
-from zoo.models import preprocessing, with_preprocessing
+from zoo.models.preprocessing import preprocessing, with_preprocessing
 from zoo.reports import classification
 from zoo.training import callbacks
 from zoo.training.checkpoints import load_checkpoint
