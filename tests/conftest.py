@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -49,7 +50,14 @@ def run():
         command = [sys.executable, *map(str, arguments)]
         if not wait:
             return subprocess.Popen(
-                command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+                command,
+                cwd=ROOT,
+                env=environment,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                # A process started in the background inherits an ignored Ctrl-C; one in a terminal does not.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         return subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=900)
 

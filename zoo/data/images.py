@@ -227,7 +227,7 @@ def _load_gtsrb(path):
 
 def _load_gtsrb_npz(path, hint):
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             missing = [key for key in GTSRB_ARRAYS if key not in stored.files]
             if missing:
                 raise UserError(f"{path} lacks the arrays {', '.join(missing)}: {hint}.")

@@ -3,6 +3,8 @@
 import csv
 import io
 import math
+import signal
+import threading
 import time
 
 import keras
@@ -33,6 +35,38 @@ class StopOnNaN(keras.callbacks.Callback):
                 f"The loss is {loss} at step {batch + 1} of the epoch: training stopped; what was saved before is "
                 "intact; try a smaller --learning-rate."
             )
+
+
+class StopOnInterrupt(keras.callbacks.Callback):
+    """Make Ctrl-C end training, at the latest after the running step; a context manager around `fit` and a callback.
+
+    Keras 3.15 turns logs into numbers under a bare `except: pass` (`pythonify_logs`). On JAX a step spends nearly all
+    of its time there, so that the KeyboardInterrupt is lost and training goes on; this callback raises it again.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.interrupted = False
+
+    def __enter__(self):
+        self._in_main_thread = threading.current_thread() is threading.main_thread()
+        if self._in_main_thread:
+            self._before = signal.signal(signal.SIGINT, self._on_signal)
+        return self
+
+    def __exit__(self, *exception):
+        if self._in_main_thread:
+            signal.signal(signal.SIGINT, self._before)
+
+    def _on_signal(self, *_):
+        self.interrupted = True
+        raise KeyboardInterrupt
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.interrupted:
+            raise KeyboardInterrupt
+
+    on_test_batch_end = on_train_batch_end
 
 
 class FirstLosses(keras.callbacks.Callback):

@@ -42,7 +42,7 @@ def load_checkpoint(path, model, *, settings):
     if not path.is_file():
         raise UserError(f"There is nothing to resume: {path} does not exist (it is removed when a run finishes).")
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
         meta = json.loads(str(arrays.pop("meta")))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -137,16 +137,17 @@ def fit(model, train, validation, dataset, args):
     first = callbacks.FirstLosses()
     log = callbacks.History(folder, settings=settings, rows=history, images=len(batches.x))
     try:
-        model.fit(
-            batches,
-            shuffle=False,  # Batches has its own order
-            initial_epoch=len(history),
-            epochs=args.epochs,
-            validation_data=validation if len(validation[0]) else None,
-            validation_batch_size=256,
-            callbacks=[callbacks.EpochOrder(batches), callbacks.StopOnNaN(), first, log],
-            verbose=1 if sys.stdout.isatty() else 2,
-        )
+        with callbacks.StopOnInterrupt() as stop:
+            model.fit(
+                batches,
+                shuffle=False,  # Batches has its own order
+                initial_epoch=len(history),
+                epochs=args.epochs,
+                validation_data=validation if len(validation[0]) else None,
+                validation_batch_size=256,
+                callbacks=[stop, callbacks.EpochOrder(batches), callbacks.StopOnNaN(), first, log],
+                verbose=1 if sys.stdout.isatty() else 2,
+            )
     except KeyboardInterrupt:
         done = len(log.rows)
         kept = f"epoch 1 to {done} kept in {folder}, go on with --resume" if done else "no epoch was finished yet"
