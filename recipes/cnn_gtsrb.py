@@ -13,6 +13,7 @@ from zoo import data
 from zoo.errors import run_command
 from zoo.models.cnn import cnn
 from zoo.training import image_recipe as recipe
+from zoo.training.initial_weights import set_initial_weights
 
 # Photographs differ from scans: each is normalised by its own mean and contrast, since a sign in the shade is the same
 # sign, and the crops vary in position, size and viewing angle.
@@ -34,6 +35,7 @@ def main(args):
 
     train, validation = data.split_validation(dataset, fraction=0.1, seed=args.seed)  # whole tracks on one side
     classifier = cnn(num_classes=len(dataset.class_names), dropout=0.0 if args.parity else 0.5)
+    set_initial_weights(classifier, seed=args.seed, initializer="glorot")
     classifier.summary()
     training_model, model = recipe.build(classifier, dataset, args, **PIPELINE)
     history, first_losses = recipe.fit(training_model, train, validation, dataset, args)

@@ -13,6 +13,7 @@ from zoo import data
 from zoo.errors import run_command
 from zoo.models.cnn import cnn
 from zoo.training import image_recipe as recipe
+from zoo.training.initial_weights import set_initial_weights
 
 
 def parse_args(argv=None):
@@ -32,6 +33,7 @@ def main(args):
 
     train, validation = data.split_validation(dataset, fraction=1 / 12, seed=args.seed)
     classifier = cnn(num_classes=len(dataset.class_names), dropout=0.0 if args.parity else 0.5)
+    set_initial_weights(classifier, seed=args.seed, initializer="he")
     classifier.summary()
     training_model, model = recipe.build(classifier, dataset, args)
     history, first_losses = recipe.fit(training_model, train, validation, dataset, args)

@@ -79,7 +79,7 @@ def test_file_loads_with_keras_alone(tmp_path):
     np.testing.assert_array_equal(again.predict(images, verbose=0), model.predict(images, verbose=0))
 
 
-def test_initial_weights_are_glorot_and_depend_on_the_seed_alone():
+def test_initial_weights_have_their_bounds_and_depend_on_the_seed_alone():
     model = cnn(num_classes=10, image_size=12)
     set_initial_weights(model, seed=3)
     first = model.get_weights()
@@ -90,5 +90,9 @@ def test_initial_weights_are_glorot_and_depend_on_the_seed_alone():
     assert not first[1].any()
     set_initial_weights(model, seed=3)
     assert all(np.array_equal(a, b) for a, b in zip(first, model.get_weights()))
+    set_initial_weights(model, seed=3, initializer="he")
+    bounds = [np.abs(w).max() for w in model.get_weights() if w.ndim > 1]
+    expected = [(6 / 27) ** 0.5, (6 / 288) ** 0.5, (6 / 576) ** 0.5, (1 / 1152) ** 0.5, (1 / 512) ** 0.5]
+    np.testing.assert_allclose(bounds, expected, rtol=0.02)
     set_initial_weights(model, seed=4)
     assert not np.array_equal(kernel, model.get_weights()[2])
