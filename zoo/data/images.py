@@ -184,7 +184,7 @@ def _load_tfds(name, folder):
 def _load_digits():
     """scikit-learn's 8x8 scans (UCI "Optical Recognition of Handwritten Digits"), 0..16 stretched to 0..255.
 
-    Every fifth image is the test part: 1,437 for training, 360 for testing.
+    Every fifth image is the test part: 1,438 for training, 359 for testing.
     """
     from sklearn.datasets import load_digits
 

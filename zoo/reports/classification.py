@@ -66,7 +66,7 @@ def save_confusion_matrix(path, labels, logits, class_names):
 
 
 def save_worst_mistakes(path, images, labels, logits, class_names, count=24):
-    """PNG of the wrong predictions with the highest loss, each with truth, prediction and its probability."""
+    """PNG of the wrong predictions with the highest loss, each with truth → prediction (and its probability)."""
     log_p = log_softmax(logits)
     predicted = log_p.argmax(axis=1)
     loss = -log_p[np.arange(len(labels)), labels]
@@ -74,7 +74,7 @@ def save_worst_mistakes(path, images, labels, logits, class_names, count=24):
     worst = wrong[np.argsort(-loss[wrong], kind="stable")][:count]
     columns = 8
     rows = max(1, -(-len(worst) // columns))
-    figure = Figure(figsize=(columns * 1.6, rows * 2.1 + 0.5), layout="constrained")
+    figure = Figure(figsize=(columns * 1.6, rows * 2.2 + 0.5), layout="constrained")
     figure.suptitle(f"The {len(worst)} worst of {len(wrong)} mistakes" if len(worst) else "No mistakes")
     for place, index in enumerate(worst):
         axes = figure.add_subplot(rows, columns, place + 1)
@@ -82,7 +82,7 @@ def save_worst_mistakes(path, images, labels, logits, class_names, count=24):
         axes.set_axis_off()
         probability = np.exp(log_p[index, predicted[index]])
         truth, guess = (_short(class_names[k]) for k in (labels[index], predicted[index]))
-        axes.set_title(f"{truth}\nread as {guess} ({probability:.0%})", fontsize=8)
+        axes.set_title(f"{truth}\n→ {guess}\n({probability:.0%})", fontsize=8)
     _save(figure, path)
 
 
@@ -102,7 +102,7 @@ def save_training_curves(path, history):
     _save(figure, path)
 
 
-def _short(name, length=18):
+def _short(name, length=22):
     return name if len(name) <= length else name[: length - 1] + "…"
 
 
