@@ -31,9 +31,10 @@ def main(args):
     dataset = recipe.open_dataset(args, args.dataset or "gtsrb")
     if args.evaluate:
         model = recipe.load_for(dataset, args.evaluate)
-        return recipe.report(model, dataset, pathlib.Path(args.output) / "evaluation")
+        return recipe.report(model, dataset, pathlib.Path(args.output) / "evaluation", limit=args.limit)
 
-    train, validation = data.split_validation(dataset, fraction=0.1, seed=args.seed)  # whole tracks on one side
+    # Whole tracks on one side: the 30 pictures of a track show the same sign.
+    train, validation = data.split_validation(dataset, fraction=0.1, seed=args.seed, limit=args.limit)
     classifier = cnn(num_classes=len(dataset.class_names), dropout=0.0 if args.parity else 0.5)
     set_initial_weights(classifier, seed=args.seed, initializer="glorot")
     classifier.summary()

@@ -29,9 +29,9 @@ def main(args):
     dataset = recipe.open_dataset(args, name)
     if args.evaluate:
         model = recipe.load_for(dataset, args.evaluate)
-        return recipe.report(model, dataset, pathlib.Path(args.output) / "evaluation")
+        return recipe.report(model, dataset, pathlib.Path(args.output) / "evaluation", limit=args.limit)
 
-    train, validation = data.split_validation(dataset, fraction=1 / 12, seed=args.seed)
+    train, validation = data.split_validation(dataset, fraction=1 / 12, seed=args.seed, limit=args.limit)
     classifier = cnn(num_classes=len(dataset.class_names), dropout=0.0 if args.parity else 0.5)
     set_initial_weights(classifier, seed=args.seed, initializer="he")
     classifier.summary()

@@ -180,8 +180,7 @@ def test_validation_keeps_tracks_on_one_side():
 
 def test_limit():
     digits = data.load("digits")
-    limited = digits.limited(50)
-    assert len(limited.x_train) == 50 and len(limited.x_test) == 50
-    assert len(np.unique(limited.y_train)) == 10
-    with pytest.raises(UserError, match="at least 1, got 0"):
-        digits.limited(0)
+    (x, y), (x_held, _) = data.split_validation(digits, fraction=0.1, limit=50)
+    assert len(x) == len(y) == len(x_held) == 50 and len(np.unique(y)) == 10
+    (x_all, _), _ = data.split_validation(digits, fraction=0.1)
+    assert {row.tobytes() for row in x} <= {row.tobytes() for row in x_all}

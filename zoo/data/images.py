@@ -51,20 +51,6 @@ class ImageDataset:
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
-    def limited(self, count):
-        """Keep at most `count` training images (a fixed random choice) and at most `count` test images."""
-        if count < 1:
-            raise UserError(f"--limit must be at least 1, got {count}.")
-        train = np.sort(np.random.default_rng(0).permutation(len(self.x_train))[:count])
-        return dataclasses.replace(
-            self,
-            x_train=self.x_train[train],
-            y_train=self.y_train[train],
-            x_test=self.x_test[:count],
-            y_test=self.y_test[:count],
-            group_train=None if self.group_train is None else self.group_train[train],
-        )
-
 
 def load(name, data_dir=None):
     """Load a data set by name.
@@ -101,11 +87,17 @@ def choose_dataset(data_dir=None):
     )
 
 
-def split_validation(dataset, *, fraction, seed=0):
+def split_validation(dataset, *, fraction, seed=0, limit=None):
     """Split the training part into (x, y) for training and (x, y) for validation.
 
     Whole groups go to one side (the frames of one traffic sign are near copies of each other), and within each class
     the same fraction of groups is held out, at least one of two or more.
+
+    Args:
+        dataset: `ImageDataset`.
+        fraction: share of the groups of each class to hold out.
+        seed: seed of the choice.
+        limit: keep at most this many examples of either side, chosen at random.
     """
     labels = dataset.y_train
     groups = np.arange(len(labels)) if dataset.group_train is None else dataset.group_train
@@ -116,8 +108,12 @@ def split_validation(dataset, *, fraction, seed=0):
         count = 0 if len(members) < 2 else max(1, round(fraction * len(members)))
         held_out.append(rng.permutation(members)[:count])
     validation = np.isin(groups, np.concatenate(held_out))
-    x = dataset.x_train
-    return (x[~validation], labels[~validation]), (x[validation], labels[validation])
+    sides = []
+    for rows in (np.flatnonzero(~validation), np.flatnonzero(validation)):
+        if limit is not None:
+            rows = np.sort(np.random.default_rng([seed, len(rows)]).permutation(rows)[:limit])
+        sides.append((dataset.x_train[rows], labels[rows]))
+    return tuple(sides)
 
 
 # ---------------------------------------------------------------------------------------------- tensorflow-datasets

@@ -56,7 +56,7 @@ class StopOnInterrupt(keras.callbacks.Callback):
 
     def __exit__(self, *exception):
         if self._in_main_thread:
-            signal.signal(signal.SIGINT, self._before)
+            signal.signal(signal.SIGINT, self._before or signal.SIG_DFL)
 
     def _on_signal(self, *_):
         self.interrupted = True

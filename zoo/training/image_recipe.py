@@ -56,7 +56,12 @@ def argument_parser(doc, *, epochs, decay_kind, output):
     add("--weight-decay", type=float, default=1e-4)
     add("--decay-kind", choices=DECAY_KINDS, default=decay_kind, help="l2 as torch.optim.Adam, decoupled as AdamW")
     add("--seed", type=int, default=0)
-    add("--limit", type=int, default=None, help="use at most this many training and this many test images")
+    add(
+        "--limit",
+        type=int,
+        default=None,
+        help="at most this many images to train, validate and test",
+    )
     add("--parity", action="store_true", help="no dropout and no augmentation: the same losses on every backend")
     add("--output", default=output, help="folder for everything the run makes")
     add("--resume", action="store_true", help="continue an interrupted run from its last finished epoch")
@@ -78,8 +83,6 @@ def check_arguments(args):
 def open_dataset(args, name):
     """Load the data set and say in one line what it is."""
     dataset = data.load(name, args.data_dir)
-    if args.limit:
-        dataset = dataset.limited(args.limit)
     print(
         f"{keras.backend.backend()} backend · {dataset.name}: {len(dataset.x_train):,} training and "
         f"{len(dataset.x_test):,} test images, {len(dataset.class_names)} classes",
@@ -178,22 +181,21 @@ def load_for(dataset, path):
     return model
 
 
-def report(model, dataset, folder, *, extra=None):
-    """Evaluate on the test images, print the report, write `report.txt`, pictures and `metrics.json`.
+def report(model, dataset, folder, *, limit=None, extra=None):
+    """Evaluate on the test images (or the first `limit`); print and write the report, pictures and `metrics.json`.
 
     Returns:
         the metrics, a dict.
     """
     folder = files.prepare_folder(folder)
-    labels, logits = dataset.y_test, predict(model, dataset.x_test)
+    images, labels = dataset.x_test[:limit], dataset.y_test[:limit]
+    logits = predict(model, images)
     score = classification.scores(labels, logits)
     text = classification.text_report(labels, logits, dataset.class_names)
     print(f"\n{text}\nTest loss {score['loss']:.4f}, test accuracy {score['accuracy']:.2%}", flush=True)
     files.write_text(folder / "report.txt", text)
     classification.save_confusion_matrix(folder / "confusion_matrix.png", labels, logits, dataset.class_names)
-    classification.save_worst_mistakes(
-        folder / "worst_mistakes.png", dataset.x_test, labels, logits, dataset.class_names
-    )
+    classification.save_worst_mistakes(folder / "worst_mistakes.png", images, labels, logits, dataset.class_names)
     metrics = {
         "test_loss": score["loss"],
         "test_accuracy": score["accuracy"],
@@ -224,7 +226,7 @@ def finish(model, history, first_losses, dataset, args, *, began):
         "validation_accuracy": history[-1].get("val_accuracy"),
         "model_sha256": files.sha256(folder / "model.keras"),
     }
-    metrics = report(model, dataset, folder, extra=extra)
+    metrics = report(model, dataset, folder, limit=args.limit, extra=extra)
     (folder / "checkpoint.npz").unlink(missing_ok=True)
     print(f"Model, report and pictures are in {folder}/ ({metrics['images_per_second']:,.0f} images/s in training).")
     return metrics
