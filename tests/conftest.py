@@ -49,6 +49,8 @@ def run():
         environment = os.environ | {"KERAS_BACKEND": backend or os.environ["KERAS_BACKEND"]} | environment
         command = [sys.executable, *map(str, arguments)]
         if not wait:
+            # Tests started in the background ignore Ctrl-C, and so would their children; one in a terminal does not.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             return subprocess.Popen(
                 command,
                 cwd=ROOT,
@@ -56,8 +58,6 @@ def run():
                 text=True,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                # A process started in the background inherits an ignored Ctrl-C; one in a terminal does not.
-                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
         return subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=900)
 

@@ -40,8 +40,9 @@ class StopOnNaN(keras.callbacks.Callback):
 class StopOnInterrupt(keras.callbacks.Callback):
     """Make Ctrl-C end training, at the latest after the running step; a context manager around `fit` and a callback.
 
-    Keras 3.15 turns logs into numbers under a bare `except: pass` (`pythonify_logs`). On JAX a step spends nearly all
-    of its time there, so that the KeyboardInterrupt is lost and training goes on; this callback raises it again.
+    The first Ctrl-C is noted and raised after the step, the second at once. An exception in the middle of a step would
+    be lost: Keras 3.15 turns logs into numbers under a bare `except: pass` (`pythonify_logs`), where a step on JAX
+    spends nearly all of its time, and TensorFlow turns what is raised while it reads a batch into an error of its own.
     """
 
     def __init__(self):
@@ -59,8 +60,9 @@ class StopOnInterrupt(keras.callbacks.Callback):
             signal.signal(signal.SIGINT, self._before or signal.SIG_DFL)
 
     def _on_signal(self, *_):
+        if self.interrupted:
+            raise KeyboardInterrupt
         self.interrupted = True
-        raise KeyboardInterrupt
 
     def on_train_batch_end(self, batch, logs=None):
         if self.interrupted:
