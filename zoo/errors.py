@@ -1,6 +1,7 @@
 """Mistakes a user can make, said in one sentence, and the exit codes they end a command with."""
 
 import difflib
+import os
 import sys
 
 
@@ -30,11 +31,19 @@ def run_command(main, *arguments):
     try:
         main(*arguments)
     except UserError as error:
-        print(f"\nerror: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _leave(f"error: {error}", error.exit_code)
     except KeyboardInterrupt as interrupt:
-        print(f"\ninterrupted{f': {interrupt}' if str(interrupt) else '.'}", file=sys.stderr)
-        sys.exit(130)
+        _leave(f"interrupted{f': {interrupt}' if str(interrupt) else '.'}", 130)
     except OSError as error:
-        print(f"\nerror: {error.strerror or error}{f': {error.filename}' if error.filename else ''}.", file=sys.stderr)
-        sys.exit(2)
+        _leave(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}.", 2)
+
+
+def _leave(message, code):
+    """Print the last line and end the process at once.
+
+    Not `sys.exit`: when training is cut short, TensorFlow's threads are still reading batches ahead and would print
+    tracebacks of their own while Python shuts down. Files are written atomically, so nothing is lost.
+    """
+    sys.stdout.flush()
+    print(f"\n{message}", file=sys.stderr, flush=True)
+    os._exit(code)
