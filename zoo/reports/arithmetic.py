@@ -1,0 +1,565 @@
+"""Where the parameters of a layer come from, and how many multiply-accumulates it does: formulas for each kind.
+
+A formula is written once, in letters; its numbers and its value follow from it. Letters:
+
+    k, k_h, k_w, k_d   size of a convolution's window            c_in, c_out   channels in and out
+    t, t_out, h_out, w_out, d_out   positions of the output       g             groups of channels
+    d_in, d_out, d     features in, out, and in general           m             depth multiplier
+    h                  units of a recurrent layer                 v             entries of an embedding
+    n, n_kv            heads, and heads of keys and values        d_k, d_v      width of a head's keys and values
+    d_q_in, d_k_in, d_v_in   features that attention takes        t, s          positions asking, positions asked
+
+Sources: the layers' definitions in Keras 3 (`keras.layers`); LSTM: Hochreiter and Schmidhuber 1997 with the forget
+gate of Gers et al. 2000; GRU: Cho et al. 2014; attention: Vaswani et al. 2017, section 3.2.
+"""
+
+import dataclasses
+import math
+import re
+
+from keras import layers
+
+LEGEND = {
+    "k": "width of the window",
+    "k_h": "height of the window",
+    "k_w": "width of the window",
+    "k_d": "depth of the window",
+    "c_in": "channels in",
+    "c_out": "channels out",
+    "c": "channels",
+    "g": "groups of channels that do not see one another",
+    "m": "filters for each channel (depth multiplier)",
+    "h_in": "height of the input",
+    "w_in": "width of the input",
+    "z_in": "depth of the input",
+    "h_out": "height of the output",
+    "w_out": "width of the output",
+    "z_out": "depth of the output",
+    "t_in": "positions of the input",
+    "t_out": "positions of the output",
+    "height": "height of the picture that was flattened",
+    "width": "width of the picture that was flattened",
+    "p": "positions: the layer is applied at each",
+    "d": "features",
+    "d_in": "features in",
+    "d_out": "features out",
+    "h": "units: the width of the state",
+    "t": "time steps or positions",
+    "s": "positions that attention looks at",
+    "v": "entries of the table (vocabulary)",
+    "n": "heads",
+    "n_kv": "heads of keys and values",
+    "d_k": "width of a head's queries and keys",
+    "d_v": "width of a head's values",
+    "d_q_in": "features of what asks",
+    "d_k_in": "features of the keys' source",
+    "d_v_in": "features of the values' source",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Formula:
+    """One product or sum: `letters` such as "(d_in + 1)·d_out" and the `values` of its letters.
+
+    Attributes:
+        part: what it counts, e.g. "query"; "" where a layer has one formula.
+        trainable: False for numbers that are kept but not learned, e.g. moving averages.
+    """
+
+    letters: str
+    values: dict
+    part: str = ""
+    trainable: bool = True
+
+    @property
+    def numbers(self):
+        """The letters replaced by their values, e.g. "(18432 + 1)·512"."""
+        return re.sub(r"[A-Za-z_]\w*", lambda letter: str(self.values[letter.group()]), self.letters)
+
+    def to_dict(self):
+        """Part, letters, numbers and value, as plain values."""
+        return {"part": self.part, "letters": self.letters, "numbers": self.numbers, "value": self.value}
+
+    @property
+    def used(self):
+        """The letters in it, in order."""
+        return re.findall(r"[A-Za-z_]\w*", self.letters)
+
+    @property
+    def value(self):
+        """What it comes to, an int, or None where a letter has no value (a size that is open until the call)."""
+        if any(self.values[letter] is None for letter in self.used):
+            return None
+        return round(eval(self.letters.replace("·", "*"), {"__builtins__": {}}, self.values))  # our own letters only
+
+
+def parameter_formulas(layer, flattened=None):
+    """Formulas of a layer's parameters, in the order of its tensors.
+
+    Args:
+        layer: a built `keras.layers.Layer`.
+        flattened: (channels, height, width) of the picture that a dense layer's input was flattened from, if so.
+
+    Returns:
+        tuple of `Formula`. Their sum is `layer.count_params()`: where a layer is of an unknown kind, or is not what
+        its kind promises (quantised, adapted by LoRA), they are the shapes of its tensors.
+    """
+    if not layer.weights:
+        return ()
+    known = next((rule for kind, rule in PARAMETERS.items() if type(layer) is kind), None)
+    formulas = ()
+    if known:
+        try:
+            formulas = tuple(known(layer, flattened) if known is _dense else known(layer))
+        except (AttributeError, TypeError, KeyError, IndexError):
+            formulas = ()  # a subclass or a state that this kind's formula does not cover
+    if formulas and sum(formula.value for formula in formulas) == layer.count_params():
+        return formulas
+    return tuple(shape_formula(weight) for weight in _unique(layer.weights))
+
+
+def mac_formulas(operation, inputs, outputs, arguments=None):
+    """Formulas of the multiply-accumulates for one example: matrix products and convolutions, nothing elementwise.
+
+    Args:
+        operation: a Keras layer or operation.
+        inputs, outputs: shapes of what it takes and gives, without the batch; unknown sizes are None.
+        arguments: keyword arguments of the call.
+
+    Returns:
+        tuple of `Formula`, empty where there is nothing to multiply, or None if the operation is of an unknown kind
+        that holds weights, so that nothing can be said.
+    """
+    rule = MACS.get(type(operation)) or MACS.get(type(operation).__name__)
+    if rule:
+        try:
+            return tuple(rule(operation, inputs, outputs, arguments or {}))
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            return None  # e.g. a recurrent layer with a cell of the user's own
+    weights = getattr(operation, "weights", ())
+    if type(operation) in PARAMETERS or all(len(weight.shape) <= 1 for weight in weights):
+        return ()  # look-ups; scales and shifts, which are elementwise
+    return None
+
+
+def _unique(weights):
+    return list({id(weight): weight for weight in weights}.values())
+
+
+def shape_formula(weight):
+    """The shape of one tensor, where nothing better is known."""
+    shape = tuple(weight.shape) or (1,)
+    return Formula("·".join(str(size) for size in shape), {}, part=weight.name, trainable=weight.trainable)
+
+
+def _product(shape):
+    return None if any(size is None for size in shape) else math.prod(shape)
+
+
+# Parameters, kind by kind -------------------------------------------------------------------------------------------
+
+_WINDOW = {1: ("k",), 2: ("k_h", "k_w"), 3: ("k_d", "k_h", "k_w")}
+_SPACE = {1: ("t",), 2: ("h", "w"), 3: ("z", "h", "w")}
+
+
+def _window(layer):
+    letters = _WINDOW[len(layer.kernel_size)]
+    return "·".join(letters), dict(zip(letters, layer.kernel_size))
+
+
+def _kernel_and_bias(fan_in, out, values, bias, **options):
+    """(fan_in + 1)·out, the 1 being the bias; fan_in·out without."""
+    return Formula(f"({fan_in} + 1)·{out}" if bias else f"{fan_in}·{out}", values, **options)
+
+
+def _convolution(layer):
+    window, values = _window(layer)
+    groups = layer.groups
+    values |= {"c_in": layer.kernel.shape[-2] * groups, "c_out": layer.filters, "g": groups}
+    yield _kernel_and_bias(f"{window}·c_in" + ("/g" if groups > 1 else ""), "c_out", values, layer.use_bias)
+
+
+def _transposed_convolution(layer):
+    window, values = _window(layer)
+    values |= {"c_in": layer.kernel.shape[-1], "c_out": layer.filters}
+    yield _kernel_and_bias(f"{window}·c_in", "c_out", values, layer.use_bias)
+
+
+def _depthwise_convolution(layer):
+    window, values = _window(layer)
+    values |= {"c_in": layer.kernel.shape[-2], "m": layer.depth_multiplier}
+    yield _kernel_and_bias(window, "c_in·m" if layer.depth_multiplier > 1 else "c_in", values, layer.use_bias)
+
+
+def _separable_convolution(layer):
+    window, values = _window(layer)
+    values |= {"c_in": layer.depthwise_kernel.shape[-2], "m": layer.depth_multiplier, "c_out": layer.filters}
+    middle = "c_in·m" if layer.depth_multiplier > 1 else "c_in"
+    yield Formula(f"{window}·{middle}", values, part="depthwise")
+    yield _kernel_and_bias(middle, "c_out", values, layer.use_bias, part="pointwise")
+
+
+def _dense(layer, flattened=None):
+    d_in, d_out = layer.kernel.shape
+    if flattened and None not in flattened and math.prod(flattened) == d_in:
+        letters = {2: ("c", "t"), 3: ("c", "height", "width")}[len(flattened)]
+        values = dict(zip(letters, flattened)) | {"d_out": d_out}
+        yield _kernel_and_bias("·".join(letters), "d_out", values, layer.use_bias)
+    else:
+        yield _kernel_and_bias("d_in", "d_out", {"d_in": d_in, "d_out": d_out}, layer.use_bias)
+
+
+def _einsum_dense(layer):
+    indices = layer.equation.replace(" ", "").split("->")[0].split(",")[1].replace("...", "")
+    yield Formula("·".join(indices), dict(zip(indices, layer.kernel.shape)), part="kernel")
+    if layer.bias is not None:
+        yield shape_formula(layer.bias)
+
+
+def _embedding(layer):
+    yield Formula("v·d", {"v": layer.input_dim, "d": layer.output_dim})
+
+
+def _reversible_embedding(layer):
+    yield Formula("v·d", {"v": layer.input_dim, "d": layer.output_dim})
+    if not layer.tie_weights:
+        yield Formula("d·v", {"v": layer.input_dim, "d": layer.output_dim}, part="reverse")
+
+
+def _normalisation(layer):
+    """Scale and shift of layer, group and RMS normalisation."""
+    tensors = _unique(layer.trainable_weights + layer.non_trainable_weights)
+    names = " and ".join(tensor.name for tensor in tensors)
+    letters = "c" if isinstance(layer, layers.GroupNormalization) else "d"
+    factor = f"{len(tensors)}·" if len(tensors) > 1 else ""
+    size = math.prod(tensors[0].shape)
+    yield Formula(f"{factor}{letters}", {letters: size}, part=names, trainable=bool(layer.trainable_weights))
+
+
+def _batch_normalisation(layer):
+    learned = [name for name in ("gamma", "beta") if getattr(layer, name) is not None]
+    values = {"c": layer.moving_mean.shape[0]}
+    if learned:
+        letters = "2·c" if len(learned) == 2 else "c"
+        yield Formula(letters, values, part=" and ".join(learned), trainable=layer.trainable)
+    yield Formula("2·c", values, part="moving mean and variance", trainable=False)
+
+
+def _slopes(layer):
+    yield shape_formula(layer.alpha)
+
+
+def _normalization(layer):
+    size = math.prod(layer.adapt_mean.shape)
+    yield Formula("2·c + 1", {"c": size}, part="mean, variance and count of the data", trainable=False)
+
+
+def _recurrent_cell(gates, bias_vectors=1):
+    def formulas(layer):
+        d, h = layer.kernel.shape[0], layer.units
+        biases = bias_vectors(layer) if callable(bias_vectors) else bias_vectors
+        inner = "(d + h)·h"
+        if layer.use_bias:
+            inner = f"({inner} + {'h' if biases == 1 else f'{biases}·h'})"
+        if gates == 1:
+            inner = inner.removeprefix("(").removesuffix(")") if layer.use_bias else inner
+        yield Formula(inner if gates == 1 else f"{gates}·{inner}", {"d": d, "h": h})
+
+    return formulas
+
+
+def _gru_biases(layer):
+    return 2 if layer.reset_after else 1
+
+
+def _of_cell(layer):
+    return parameter_formulas(layer.cell)
+
+
+def _of_cells(layer):
+    for place, cell in enumerate(layer.cells):
+        for formula in parameter_formulas(cell):
+            yield dataclasses.replace(formula, part=f"cell {place} {formula.part}".strip())
+
+
+def _convolutional_lstm(layer):
+    cell = layer.cell
+    letters = _WINDOW[len(cell.kernel_size)]
+    window, values = "·".join(letters), dict(zip(letters, cell.kernel_size))
+    values |= {"c_in": cell.kernel.shape[-2], "c_out": cell.filters}
+    yield Formula(f"4·({window}·(c_in + c_out){' + 1' if cell.use_bias else ''})·c_out", values)
+
+
+def _bidirectional(layer):
+    for direction in ("forward", "backward"):
+        for formula in parameter_formulas(getattr(layer, f"{direction}_layer")):
+            yield dataclasses.replace(formula, part=f"{direction} {formula.part}".strip())
+
+
+def _time_distributed(layer):
+    return parameter_formulas(layer.layer)
+
+
+def _attention_sizes(layer):
+    query, key, value = layer._query_dense.kernel, layer._key_dense.kernel, layer._value_dense.kernel
+    return {
+        "d_q_in": query.shape[0],
+        "d_k_in": key.shape[0],
+        "d_v_in": value.shape[0],
+        "n": query.shape[1],
+        "n_kv": key.shape[1],
+        "d_k": query.shape[2],
+        "d_v": value.shape[2],
+        "d_out": layer._output_dense.kernel.shape[-1],
+    }
+
+
+def _multi_head_attention(layer):
+    sizes, heads = _attention_sizes(layer), "n"
+    if isinstance(layer, layers.GroupQueryAttention):
+        heads = "n_kv"
+    bias = layer._query_dense.bias is not None
+    yield _kernel_and_bias("d_q_in", "n·d_k", sizes, bias, part="query")
+    yield _kernel_and_bias("d_k_in", f"{heads}·d_k", sizes, bias, part="key")
+    yield _kernel_and_bias("d_v_in", f"{heads}·d_v", sizes, bias, part="value")
+    if bias:
+        yield Formula("(n·d_v + 1)·d_out", sizes, part="output")
+    else:
+        yield Formula("n·d_v·d_out", sizes, part="output")
+
+
+PARAMETERS = {
+    **dict.fromkeys((layers.Conv1D, layers.Conv2D, layers.Conv3D), _convolution),
+    **dict.fromkeys((layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose), _transposed_convolution),
+    **dict.fromkeys((layers.DepthwiseConv1D, layers.DepthwiseConv2D), _depthwise_convolution),
+    **dict.fromkeys((layers.SeparableConv1D, layers.SeparableConv2D), _separable_convolution),
+    layers.Dense: _dense,
+    layers.EinsumDense: _einsum_dense,
+    layers.Embedding: _embedding,
+    layers.ReversibleEmbedding: _reversible_embedding,
+    **dict.fromkeys((layers.LayerNormalization, layers.GroupNormalization, layers.RMSNormalization), _normalisation),
+    layers.BatchNormalization: _batch_normalisation,
+    layers.Normalization: _normalization,
+    layers.PReLU: _slopes,
+    layers.SimpleRNNCell: _recurrent_cell(1),
+    layers.LSTMCell: _recurrent_cell(4),
+    layers.GRUCell: _recurrent_cell(3, _gru_biases),
+    **dict.fromkeys((layers.SimpleRNN, layers.LSTM, layers.GRU, layers.RNN), _of_cell),
+    layers.StackedRNNCells: _of_cells,
+    **dict.fromkeys((layers.ConvLSTM1D, layers.ConvLSTM2D, layers.ConvLSTM3D), _convolutional_lstm),
+    layers.Bidirectional: _bidirectional,
+    layers.TimeDistributed: _time_distributed,
+    **dict.fromkeys((layers.MultiHeadAttention, layers.GroupQueryAttention), _multi_head_attention),
+}
+
+
+# Multiply-accumulates, kind by kind ---------------------------------------------------------------------------------
+
+
+def _places(layer, shape, side):
+    """Letters and values of the positions of a feature map (without the batch), e.g. "h_out·w_out"."""
+    rank = len(shape) - 1
+    sizes = shape[:-1] if layer.data_format == "channels_last" else shape[1:]
+    letters = [f"{letter}_{side}" for letter in _SPACE[rank]]
+    return "·".join(letters), dict(zip(letters, sizes))
+
+
+def _channels(layer, shape):
+    return shape[-1] if layer.data_format == "channels_last" else shape[0]
+
+
+def _convolution_macs(layer, inputs, outputs, arguments):
+    places, values = _places(layer, outputs[0], "out")
+    window, sizes = _window(layer)
+    values |= sizes | {"c_in": _channels(layer, inputs[0]), "c_out": layer.filters, "g": layer.groups}
+    yield Formula(f"{places}·{window}·c_in{'/g' if layer.groups > 1 else ''}·c_out", values)
+
+
+def _transposed_convolution_macs(layer, inputs, outputs, arguments):
+    places, values = _places(layer, inputs[0], "in")
+    window, sizes = _window(layer)
+    values |= sizes | {"c_in": _channels(layer, inputs[0]), "c_out": layer.filters}
+    yield Formula(f"{places}·{window}·c_in·c_out", values)
+
+
+def _depthwise_macs(layer, inputs, outputs, arguments):
+    places, values = _places(layer, outputs[0], "out")
+    window, sizes = _window(layer)
+    values |= sizes | {"c_in": _channels(layer, inputs[0]), "m": layer.depth_multiplier}
+    yield Formula(f"{places}·{window}·c_in{'·m' if layer.depth_multiplier > 1 else ''}", values)
+
+
+def _separable_macs(layer, inputs, outputs, arguments):
+    places, values = _places(layer, outputs[0], "out")
+    window, sizes = _window(layer)
+    values |= sizes
+    values |= {"c_in": _channels(layer, inputs[0]), "m": layer.depth_multiplier, "c_out": layer.filters}
+    middle = "c_in·m" if layer.depth_multiplier > 1 else "c_in"
+    yield Formula(f"{places}·{window}·{middle}", values, part="depthwise")
+    yield Formula(f"{places}·{middle}·c_out", values, part="pointwise")
+
+
+def _dense_macs(layer, inputs, outputs, arguments):
+    places = inputs[0][:-1]
+    values = {"p": _product(places), "d_in": inputs[0][-1], "d_out": layer.units}
+    yield Formula("p·d_in·d_out" if places else "d_in·d_out", values)
+
+
+def _einsum_dense_macs(layer, inputs, outputs, arguments):
+    yield _einsum_product(layer.equation, [(1, *inputs[0]), tuple(layer.kernel.shape)])
+
+
+def _einsum_product(equation, shapes):
+    """Product of the sizes of all indices of an einsum, the batch (size 1 here) and its letter left out."""
+    operands = equation.replace(" ", "").split("->")[0].split(",")
+    sizes = {}
+    for indices, shape in zip(operands, shapes):
+        head, dots, tail = indices.partition("...")
+        if dots:  # what the dots stand for, named p
+            middle = shape[len(head) : len(shape) - len(tail)]
+            sizes["p"] = _product(middle)
+            shape = (*shape[: len(head)], *shape[len(shape) - len(tail) :])
+        for letter, size in zip(head + tail, shape):
+            if sizes.get(letter) in (None, 1):
+                sizes[letter] = size
+    batch = operands[0][0] if operands[0][0] != "." else None
+    letters = [letter for letter in sizes if letter != batch]
+    return Formula("·".join(letters) or "1", sizes)
+
+
+def _reversible_embedding_macs(layer, inputs, outputs, arguments):
+    if arguments.get("reverse"):
+        values = {"p": _product(inputs[0][:-1]), "d": layer.output_dim, "v": layer.input_dim}
+        yield Formula("p·d·v", values)
+
+
+def _cell_macs(cell, d, part=""):
+    """One step of a recurrent cell that takes d features: (formula, features it gives)."""
+    gates = {layers.LSTMCell: 4, layers.GRUCell: 3, layers.SimpleRNNCell: 1}[type(cell)]
+    letters = f"t·{gates}·(d + h)·h" if gates > 1 else "t·(d + h)·h"
+    return Formula(letters, {"d": d, "h": cell.units}, part=part)
+
+
+def _recurrent_macs(layer, inputs, outputs, arguments):
+    steps, d = inputs[0][0], inputs[0][-1]
+    cells = getattr(layer.cell, "cells", [layer.cell])
+    for place, cell in enumerate(cells):
+        formula = _cell_macs(cell, d, part=f"cell {place}" if len(cells) > 1 else "")
+        yield dataclasses.replace(formula, values=formula.values | {"t": steps})
+        d = cell.units
+
+
+def _convolutional_lstm_macs(layer, inputs, outputs, arguments):
+    cell = layer.cell
+    letters = _WINDOW[len(cell.kernel_size)]
+    state = outputs[0][1:] if layer.return_sequences else outputs[0]
+    places, values = _places(cell, state, "out")
+    values |= dict(zip(letters, cell.kernel_size))
+    values |= {"t": inputs[0][0], "c_in": cell.kernel.shape[-2], "c_out": cell.filters}
+    yield Formula(f"t·{places}·4·{'·'.join(letters)}·(c_in + c_out)·c_out", values)
+
+
+def _bidirectional_macs(layer, inputs, outputs, arguments):
+    for direction in ("forward", "backward"):
+        inner = getattr(layer, f"{direction}_layer")
+        for formula in mac_formulas(inner, inputs, outputs) or ():
+            yield dataclasses.replace(formula, part=f"{direction} {formula.part}".strip())
+
+
+def _time_distributed_macs(layer, inputs, outputs, arguments):
+    inner = mac_formulas(layer.layer, [shape[1:] for shape in inputs], [shape[1:] for shape in outputs])
+    for formula in inner or ():
+        values = formula.values | {"t": inputs[0][0]}
+        yield dataclasses.replace(formula, letters=f"t·{formula.letters}", values=values)
+
+
+def _multi_head_attention_macs(layer, inputs, outputs, arguments):
+    heads = "n_kv" if isinstance(layer, layers.GroupQueryAttention) else "n"
+    values = _attention_sizes(layer) | {
+        "t": _product(inputs[0][:-1]),
+        "s": _product(inputs[min(1, len(inputs) - 1)][:-1]),
+    }
+    yield Formula("t·d_q_in·n·d_k", values, part="query")
+    yield Formula(f"s·d_k_in·{heads}·d_k", values, part="key")
+    yield Formula(f"s·d_v_in·{heads}·d_v", values, part="value")
+    yield Formula("t·s·n·d_k", values, part="scores")
+    yield Formula("t·s·n·d_v", values, part="weighted sum of values")
+    yield Formula("t·n·d_v·d_out", values, part="output")
+
+
+def _attention_macs(layer, inputs, outputs, arguments):
+    query, value = inputs[0], inputs[1]
+    values = {"t": query[-2], "s": value[-2], "d": query[-1], "d_v": value[-1]}
+    if type(layer) is layers.Attention:
+        yield Formula("t·s·d", values, part="scores")
+    yield Formula("t·s·d_v", values, part="weighted sum of values")
+
+
+def _matmul_macs(operation, inputs, outputs, arguments):
+    shared, places = inputs[0][-1] if inputs[0] else None, _product(outputs[0])
+    yield Formula("p·d", {"p": places, "d": shared})
+
+
+def _dot_layer_macs(layer, inputs, outputs, arguments):
+    axis = layer.axes if isinstance(layer.axes, int) else layer.axes[0]
+    places = _product(outputs[0] or (1,))
+    yield Formula("p·d", {"p": places, "d": (None, *inputs[0])[axis]})
+
+
+def _einsum_macs(operation, inputs, outputs, arguments):
+    yield _einsum_product(operation.subscripts, [(1, *shape) for shape in inputs])
+
+
+def _dot_product_attention_macs(operation, inputs, outputs, arguments):
+    (t, n, d_k), (s, _, d_v) = inputs[0], inputs[2]
+    values = {"t": t, "s": s, "n": n, "d_k": d_k, "d_v": d_v}
+    yield Formula("t·s·n·d_k", values, part="scores")
+    yield Formula("t·s·n·d_v", values, part="weighted sum of values")
+
+
+MACS = {
+    **dict.fromkeys((layers.Conv1D, layers.Conv2D, layers.Conv3D), _convolution_macs),
+    **dict.fromkeys(
+        (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose), _transposed_convolution_macs
+    ),
+    **dict.fromkeys((layers.DepthwiseConv1D, layers.DepthwiseConv2D), _depthwise_macs),
+    **dict.fromkeys((layers.SeparableConv1D, layers.SeparableConv2D), _separable_macs),
+    layers.Dense: _dense_macs,
+    layers.EinsumDense: _einsum_dense_macs,
+    layers.ReversibleEmbedding: _reversible_embedding_macs,
+    **dict.fromkeys((layers.SimpleRNN, layers.LSTM, layers.GRU, layers.RNN), _recurrent_macs),
+    **dict.fromkeys((layers.ConvLSTM1D, layers.ConvLSTM2D, layers.ConvLSTM3D), _convolutional_lstm_macs),
+    layers.Bidirectional: _bidirectional_macs,
+    layers.TimeDistributed: _time_distributed_macs,
+    **dict.fromkeys((layers.MultiHeadAttention, layers.GroupQueryAttention), _multi_head_attention_macs),
+    **dict.fromkeys((layers.Attention, layers.AdditiveAttention), _attention_macs),
+    layers.Dot: _dot_layer_macs,
+    # Operations of `keras.ops` inside a functional model, by the name of their class.
+    "Matmul": _matmul_macs,
+    "Einsum": _einsum_macs,
+    "DotProductAttention": _dot_product_attention_macs,
+}
+
+
+def values_kept_inside(operation, inputs):
+    """How many numbers a layer keeps for its backward pass besides its output, for one example; None if a size is open.
+
+    Attention keeps queries, keys, values, scores before and after the softmax, and their weighted sum; a recurrent
+    layer its gates and states at every step; batch normalisation and the rest recompute from their input.
+    """
+    if isinstance(operation, layers.Bidirectional):
+        parts = [values_kept_inside(layer, inputs) for layer in (operation.forward_layer, operation.backward_layer)]
+        return None if None in parts else sum(parts)
+    if isinstance(operation, (layers.MultiHeadAttention, layers.GroupQueryAttention)):
+        sizes = _attention_sizes(operation)
+        t, s = _product(inputs[0][:-1]), _product(inputs[min(1, len(inputs) - 1)][:-1])
+        if None in (t, s):
+            return None
+        queries, keys = sizes["n"] * sizes["d_k"], sizes["n_kv"] * sizes["d_k"]
+        values, scores = sizes["n_kv"] * sizes["d_v"], sizes["n"] * t * s
+        return t * queries + s * (keys + values) + 2 * scores + t * sizes["n"] * sizes["d_v"]
+    if isinstance(operation, (layers.LSTM, layers.GRU, layers.SimpleRNN)):
+        steps = inputs[0][0]
+        kept = 6 if isinstance(operation, layers.LSTM) else 4 if isinstance(operation, layers.GRU) else 1
+        return None if steps is None else steps * kept * operation.units
+    return 0
