@@ -73,8 +73,9 @@ class Formula:
 
     @property
     def numbers(self):
-        """The letters replaced by their values, e.g. "(18432 + 1)·512"."""
-        return re.sub(r"[A-Za-z_]\w*", lambda letter: str(self.values[letter.group()]), self.letters)
+        """The letters replaced by their values, e.g. "(18432 + 1)·512"; an open size is "?"."""
+        values = {letter: "?" if value is None else str(value) for letter, value in self.values.items()}
+        return re.sub(r"[A-Za-z_]\w*", lambda letter: values[letter.group()], self.letters)
 
     def to_dict(self):
         """Part, letters, numbers and value, as plain values."""
