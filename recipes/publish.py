@@ -1,4 +1,4 @@
-"""Copy a finished run into saved_models/ with the card that describes it.
+"""Copy a finished run into saved_models/ with the card that describes it and the golden record that verifies it.
 
 python recipes/publish.py runs/cnn_mnist saved_models/cnn_mnist.keras --data-licence "MNIST: CC BY-SA 3.0 …"
 """
@@ -13,12 +13,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # works
 
 from zoo import files
 from zoo.errors import UserError, run_command
+from zoo.reports.golden import make_golden
 
 # What a card takes over from metrics.json, in this order.
 CARD = (
     *("command", "backend", "versions", "machine", "dataset", "data_sha256", "seed", "epochs", "batch_size"),
     *("learning_rate", "schedule", "weight_decay", "decay_kind", "parameters", "test_images"),
-    *("test_accuracy", "test_loss", "validation_accuracy", "training_seconds"),
+    *("test_accuracy", "test_loss", "validation_accuracy", "training_seconds", "class_names"),
 )
 
 
@@ -36,6 +37,8 @@ def main(args):
     if not (run / "metrics.json").is_file():
         raise UserError(f"{run} holds no metrics.json: give the folder of a finished run.")
     metrics = json.loads((run / "metrics.json").read_text())
+    if missing := [key for key in CARD if key not in metrics]:
+        raise UserError(f"{run / 'metrics.json'} lacks {', '.join(missing)}: run the recipe again.")
     digest = files.sha256(run / "model.keras")
     if digest != metrics["model_sha256"]:
         raise UserError(f"{run / 'model.keras'} is not the file its metrics.json describes: run the recipe again.")
@@ -46,7 +49,8 @@ def main(args):
     card |= {"input": args.input, "output": "logits; softmax gives probabilities"}
     card |= {key: metrics[key] for key in CARD} | {"data_licence": args.data_licence}
     files.write_json(target.with_suffix(".json"), card)
-    print(f"{target} ({card['bytes'] / 1e6:.1f} MB) and its card are in place.")
+    golden = make_golden(target)
+    print(f"{target} ({card['bytes'] / 1e6:.1f} MB), its card and its golden record {golden.name} are in place.")
 
 
 if __name__ == "__main__":

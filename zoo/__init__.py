@@ -1,5 +1,9 @@
 """A Keras 3 model zoo: one definition of each model, the same numbers on TensorFlow, JAX and PyTorch.
 
+    zoo.list_models(), zoo.create_model(name), zoo.load_model(name or path)
+    zoo.ledger(model)    where every parameter of a model comes from
+
+    zoo.registry  the models by name
     zoo.models    functions that build the models
     zoo.data      data sets as NumPy arrays, deterministic batches
     zoo.training  what lies between data and a trained model
@@ -13,14 +17,22 @@ import importlib
 
 __version__ = "0.1.0"
 
-_PARTS = ("blocks", "data", "files", "models", "reports", "training")
+_PARTS = ("blocks", "data", "files", "models", "registry", "reports", "training")
+_FUNCTIONS = {
+    "create_model": "zoo.registry",
+    "ledger": "zoo.reports.ledger",
+    "list_models": "zoo.registry",
+    "load_model": "zoo.registry",
+}
 
 
 def __getattr__(name):
     if name in _PARTS:
         return importlib.import_module(f"zoo.{name}")
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
     raise AttributeError(f"module 'zoo' has no attribute {name!r}")
 
 
 def __dir__():
-    return sorted([*globals(), *_PARTS])
+    return sorted([*globals(), *_PARTS, *_FUNCTIONS])

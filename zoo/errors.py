@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import sys
 
 
@@ -23,17 +24,32 @@ def nearest(name, known):
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def reason(error):
+    """What an exception of Keras or a backend says, as one short line: they wrap the point in frames and colours."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).rsplit("Exception encountered: ", 1)[-1]
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("Exception encountered when calling")]
+    return (lines or [type(error).__name__])[0][:200].rstrip(".")
+
+
 def run_command(main, *arguments):
     """Run a command's `main`; end the process with one clear line, never a traceback, when the user must act.
 
     Exit codes: 0 done, 1 training failed, 2 wrong input, 130 interrupted with Ctrl-C.
+
+    Returns:
+        what `main` returns.
     """
     try:
-        main(*arguments)
+        result = main(*arguments)
+        sys.stdout.flush()
+        return result
     except UserError as error:
         _leave(f"error: {error}", error.exit_code)
     except KeyboardInterrupt as interrupt:
         _leave(f"interrupted{f': {interrupt}' if str(interrupt) else '.'}", 130)
+    except BrokenPipeError:  # `zoo list | head`: the reader has what it wanted
+        os._exit(0)
     except OSError as error:
         _leave(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}.", 2)
 
@@ -45,5 +61,6 @@ def _leave(message, code):
     tracebacks of their own while Python shuts down. Files are written atomically, so nothing is lost.
     """
     sys.stdout.flush()
-    print(f"\n{message}", file=sys.stderr, flush=True)
+    # Training is cut short in the middle of a progress line; wrong input is found before anything is printed.
+    print(message if code == UserError.exit_code else f"\n{message}", file=sys.stderr, flush=True)
     os._exit(code)

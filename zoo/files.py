@@ -2,15 +2,16 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import pathlib
 import sys
 import zipfile
 
-import keras
+from zoo.errors import UserError, nearest, reason
 
-from zoo.errors import UserError
+# Keras itself is imported where a model is saved or loaded: reading a card must not wait for a framework.
 
 
 @contextlib.contextmanager
@@ -66,22 +67,32 @@ def prepare_folder(path):
 
 def save_model(model, path):
     """Save a model without its compile state (so that it loads on every backend), atomically."""
-    model = keras.Model(model.inputs, model.outputs, name=model.name)
+    import keras
+
+    model = keras.Model(model.input, model.output, name=model.name)
     with atomic(path) as temporary, _without_tensorflow():
         model.save(temporary)
 
 
-def load_model(path):
-    """Load a `.keras` file after checking that it is whole and, if a card lies beside it, the one the card describes.
+def check_model_file(path):
+    """Prove that a `.keras` file is whole and, if a card lies beside it, the one the card describes.
+
+    Returns:
+        its sha256.
 
     Raises:
-        UserError: if the file is missing, truncated, altered, not a Keras model, or needs unknown custom classes.
+        UserError: if the file is missing, truncated or altered.
     """
     path = pathlib.Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give the path of a .keras file{_files_in(path)}.")
     if not path.is_file():
-        raise UserError(f"There is no model file at {path}: give the path of a .keras file.")
-    card = read_card(path)
-    if card and card.get("sha256") != (found := sha256(path)):
+        siblings = [file.name for file in path.parent.glob("*.keras")] if path.parent.is_dir() else []
+        raise UserError(
+            f"There is no model file at {path}: give the path of a .keras file.{nearest(path.name, siblings)}"
+        )
+    card, found = read_card(path), sha256(path)
+    if card and card.get("sha256") != found:
         raise UserError(
             f"{path} has sha256 {found[:12]}… but its card {path.with_suffix('.json').name} says "
             f"{str(card.get('sha256'))[:12]}…: the file was altered or cut short, fetch it again."
@@ -93,12 +104,100 @@ def load_model(path):
         raise UserError(f"{path} is not a whole .keras file ({error}): fetch or save it again.") from error
     if damaged:
         raise UserError(f"{path} is damaged (checksum of {damaged} is wrong): fetch or save it again.")
+    return found
+
+
+def load_model(path):
+    """Load a `.keras` file after checking that it is whole and, if a card lies beside it, the one the card describes.
+
+    Nothing in the file is run or imported: classes of your own must be registered before.
+
+    Raises:
+        UserError: if the file is missing, truncated, altered, not a Keras model, or needs unknown custom classes
+            (all of which are named).
+    """
+    check_model_file(path)
+    import keras
+
     try:
         with _without_tensorflow():
             return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises many kinds; all of them mean that this file cannot be used
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} cannot be loaded as a Keras model: {reason}") from error
+        if missing := _unknown_objects(path):
+            raise UserError(_needs(path, missing)) from error
+        if "Python lambda" in str(error):
+            raise UserError(
+                f"{path} holds a Lambda layer, which is Python code inside the file and is never run: save the model "
+                "again with stock layers or registered classes in its place."
+            ) from error
+        raise UserError(f"{path} cannot be loaded as a Keras model: {reason(error)}.") from error
+
+
+def _files_in(folder):
+    names = sorted(file.name for file in folder.glob("*.keras"))
+    return f", e.g. {folder / names[0]}" if names else " (it holds none)"
+
+
+# Where Keras looks for a function that a file knows by its bare name, such as "relu".
+_FUNCTION_MODULES = ("activations", "constraints", "initializers", "losses", "metrics", "optimizers", "regularizers")
+# Packages that Keras imports by itself for the classes in a file.
+_KNOWN_PACKAGES = ("keras", "keras_hub", "keras_cv", "keras_nlp")
+
+
+def _unknown_objects(path):
+    """Classes and functions that a model file names and this process does not have: {registered name: module or None}.
+
+    Reads the description in the file (config.json) and imports nothing.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.getinfo("config.json").file_size > 100e6:
+                return {}
+            pending = [json.loads(archive.read("config.json"))]
+    except (KeyError, ValueError, RecursionError):
+        return {}
+    found = {}
+    while pending:
+        item = pending.pop()
+        if isinstance(item, list):
+            pending += reversed(item)
+        elif isinstance(item, dict):
+            # Models are loaded without their compile state, so a custom loss or metric is not needed.
+            pending += [value for key, value in reversed(item.items()) if key not in ("compile_config", "build_config")]
+            name, module = _unknown(item)
+            if name:
+                found.setdefault(name, module)
+    return found
+
+
+def _unknown(item):
+    """(registered name, module) of a serialised object that cannot be resolved here, else (None, None)."""
+    import keras
+
+    kind, module = item.get("class_name"), item.get("module")
+    if not isinstance(kind, str) or "config" not in item or kind.startswith("__"):
+        return None, None
+    name = item["config"] if kind == "function" else item.get("registered_name") or kind
+    if not isinstance(name, str) or keras.saving.get_registered_object(name) is not None:
+        return None, None
+    if module == "builtins":
+        module = None
+        if any(hasattr(getattr(keras, part), name) for part in _FUNCTION_MODULES):
+            return None, None
+    package = str(module).partition(".")[0]
+    if package in _KNOWN_PACKAGES and importlib.util.find_spec(package):
+        return None, None
+    return name, module
+
+
+def _needs(path, missing):
+    names = ", ".join(f"{name} (of {module})" if module else name for name, module in missing.items())
+    one = len(missing) == 1
+    return (
+        f"{path} needs the custom {'class' if one else 'classes'} {names}, which this process does not know: import "
+        f"the module that defines {'it' if one else 'them'} (registered with keras.saving.register_keras_serializable)"
+        ", then load the file again."
+    )
 
 
 def read_card(path):
@@ -107,9 +206,12 @@ def read_card(path):
     if not card.is_file():
         return None
     try:
-        return json.loads(card.read_text(encoding="utf-8"))
+        value = json.loads(card.read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{card} is not valid JSON ({error}): fetch the card again.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{card} holds a {type(value).__name__}, not the card of a model: fetch the card again.")
+    return value
 
 
 @contextlib.contextmanager
@@ -119,6 +221,8 @@ def _without_tensorflow():
     Keras 3.15 imports it only to ask whether an object is one of its types (`serialize_keras_object`), which takes
     seconds and hundreds of megabytes.
     """
+    import keras
+
     lazy_module = keras.src.utils.module_utils.tensorflow
     hide = keras.backend.backend() != "tensorflow" and "tensorflow" not in sys.modules
     if hide:

@@ -70,7 +70,7 @@ def test_output_shapes_are_explained():
 
 def test_run_counts_and_prints():
     said, answers = [], [q.shown if i else "1" for i, q in enumerate(quiz.questions(MODEL, count=3, seed=3))]
-    assert quiz.run(MODEL, seed=3, questions_count=3, answers=answers, say=said.append) == (2, 3)
+    assert quiz.run(MODEL, seed=3, count=3, answers=answers, say=said.append) == (2, 3)
     assert said[-1].strip() == "2 of 3 right." and sum("Right." in line for line in said) == 2
 
 
@@ -84,12 +84,12 @@ def test_asks_one_by_one_and_stops_at_the_end_of_input():
             raise EOFError from None
 
     said = []
-    assert quiz.run(MODEL, questions_count=3, ask=ask, say=said.append) == (0, 1)
+    assert quiz.run(MODEL, count=3, ask=ask, say=said.append) == (0, 1)
     assert "2 not answered" in said[-1]
 
 
 def test_sheet_has_questions_before_answers():
-    text = quiz.sheet(MODEL, seed=0, questions_count=12)
+    text = quiz.sheet(MODEL, seed=0, count=12)
     head, _, tail = text.partition("\nAnswers\n")
     assert "(128·12·12 + 1)·512 = 9,437,696" in tail and "9,437,696" not in head
     assert head.count("?") == 12
@@ -97,7 +97,7 @@ def test_sheet_has_questions_before_answers():
 
 def test_wrong_use():
     with pytest.raises(UserError, match="3 questions but 1 answers"):
-        quiz.run(MODEL, questions_count=3, answers=["1"])
+        quiz.run(MODEL, count=3, answers=["1"])
     with pytest.raises(UserError, match="at least 1, got 0"):
         quiz.questions(MODEL, count=0)
     x = keras.Input((None,))

@@ -80,12 +80,12 @@ def questions(model, *, count=5, seed=0):
     return [question for _, question in sorted((pool[i] for i in drawn), key=lambda item: item[0])]
 
 
-def run(model, *, seed=0, questions_count=5, answers=None, ask=input, say=print):
+def run(model, *, seed=0, count=5, answers=None, ask=input, say=print):
     """Ask, judge each answer, and explain the wrong ones.
 
     Args:
         model: a built `keras.Model`.
-        seed, questions_count: see `questions`.
+        seed, count: see `questions`.
         answers: list of answers given beforehand, one a question; None to ask for them with `ask`.
         ask, say: how to ask and how to print.
 
@@ -95,7 +95,7 @@ def run(model, *, seed=0, questions_count=5, answers=None, ask=input, say=print)
     Raises:
         UserError: if there are not as many answers as questions.
     """
-    asked = questions(model, count=questions_count, seed=seed)
+    asked = questions(model, count=count, seed=seed)
     if answers is not None and len(answers) != len(asked):
         raise UserError(f"There are {len(asked)} questions but {len(answers)} answers: give one line for each.")
     right = 0
@@ -115,9 +115,9 @@ def run(model, *, seed=0, questions_count=5, answers=None, ask=input, say=print)
     return right, len(asked)
 
 
-def sheet(model, *, seed=0, questions_count=5):
+def sheet(model, *, seed=0, count=5):
     """The questions, then the answers with their arithmetic, as text to hand out."""
-    asked = questions(model, count=questions_count, seed=seed)
+    asked = questions(model, count=count, seed=seed)
     lines = [f"{model.name}: {len(asked)} questions (seed {seed})", ""]
     lines += [f"{number}. {question.text}\n" for number, question in enumerate(asked, start=1)]
     lines += ["Answers", ""]

@@ -137,7 +137,7 @@ def fit(model, train, validation, dataset, args):
     if history:
         print(f"Resuming after epoch {len(history)} of {args.epochs}.", flush=True)
     first = callbacks.FirstLosses()
-    log = callbacks.History(folder, settings=settings, rows=history, images=len(batches.x))
+    log = callbacks.History(folder, settings=settings, rows=history, examples=len(batches.x))
     try:
         with callbacks.StopOnInterrupt() as stop:
             model.fit(
@@ -201,6 +201,7 @@ def report(model, dataset, folder, *, limit=None, extra=None):
         "test_accuracy": score["accuracy"],
         "test_images": len(labels),
         "parameters": model.count_params(),
+        "class_names": list(dataset.class_names),
         "dataset": dataset.name,
         "data_sha256": dataset.fingerprint(),
         "command": f"KERAS_BACKEND={keras.backend.backend()} python {shlex.join(sys.argv)}",

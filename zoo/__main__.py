@@ -1,0 +1,251 @@
+"""The `zoo` command: list, summary, quiz, classify, verify.
+
+Everything heavy is imported inside the subcommand that needs it, so that --help answers at once.
+"""
+
+import argparse
+import os
+import shutil
+import sys
+import textwrap
+
+from zoo.errors import UserError, nearest, run_command
+
+EPILOG = "The backend is chosen by the environment: KERAS_BACKEND=tensorflow, jax or torch."
+MODEL_HELP = "a name from `zoo list`, or the path of a .keras file"
+# Where a card holds one of these, `list` shows it.
+METRICS = (("test_accuracy", "{:.2%} accuracy"),)
+
+
+def main(argv=None):
+    """Run the command; returns its exit code (0 done, 1 a check failed, 2 wrong input)."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without "…" or bars shows "?"
+    return run_command(_main, sys.argv[1:] if argv is None else argv)
+
+
+def _main(argv):
+    parser, commands = _parser()
+    if argv and not argv[0].startswith("-") and argv[0] not in commands:
+        known = ", ".join(commands)
+        raise UserError(f"There is no command {argv[0]!r}: choose one of {known}.{nearest(argv[0], commands)}")
+    if not argv:
+        parser.print_help()
+        return 0
+    args = parser.parse_args(argv)
+    return args.run(args) or 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"error: {message} (`{self.prog} --help` explains).\n")
+
+
+def _parser():
+    parser = _Parser(prog="zoo", description="Models with every parameter explained.", epilog=EPILOG)
+    choices = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def command(name, run, text, epilog=EPILOG):
+        choice = choices.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=epilog)
+        choice.set_defaults(run=run)
+        return choice.add_argument
+
+    add = command("list", _list, "show every model: its task, size and result", epilog=None)
+    add("--pretrained", action="store_true", help="only those with a trained file")
+
+    add = command("summary", _summary, "show where every parameter of a model comes from")
+    add("model", help=MODEL_HELP)
+    add("--batch-size", type=int, default=64, metavar="N", help="for the memory that training takes; default 64")
+    add("--input-shape", type=_shape, metavar="H,W,C", help="of one example, for a model that leaves sizes open")
+    add("--markdown", action="store_true", help="print a Markdown table")
+    add("--json", action="store_true", help="print JSON")
+    add("--html", metavar="FILE", help="write a page to look at in a browser")
+
+    add = command("quiz", _quiz, "ask you for parameters of a model and explain the answers")
+    add("model", help=MODEL_HELP)
+    add("--seed", type=int, default=0, metavar="N", help="other seeds ask other questions; default 0")
+    add("--questions", type=int, default=5, metavar="N", help="how many to ask; default 5")
+    add(
+        "--answers",
+        metavar="FILE",
+        nargs="?",
+        const="",
+        help="do not ask: print the questions and their answers as a sheet for a class; with FILE (- is standard "
+        "input), judge the answers in it, one a line",
+    )
+
+    add = command("classify", _classify, "name what pictures show")
+    add("image", nargs="+", help="picture files of any kind and size")
+    add("--model", default="cnn_mnist", help=f"{MODEL_HELP}; default cnn_mnist")
+    add("--top", type=int, default=3, metavar="N", help="how many classes to name; default 3")
+    add(
+        "--invert",
+        choices=("auto", "yes", "no"),
+        default="auto",
+        help="exchange dark and light; auto does for grey models where the border is light",
+    )
+
+    add = command("verify", _verify, "check that a model gives the same numbers on every backend", epilog=None)
+    add("model", help=MODEL_HELP)
+    add("--tolerance", type=float, default=1e-4, metavar="X", help="the largest difference that passes; default 1e-4")
+    add("--backends", type=_words, metavar="A,B", help="some of tensorflow, jax, torch; default those installed")
+    return parser, choices.choices
+
+
+def _shape(text):
+    sizes = text.replace("x", ",").split(",")
+    if not all(size.strip().isdigit() and int(size) > 0 for size in sizes):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape such as 48,48,3")
+    return tuple(int(size) for size in sizes)
+
+
+def _words(text):
+    return [word.strip() for word in text.split(",")]
+
+
+# ------------------------------------------------------------------------------------------------------- subcommands
+
+
+def _list(args):
+    from zoo import files, registry
+
+    paths = registry.pretrained_files()
+    rows, places = [("name", "task", "parameters", "result", "size")], {}
+    for name in registry.list_models(True if args.pretrained else None):
+        row, path = registry.MODELS.get(name), paths.get(name)
+        card = (files.read_card(path) or {}) if path else {}
+        parameters = card.get("parameters") or (row.parameters if row else None)
+        results = [text.format(card[key]) for key, text in METRICS if key in card]
+        size = card.get("bytes") if path is None or path.suffix == ".json" else path.stat().st_size
+        rows.append(
+            (
+                name,
+                row.task if row else "",
+                f"{parameters:,}" if parameters else "",
+                ", ".join(results),
+                (f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB") if size else "",
+            )
+        )
+        places.setdefault(_place(path, card), []).append(name)
+    print(_table(rows, right=(2, 3, 4)) + "\n")
+    for place, names in sorted(places.items(), key=lambda item: item[0] == _place(None, None)):
+        print(f"{place}: {', '.join(names)}")
+
+
+def _place(path, card):
+    """Where a model comes from, in words."""
+    if path is None:
+        return "Architectures, built with fresh weights"
+    if path.suffix == ".json":
+        return f"Fetched from {card['url']} at first use"
+    folder = os.path.relpath(path.parent)
+    return f"Files in {path.parent if folder.startswith('..') else folder}"
+
+
+def _table(rows, right):
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if k in right else cell.ljust(width) for k, (cell, width) in enumerate(zip(row, widths))
+        )
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _summary(args):
+    import json
+
+    model = _model(args.model)
+    from zoo import files
+    from zoo.reports.ledger import ledger
+
+    book = ledger(model, batch_size=args.batch_size, input_shape=args.input_shape)
+    if args.html:
+        try:
+            files.write_text(args.html, book.to_html())
+        except OSError as error:
+            raise UserError(f"Cannot write {args.html} ({error.strerror}): name another file with --html.") from error
+        print(f"The summary of {args.model} is in {args.html}.")
+    if args.json:
+        print(json.dumps(book.to_dict(), indent=2, ensure_ascii=False))
+    elif args.markdown:
+        print(book.to_markdown())
+    elif not args.html:
+        print(book.to_text(width=shutil.get_terminal_size().columns))
+
+
+def _quiz(args):
+    if args.seed < 0:
+        raise UserError(f"--seed must not be negative, got {args.seed}.")
+    answers = None
+    if args.answers == "-":
+        answers = sys.stdin.read().splitlines()
+    elif args.answers:  # "" is the sheet
+        with open(args.answers, encoding="utf-8", errors="replace") as file:
+            answers = file.read().splitlines()
+    model = _model(args.model)
+    from zoo.reports import quiz
+
+    if args.answers == "":
+        _say(quiz.sheet(model, seed=args.seed, count=args.questions))
+        return 0
+    right, asked = quiz.run(model, seed=args.seed, count=args.questions, answers=answers, say=_say)
+    return 0 if right == asked else 1
+
+
+def _classify(args):
+    from zoo.reports.classify import classify
+
+    def load():
+        from zoo import registry
+
+        path = registry.locate(args.model)
+        return _load(path), path
+
+    classify(args.image, load, top=args.top, invert=args.invert)
+
+
+def _verify(args):
+    from zoo import registry
+    from zoo.reports.verify import verify
+
+    path = registry.locate(args.model)
+    return 0 if verify(path, backends=args.backends, tolerance=args.tolerance, say=_say) else 1
+
+
+def _say(text):
+    """Print at once; in a terminal, lines that are too long are broken at words, under where they begin."""
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        text = "\n".join(_wrapped(line, width) for line in text.split("\n"))
+    print(text, flush=True)
+
+
+def _wrapped(line, width):
+    indent = len(line) - len(line.lstrip()) + (3 if line.lstrip()[:1].isdigit() and ". " in line[:6] else 0)
+    return textwrap.fill(line, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+
+
+def _model(name_or_path):
+    """The pretrained model or file, or else the architecture of that name with fresh weights."""
+    from zoo import backends, registry
+
+    row = registry.MODELS.get(name_or_path)
+    if row and not row.pretrained and name_or_path not in registry.pretrained_files():
+        backends.start()
+        return registry.create_model(name_or_path)
+    return _load(registry.locate(name_or_path))
+
+
+def _load(path):
+    from zoo import backends, files
+
+    if path.is_file():  # else the error comes before the wait for a framework
+        backends.start()
+    return files.load_model(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

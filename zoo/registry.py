@@ -1,0 +1,238 @@
+"""The models by name: architectures that can be built, and pretrained files that can be loaded.
+
+    zoo.list_models()               every name
+    zoo.create_model("cnn")         the architecture, with fresh weights
+    zoo.load_model("cnn_mnist")     the pretrained file of that name, or any .keras file by its path
+
+A pretrained file is looked for in the folder `ZOO_MODELS_DIR` (if set), then in `saved_models/` beside the package.
+Where only its card lies, and the card has a "url", the file is fetched and checked against the card's sha256.
+Importing this module loads neither Keras nor NumPy.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import inspect
+import os
+import pathlib
+import re
+import shutil
+import sys
+
+from zoo import backends, files
+from zoo.errors import UserError, nearest, reason
+
+CHECKOUT_MODELS = pathlib.Path(__file__).resolve().parent.parent / "saved_models"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One model.
+
+    Attributes:
+        name: what people call it by.
+        builder: where the function that builds its architecture is, "module:function".
+        numbers: keyword arguments for the builder.
+        task: what it is for, in a few words.
+        parameters: of the architecture as built with `numbers`.
+        pretrained: whether there is a trained file of that name.
+    """
+
+    name: str
+    builder: str
+    numbers: dict
+    task: str
+    parameters: int
+    pretrained: bool = False
+
+
+_CNN, _IMAGES = "zoo.models.cnn:cnn", "image classification"
+
+MODELS = {
+    row.name: row
+    for row in (
+        Row("cnn", _CNN, {"num_classes": 10}, _IMAGES, 9_536_074),
+        Row("cnn_single_pool", _CNN, {"num_classes": 10, "single_pool": True}, _IMAGES, 18_899_402),
+        Row("cnn_mnist", _CNN, {"num_classes": 10}, _IMAGES, 9_536_074, pretrained=True),
+        Row("cnn_gtsrb", _CNN, {"num_classes": 43}, _IMAGES, 9_553_003, pretrained=True),
+    )
+}
+
+
+def list_models(pretrained=None):
+    """Return the sorted names of the models.
+
+    Args:
+        pretrained: True for those with a file, or a card that says where to fetch it; False for the architectures
+            without one; None for all.
+
+    Raises:
+        UserError: if the folder in `ZOO_MODELS_DIR` does not exist or holds no model.
+    """
+    with_file = set(pretrained_files())
+    chosen = {None: with_file | set(MODELS), True: with_file, False: set(MODELS) - with_file}
+    return sorted(chosen[pretrained])
+
+
+def create_model(name, /, **overrides):
+    """Build an architecture with fresh weights.
+
+    Args:
+        name: an architecture; `list_models()` has them.
+        **overrides: numbers for its builder other than the usual ones, e.g. `num_classes=43`.
+
+    Returns:
+        `keras.Model`.
+
+    Raises:
+        UserError: if the name or a number's name is unknown, or a number is out of range.
+
+    Example:
+        >>> zoo.create_model("cnn", num_classes=43).count_params()
+        9553003
+    """
+    if name not in MODELS:
+        raise UserError(f"There is no model {name!r} to build: choose one of {_names(MODELS)}.{nearest(name, MODELS)}")
+    row = MODELS[name]
+    module, _, function = row.builder.partition(":")
+    build = getattr(importlib.import_module(module), function)
+    accepted = inspect.signature(build).parameters
+    for key in overrides:
+        if key not in accepted:
+            raise UserError(f"{name} takes no {key!r}: it takes {_names(accepted)}.{nearest(key, accepted)}")
+    numbers = row.numbers | ({"name": name} if "name" in accepted else {}) | overrides
+    try:
+        return build(**numbers)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    except TypeError as error:
+        raise UserError(f"{name} cannot be built with {overrides}: {reason(error)}.") from error
+
+
+def load_model(name_or_path):
+    """Load a pretrained model by its name, or any `.keras` file by its path, checked as `files.load_model` says.
+
+    Raises:
+        UserError: if there is no such model or file, or it cannot be trusted or used.
+    """
+    return files.load_model(locate(name_or_path))
+
+
+def locate(name_or_path):
+    """Return the path of a model's file: the path itself, or what `find_file` finds for a name.
+
+    Anything that ends with .keras or holds a separator is a path. So is what exists, unless a model has that name.
+    """
+    text = os.fspath(name_or_path)
+    path = pathlib.Path(text)
+    if is_path(text):
+        if not path.exists() and path.stem in pretrained_files():
+            raise UserError(
+                f"There is no model file at {text}: the pretrained model is loaded by its name, {path.stem}."
+            )
+        return path
+    return find_file(text)
+
+
+def is_path(text):
+    """Whether a user who gives this means a file, not the name of a model."""
+    separator = os.sep in text or bool(os.altsep and os.altsep in text)
+    return text.endswith(".keras") or separator or (text not in MODELS and os.path.exists(text))
+
+
+def pretrained_files():
+    """Return {name: path of its file, or of its card where the file is still to be fetched}.
+
+    Raises:
+        UserError: if the folder in `ZOO_MODELS_DIR` does not exist or holds no model.
+    """
+    found = {}
+    for folder in _folders():
+        here = {path.stem: path for path in folder.glob("*.keras") if not path.name.startswith(".")}
+        for card in folder.glob("*.json"):
+            if card.stem not in here and (files.read_card(card) or {}).get("url"):
+                here[card.stem] = card
+        if not here and folder != CHECKOUT_MODELS:
+            problem = "holds no model" if folder.is_dir() else "is not a folder"
+            raise UserError(
+                f"ZOO_MODELS_DIR is {folder}, which {problem}: put .keras files or their cards there, or unset it."
+            )
+        found = here | found
+    return found
+
+
+def find_file(name):
+    """Return the path of the pretrained file of that name, after fetching it if only its card is here.
+
+    Raises:
+        UserError: if there is none, or it cannot be fetched.
+    """
+    found = pretrained_files()
+    if name in found:
+        path = found[name]
+        return _fetch(path) if path.suffix == ".json" else path
+    if name in MODELS and not MODELS[name].pretrained:
+        raise UserError(
+            f"{name} is an architecture without a pretrained file: build it with create_model({name!r}), or load one "
+            f"of {_names(found)}."
+        )
+    looked = " or ".join(str(folder) for folder in _folders())
+    if name in MODELS:
+        raise UserError(f"The file {name}.keras is not in {looked}: set ZOO_MODELS_DIR to the folder that holds it.")
+    known = set(found) | set(MODELS)
+    raise UserError(f"There is no model {name!r} in {looked}: choose one of {_names(known)}.{nearest(name, known)}")
+
+
+def _names(names):
+    return ", ".join(sorted(names)) or "none"
+
+
+def _folders():
+    """The folders that may hold pretrained files, first the user's own."""
+    own = os.environ.get("ZOO_MODELS_DIR")
+    return [folder for folder in (own and pathlib.Path(own).expanduser(), CHECKOUT_MODELS) if folder]
+
+
+def _fetch(card_path):
+    """Fetch the file that a card describes, into `ZOO_MODELS_DIR` or Keras' cache; a good copy there is used again."""
+    card, name = files.read_card(card_path), card_path.stem
+    digest = card.get("sha256")
+    if not (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)):
+        raise UserError(f"{card_path} has a url but no sha256, so what it leads to cannot be trusted: add the sha256.")
+    own = os.environ.get("ZOO_MODELS_DIR")
+    cache = pathlib.Path(own or os.path.join(os.environ.get("KERAS_HOME") or "~/.keras", "models")).expanduser()
+    target = cache / f"{name}.keras"
+    if not (target.is_file() and files.sha256(target) == digest):
+        try:
+            _download(card["url"], target, digest)
+        except Exception as error:  # urllib, the disk and Keras raise many kinds
+            raise UserError(
+                f"{name} cannot be fetched from {card['url']} into {cache} ({reason(error)}): check both, try again."
+            ) from error
+    beside = target.with_suffix(".json")  # so that every later load is checked against the card, too
+    if not beside.is_file() or beside.read_bytes() != card_path.read_bytes():
+        with files.atomic(beside) as temporary:
+            shutil.copyfile(card_path, temporary)
+    return target
+
+
+def _download(url, target, digest):
+    """Fetch to a file beside `target`, check its sha256, and only then put it in place."""
+    backends.start()
+    import keras
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    try:
+        with contextlib.redirect_stdout(sys.stderr):  # the progress bar
+            keras.utils.get_file(
+                part.name,
+                url,
+                cache_dir=str(target.parent.parent),
+                cache_subdir=target.parent.name,
+                file_hash=digest,
+                hash_algorithm="sha256",
+            )
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
