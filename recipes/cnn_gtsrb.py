@@ -17,7 +17,15 @@ from zoo.training.initial_weights import set_initial_weights
 
 # Photographs differ from scans: each is normalised by its own mean and contrast, since a sign in the shade is the same
 # sign, and the crops vary in position, size and viewing angle.
-PIPELINE = {"per_image": True, "translation": 0.08, "scale": 0.15, "shear": 8.0, "brightness": 0.2, "contrast": 0.4}
+PIPELINE = {
+    "per_image": True,
+    "local_contrast": 13,
+    "translation": 0.08,
+    "scale": 0.15,
+    "shear": 8.0,
+    "brightness": 0.2,
+    "contrast": 0.4,
+}
 
 
 def parse_args(argv=None):

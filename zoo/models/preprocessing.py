@@ -11,7 +11,7 @@ and the work a third.
 """
 
 import keras
-from keras import layers
+from keras import layers, ops
 
 from zoo.blocks.augmentation import RandomAffine
 
@@ -29,6 +29,7 @@ def preprocessing(
     mean=MNIST_MEAN,
     std=MNIST_STD,
     per_image=False,
+    local_contrast=0,
     rotation=10.0,
     brightness=0.2,
     contrast=0.2,
@@ -46,6 +47,7 @@ def preprocessing(
         image_size: height and width afterwards, in pixels.
         mean, std: normalisation of images in [0, 1], a number or one for each channel.
         per_image: normalise each image by its own mean and standard deviation instead of `mean` and `std`.
+        local_contrast: window in pixels over which brightness and contrast are evened out (see `even_out`); 0 for none.
         rotation: random rotation either way, degrees (train only, like the five below).
         brightness: random shift either way, as a fraction of the range.
         contrast: random change of contrast either way, as a fraction.
@@ -69,6 +71,8 @@ def preprocessing(
     image = keras.Input(input_shape, name="image")
     x = layers.Resizing(image_size, image_size, interpolation="bilinear", name="resize")(image)
     x = layers.Rescaling(1 / 255, name="to_unit_range")(x)
+    if local_contrast:
+        x = even_out(x, local_contrast)
     if pipeline == "train":
         if rotation or translation or scale or shear:
             x = RandomAffine(
@@ -88,6 +92,27 @@ def preprocessing(
             mean, std = ([v] * 3 if isinstance(v, (int, float)) else list(v) for v in (mean, std))
             x = layers.Rescaling([1 / s for s in std], [-m / s for m, s in zip(mean, std)], name="normalise")(x)
     return keras.Model(image, x, name=name or pipeline)
+
+
+def even_out(x, window):
+    """Even out light and shadow: local contrast normalisation of images in [0, 1].
+
+    Each pixel becomes 0.5 + (x - m) / (6 s), clipped to [0, 1], where m and s are the mean and the standard deviation
+    (at least 0.03) of the brightness in the window around it, that of the three channels together, so that hues stay.
+
+    Args:
+        x: symbolic images (B, H, W, C) in [0, 1].
+        window: side of the window in pixels, odd.
+
+    Reference: the subtractive and divisive normalisation of Jarrett et al. 2009, section 2.1, with a square window.
+    """
+    brightness = ops.mean(x, axis=-1, keepdims=True)  # (B, H, W, 1)
+    average = layers.AveragePooling2D(window, strides=1, padding="same", name="local_mean")
+    mean = average(brightness)
+    variance = layers.AveragePooling2D(window, strides=1, padding="same", name="local_variance")(
+        ops.square(brightness - mean)
+    )
+    return ops.clip(0.5 + (x - mean) / (6 * ops.sqrt(variance + 0.03**2)), 0.0, 1.0)
 
 
 def with_preprocessing(pipeline, classifier, *, name):
