@@ -41,6 +41,15 @@ def gtsrb_file():
     pytest.skip("GTSRB is not here (set GTSRB_DIR)")
 
 
+@pytest.fixture(scope="session")
+def shakespeare():
+    """The folder of tiny shakespeare; the test is skipped where there is none."""
+    for path in (os.environ.get("SHAKESPEARE_DIR"), ROOT.parent / "shared" / "data" / "shakespeare"):
+        if path and (pathlib.Path(path) / "input.txt").is_file():
+            return pathlib.Path(path)
+    pytest.skip("tiny shakespeare is not here (set SHAKESPEARE_DIR)")
+
+
 @pytest.fixture
 def run():
     """Start a command of the repository in a process of its own: run(["recipes/…", …], backend="jax")."""

@@ -6,6 +6,8 @@
     zoo.registry  the models by name
     zoo.models    functions that build the models
     zoo.data      data sets as NumPy arrays, deterministic batches
+    zoo.text      tokenizers, decoding, writing
+    zoo.convert   weights from and to other frameworks
     zoo.training  what lies between data and a trained model
     zoo.reports   results as text and pictures
     zoo.files     atomic writes, cards, checked loading
@@ -17,7 +19,7 @@ import importlib
 
 __version__ = "0.1.0"
 
-_PARTS = ("blocks", "data", "files", "models", "registry", "reports", "training")
+_PARTS = ("blocks", "convert", "data", "files", "models", "registry", "reports", "text", "training")
 _FUNCTIONS = {
     "create_model": "zoo.registry",
     "ledger": "zoo.reports.ledger",

@@ -1,4 +1,4 @@
-"""The `zoo` command: list, summary, quiz, classify, verify.
+"""The `zoo` command: list, summary, quiz, classify, complete, verify.
 
 Everything heavy is imported inside the subcommand that needs it, so that --help answers at once.
 """
@@ -14,7 +14,7 @@ from zoo.errors import UserError, nearest, run_command
 EPILOG = "The backend is chosen by the environment: KERAS_BACKEND=tensorflow, jax or torch."
 MODEL_HELP = "a name from `zoo list`, or the path of a .keras file"
 # Where a card holds one of these, `list` shows it.
-METRICS = (("test_accuracy", "{:.2%} accuracy"),)
+METRICS = (("test_accuracy", "{:.2%} accuracy"), ("test_bits_per_character", "{:.3f} bits/char"))
 
 
 def main(argv=None):
@@ -85,6 +85,17 @@ def _parser():
         default="auto",
         help="exchange dark and light; auto does for grey models where the border is light",
     )
+
+    add = command("complete", _complete, "let a language model go on with a text")
+    add("model", help=MODEL_HELP)
+    add("prompt", help="text to begin with")
+    add("--length", type=int, default=400, metavar="N", help="tokens to write; default 400")
+    add("--temperature", type=float, default=0.8, metavar="X", help="lower is safer, higher bolder; default 0.8")
+    add("--top-k", type=int, metavar="N", help="draw from the N likeliest tokens only")
+    add("--top-p", type=float, metavar="X", help="draw from the fewest tokens that make up this probability")
+    add("--greedy", action="store_true", help="always take the likeliest token")
+    add("--seed", type=int, default=0, metavar="N", help="other seeds write other texts; default 0")
+    add("--next", type=int, metavar="N", help="do not write: show the N likeliest next tokens")
 
     add = command("verify", _verify, "check that a model gives the same numbers on every backend", epilog=None)
     add("model", help=MODEL_HELP)
@@ -205,6 +216,30 @@ def _classify(args):
         return _load(path), path
 
     classify(args.image, load, top=args.top, invert=args.invert)
+
+
+def _complete(args):
+    from zoo import backends, registry
+
+    path = registry.locate(args.model)
+    if path.is_file():
+        backends.start()
+    from zoo.text import writing
+
+    model, tokenizer = writing.load_with_tokenizer(path)
+    if args.next is not None:
+        if args.next < 1:
+            raise UserError(f"--next must be at least 1, got {args.next}.")
+        for token, probability in writing.likeliest(model, tokenizer, args.prompt, count=args.next):
+            print(f"{probability:6.1%}  {token!r}")
+        return
+    options = {"temperature": args.temperature, "top_k": args.top_k, "top_p": args.top_p}
+    text = writing.write(
+        model, tokenizer, args.prompt, length=args.length, seed=args.seed, greedy=args.greedy, **options
+    )
+    for part, piece in enumerate(text):
+        print((args.prompt if part == 0 else "") + piece, end="", flush=True)
+    print()
 
 
 def _verify(args):

@@ -47,6 +47,7 @@ class Row:
 
 
 _CNN, _IMAGES = "zoo.models.cnn:cnn", "image classification"
+_RNN, _TEXT = "zoo.models.rnn_language_model:rnn_language_model", "language modelling"
 
 MODELS = {
     row.name: row
@@ -55,6 +56,8 @@ MODELS = {
         Row("cnn_single_pool", _CNN, {"num_classes": 10, "single_pool": True}, _IMAGES, 18_899_402),
         Row("cnn_mnist", _CNN, {"num_classes": 10}, _IMAGES, 9_536_074, pretrained=True),
         Row("cnn_gtsrb", _CNN, {"num_classes": 43}, _IMAGES, 9_553_003, pretrained=True),
+        Row("lstm_language_model", _RNN, {"cell": "lstm", "vocabulary_size": 65}, _TEXT, 3_318_401),
+        Row("gru_language_model", _RNN, {"cell": "gru", "vocabulary_size": 65}, _TEXT, 2_501_249),
     )
 }
 

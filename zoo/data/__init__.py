@@ -2,5 +2,18 @@
 
 from zoo.data.batches import Batches, epoch_order
 from zoo.data.images import DATASETS, ImageDataset, choose_dataset, load, split_validation
+from zoo.data.text import Streams, TextDataset, Windows, load_text
 
-__all__ = ["DATASETS", "Batches", "ImageDataset", "choose_dataset", "epoch_order", "load", "split_validation"]
+__all__ = [
+    "DATASETS",
+    "Batches",
+    "ImageDataset",
+    "Streams",
+    "TextDataset",
+    "Windows",
+    "choose_dataset",
+    "epoch_order",
+    "load",
+    "load_text",
+    "split_validation",
+]

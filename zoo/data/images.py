@@ -153,6 +153,13 @@ def _load_tfds(name, folder):
             f"folder there (it holds {name}/<version>/dataset_info.json), or name another with --data-dir or "
             "TFDS_DATA_DIR."
         )
+    data = _export(name, folder, prepared)
+    names = tuple(str(n) for n in data.pop("class_names"))
+    return ImageDataset(name=name, class_names=names, source=str(folder / name), **data)
+
+
+def _export(name, folder, prepared):
+    """The arrays of a tensorflow-datasets data set, read by a child process."""
     with tempfile.TemporaryDirectory() as scratch:
         arrays = pathlib.Path(scratch) / "arrays.npz"
         child = subprocess.run(
@@ -169,9 +176,16 @@ def _load_tfds(name, folder):
                 f"prepare it again or name another with --data-dir."
             )
         with np.load(arrays) as stored:
-            data = {key: stored[key] for key in stored.files}
-    names = tuple(str(n) for n in data.pop("class_names"))
-    return ImageDataset(name=name, class_names=names, source=str(folder / name), **data)
+            return {key: stored[key] for key in stored.files}
+
+
+def read_tfds_text(name, data_dir):
+    """The text of a tensorflow-datasets data set, its parts joined in order; None if neither prepared nor reachable."""
+    folder = _tfds_dir(data_dir)
+    prepared = _prepared(name, folder)
+    if not prepared and not _reachable():
+        return None
+    return _export(name, folder, prepared)["text"].tobytes().decode("utf-8")
 
 
 # ------------------------------------------------------------------------------------------------------------ digits

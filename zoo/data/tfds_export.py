@@ -1,4 +1,4 @@
-"""Child process of `zoo.data.images`: read a tensorflow-datasets data set and write its arrays to an .npz file.
+"""Child process of `zoo.data`: read a tensorflow-datasets data set and write its arrays, or its text, to an .npz file.
 
 python -m zoo.data.tfds_export mnist ~/tensorflow_datasets arrays.npz
 """
@@ -18,6 +18,11 @@ def main(name, folder, target):
     builder = tfds.builder(name, data_dir=folder)
     if not builder.is_prepared():
         builder.download_and_prepare()
+    if "text" in builder.info.features:
+        parts = [tfds.as_numpy(builder.as_dataset(split=split)) for split in ("train", "validation", "test")]
+        text = b"".join(example["text"] for part in parts for example in part)
+        np.savez(target, text=np.frombuffer(text, np.uint8))
+        return
     array_record = builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
     arrays = {"class_names": np.array(builder.info.features["label"].names)}
     for split in ("train", "test"):

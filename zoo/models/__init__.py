@@ -1,9 +1,10 @@
 """Functions that build `keras.Model`s: no reading or writing, no training.
 
-zoo.models.cnn            the 48x48 image classifier
-zoo.models.preprocessing  from a raw image to what a classifier takes
+zoo.models.cnn                 the 48x48 image classifier
+zoo.models.preprocessing       from a raw image to what a classifier takes
+zoo.models.rnn_language_model  stacked LSTM, GRU or simple recurrent layers that predict the next token
 """
 
-from zoo.models import cnn, preprocessing
+from zoo.models import cnn, preprocessing, rnn_language_model
 
-__all__ = ["cnn", "preprocessing"]
+__all__ = ["cnn", "preprocessing", "rnn_language_model"]

@@ -8,6 +8,7 @@ import threading
 import time
 
 import keras
+import numpy as np
 
 from zoo import files
 from zoo.errors import TrainingError
@@ -92,12 +93,13 @@ class History(keras.callbacks.Callback):
         folder: where the two files go.
         settings: what defines the run; stored in the checkpoint.
         rows: rows of epochs already done, when resuming.
-        images: training images an epoch, for the images a second.
+        examples: training examples an epoch, for the examples a second.
+        unit: what an example is called.
     """
 
-    def __init__(self, folder, *, settings, rows=(), images):
+    def __init__(self, folder, *, settings, rows=(), examples, unit="images"):
         super().__init__()
-        self.folder, self.settings, self.rows, self.images = folder, settings, list(rows), images
+        self.folder, self.settings, self.rows, self.examples, self.unit = folder, settings, list(rows), examples, unit
 
     def on_epoch_begin(self, epoch, logs=None):
         self._began = time.perf_counter()
@@ -109,7 +111,7 @@ class History(keras.callbacks.Callback):
         row = {"epoch": epoch + 1} | {key: float(value) for key, value in logs.items()}
         row["learning_rate"] = float(self.model.optimizer.learning_rate)
         row["seconds"] = round(self._seconds, 2)
-        row["images_per_second"] = round(self.images / self._seconds, 1)
+        row[f"{self.unit}_per_second"] = round(self.examples / self._seconds, 1)
         self.rows.append(row)
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
@@ -117,3 +119,69 @@ class History(keras.callbacks.Callback):
         writer.writerows(self.rows)
         files.write_text(self.folder / "history.csv", text.getvalue())
         save_checkpoint(self.folder / "checkpoint.npz", self.model, settings=self.settings, history=self.rows)
+
+
+class FreshStates(keras.callbacks.Callback):
+    """Let a model that carries states begin each epoch and each validation from zero."""
+
+    def on_epoch_begin(self, epoch, logs=None):
+        for layer in self.model.layers:
+            if getattr(layer, "stateful", False):
+                layer.reset_state()
+
+    def on_test_begin(self, logs=None):
+        self.on_epoch_begin(0)
+
+
+class BestWeights(keras.callbacks.Callback):
+    """Keep the trainable weights of the epoch with the lowest validation loss; stop when it does not get lower.
+
+    Args:
+        path: `.npz` file for the weights.
+        patience: how many epochs may pass without a better one.
+        rows: rows of epochs already done, when resuming.
+    """
+
+    def __init__(self, path, *, patience, rows=()):
+        super().__init__()
+        self.path, self.patience = path, patience
+        self.losses = [row["val_loss"] for row in rows]
+
+    @property
+    def exhausted(self):
+        """Whether the last `patience` epochs brought nothing better."""
+        return bool(self.losses) and len(self.losses) - 1 - int(np.argmin(self.losses)) >= self.patience
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.losses.append(float(logs["val_loss"]))
+        if self.losses[-1] == min(self.losses):
+            with files.atomic(self.path) as temporary:
+                np.savez(temporary, *[keras.ops.convert_to_numpy(v) for v in self.model.trainable_variables])
+        if self.exhausted:
+            self.model.stop_training = True
+            print(f"No better validation loss for {self.patience} epochs: stopping.", flush=True)
+
+    def restore(self, model):
+        """Put the weights of the best epoch into a model."""
+        with self.path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            for place, variable in enumerate(model.trainable_variables):
+                variable.assign(stored[f"arr_{place}"])
+
+
+class Samples(keras.callbacks.Callback):
+    """After each epoch, print what the model writes and add it to a file.
+
+    Args:
+        path: text file.
+        write: function without arguments that returns a text.
+    """
+
+    def __init__(self, path, write):
+        super().__init__()
+        self.path, self.write = path, write
+
+    def on_epoch_end(self, epoch, logs=None):
+        text = f"--- after epoch {epoch + 1} ---\n{self.write()}\n"
+        print(text, flush=True)
+        before = self.path.read_text(encoding="utf-8") if epoch and self.path.is_file() else ""
+        files.write_text(self.path, before + text + "\n")

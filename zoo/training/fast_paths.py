@@ -1,6 +1,7 @@
-"""Faster convolution and pooling for the same layers, weights and files.
+"""Faster convolution, pooling and recurrence for the same layers, weights and files.
 
-`use_fast_paths(model)` replaces the `call` of stock `Conv2D` and `MaxPooling2D` layers of one model object by an
+`use_fast_paths(model)` replaces the `call` of stock `Conv2D` and `MaxPooling2D` layers of one model object, and the
+loop of `LSTM` and `GRU` layers (`zoo.training.fast_recurrence`), by an
 equivalent that suits the backend. Nothing about the model's configuration, weights or saved file changes, and the
 result is the same up to the order of float32 sums. What is wrong with the stock path, measured on the CNN of this
 project (see `benchmarks/cnn_training.py`):
@@ -23,6 +24,8 @@ import os
 import keras
 from keras import layers
 
+from zoo.training.fast_recurrence import fast_recurrence
+
 
 def use_fast_paths(model):
     """Give every eligible layer of a model, nested ones included, the fast path of the current backend.
@@ -36,6 +39,8 @@ def use_fast_paths(model):
             layer.call = functools.partial(fast_convolution, layer)
         if type(layer) is layers.MaxPooling2D and fast_pooling and _plain_pooling(layer):
             layer.call = functools.partial(fast_pooling, tuple(layer.pool_size))
+        if recurrence := fast_recurrence(layer):
+            layer.inner_loop = recurrence
 
 
 def set_compiler_flags():

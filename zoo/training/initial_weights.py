@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-INITIALIZERS = ("glorot", "he")
+INITIALIZERS = ("glorot", "he", "recurrent")
 
 
 def set_initial_weights(model, *, seed, initializer="glorot"):
@@ -19,7 +19,9 @@ def set_initial_weights(model, *, seed, initializer="glorot"):
         initializer: "glorot", a = sqrt(6 / (fan_in + fan_out)), Keras' default (Glorot and Bengio 2010, equation 16);
             or "he", a = sqrt(6 / fan_in) for convolutions, made for ReLU (He et al. 2015, equation 10), with
             a = sqrt(1 / fan_in) for dense kernels as in `torch.nn.Linear`: small first logits, a calm start.
-            Fans count the receptive field.
+            Fans count the receptive field. Or "recurrent", for language models: kernels as "glorot", recurrent kernels
+            orthogonal (Saxe et al. 2014), embeddings U(-0.05, 0.05), biases zero but for the forget gate of an LSTM,
+            which is one (Jozefowicz et al. 2015, section 2.2): the distributions that Keras uses.
 
     Raises:
         ValueError: if the initializer is unknown.
@@ -30,16 +32,33 @@ def set_initial_weights(model, *, seed, initializer="glorot"):
     values = []
     for weight in model.weights:
         shape = tuple(weight.shape)
+        if initializer == "recurrent" and weight.name != "kernel":
+            values.append(_recurrent(weight, shape, rng))
+            continue
         if len(shape) < 2:
             values.append(np.zeros(shape, "float32"))
             continue
         fan_in, fan_out = math.prod(shape[:-1]), math.prod(shape[:-2]) * shape[-1]
-        if initializer == "glorot":
+        if initializer != "he":
             bound = math.sqrt(6 / (fan_in + fan_out))
         else:
             bound = math.sqrt((6 if len(shape) > 2 else 1) / fan_in)
         values.append(rng.uniform(-bound, bound, shape).astype("float32"))
     model.set_weights(values)
+
+
+def _recurrent(weight, shape, rng):
+    """The start of a tensor of a language model that is not a kernel."""
+    if weight.name == "recurrent_kernel":
+        q, r = np.linalg.qr(rng.normal(size=shape[::-1]))  # (gates·h, h), orthonormal columns
+        return (q * np.sign(np.diag(r))).T.astype("float32")
+    if weight.name in ("embeddings", "reverse_embeddings"):
+        return rng.uniform(-0.05, 0.05, shape).astype("float32")
+    values = np.zeros(shape, "float32")
+    if "lstm" in weight.path and weight.name == "bias":
+        units = shape[0] // 4
+        values[units : 2 * units] = 1.0
+    return values
 
 
 def random_streams(model):

@@ -1,0 +1,144 @@
+"""Recurrent language models: embedding, stacked recurrent layers, logits for the next token at every position.
+
+token (B, T) int32
+  embedding   v·d                             (B, T, d)
+  lstm_0      4·((d + h)·h + h)               (B, T, h)     gru_0      3·((d + h)·h + 2h)
+  dropout_0                                                 simple_0   (d + h)·h + h
+  lstm_1 …    the same with d = h             (B, T, h)
+  logits      (h + 1)·v                       (B, T, v)     tied to the embedding: none of its own
+
+Letters: B batch, T positions, v entries of the vocabulary, d width of the embedding, h units.
+
+References: LSTM, Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al. 2000; GRU, Cho et al. 2014 in
+the form of cuDNN and PyTorch (`reset_after`); dropout between layers only, Zaremba et al. 2014; tied embeddings,
+Press and Wolf 2017.
+"""
+
+import keras
+from keras import layers, ops
+
+CELLS = {"lstm": layers.LSTM, "gru": layers.GRU, "simple": layers.SimpleRNN}
+
+
+def rnn_language_model(
+    *,
+    cell,
+    vocabulary_size,
+    embedding_dim=64,
+    units=512,
+    num_layers=2,
+    dropout=0.0,
+    tie_embeddings=False,
+    carry_batch=None,
+    seed=0,
+    name=None,
+):
+    """Build a language model in the functional API.
+
+    Args:
+        cell: "lstm", "gru" or "simple".
+        vocabulary_size: entries of the vocabulary, at least 2.
+        embedding_dim: width of the embedding; equal to `units` where embeddings are tied.
+        units: width of each recurrent layer.
+        num_layers: how many of them are stacked.
+        dropout: fraction dropped before, between and after the recurrent layers while training, in [0, 1).
+        tie_embeddings: use the embedding's table for the logits too.
+        carry_batch: None for a model that starts every sequence from zero states. A number: the model takes batches
+            of exactly that many sequences and carries its states from one batch to the next until
+            `reset_states(model)`; its weights are those of the model without.
+        seed: seed of the dropouts.
+        name: name of the model; made of the cell if None.
+
+    Returns:
+        `keras.Model` from token ids (B, T) int32 to logits (B, T, vocabulary_size).
+
+    Raises:
+        ValueError: if a number is out of the range given above.
+
+    Example:
+        >>> rnn_language_model(cell="lstm", vocabulary_size=65, units=256).count_params()
+        874625
+    """
+    if cell not in CELLS:
+        raise ValueError(f"cell must be one of {', '.join(CELLS)}, got {cell!r}.")
+    for key, value, lowest in (
+        ("vocabulary_size", vocabulary_size, 2),
+        ("embedding_dim", embedding_dim, 1),
+        ("units", units, 1),
+        ("num_layers", num_layers, 1),
+    ):
+        if value < lowest:
+            raise ValueError(f"{key} must be at least {lowest}, got {value}.")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be in [0, 1), got {dropout}.")
+    if tie_embeddings and embedding_dim != units:
+        raise ValueError(f"Tied embeddings need embedding_dim equal to units, got {embedding_dim} and {units}.")
+
+    token = keras.Input((None,), batch_size=carry_batch, dtype="int32", name="token")
+    embedding = layers.ReversibleEmbedding if tie_embeddings else layers.Embedding
+    embedding = embedding(vocabulary_size, embedding_dim, name="embedding")
+    x = embedding(token)  # (B, T, d)
+    for place in range(num_layers):
+        if dropout and place == 0:
+            x = layers.Dropout(dropout, seed=seed, name="dropout_in")(x)
+        x = CELLS[cell](units, return_sequences=True, stateful=carry_batch is not None, name=f"{cell}_{place}")(x)
+        if dropout:
+            x = layers.Dropout(dropout, seed=seed + place + 1, name=f"dropout_{place}")(x)  # (B, T, h)
+    if tie_embeddings:
+        logits = embedding(x, reverse=True)  # (B, T, v)
+    else:
+        logits = layers.Dense(vocabulary_size, name="logits")(x)  # (B, T, v)
+    return keras.Model(token, logits, name=name or f"{cell}_language_model")
+
+
+def recurrent_layers(model):
+    """The recurrent layers of a language model, from the first to the last."""
+    return [layer for layer in model.layers if isinstance(layer, tuple(CELLS.values()))]
+
+
+def numbers_of(model):
+    """The keyword arguments that build a language model of the same shape, without dropout."""
+    recurrent, embedding = recurrent_layers(model), model.get_layer("embedding")
+    return {
+        "cell": next(name for name, kind in CELLS.items() if isinstance(recurrent[0], kind)),
+        "vocabulary_size": embedding.input_dim,
+        "embedding_dim": embedding.output_dim,
+        "units": recurrent[0].units,
+        "num_layers": len(recurrent),
+        "tie_embeddings": isinstance(embedding, layers.ReversibleEmbedding),
+    }
+
+
+def reset_states(model):
+    """Let a model that carries its states begin anew from zero."""
+    for layer in recurrent_layers(model):
+        layer.reset_state()
+
+
+def step_model(model):
+    """One step of a language model, made of its own layers: the work for a token does not grow with the text.
+
+    Args:
+        model: what `rnn_language_model` returned, or such a model loaded from a file.
+
+    Returns:
+        `keras.Model` (token (B,) int32, states...) -> (logits (B, v), new states...). The states, each (B, h), are
+        in the order of the layers; an LSTM has two, h then c. They begin as zeros.
+    """
+    token = keras.Input((), dtype="int32", name="token")
+    embedding = model.get_layer("embedding")
+    x = ops.squeeze(embedding(ops.expand_dims(token, 1)), 1)  # (B, d)
+    before, after = [], []
+    for layer in recurrent_layers(model):
+        sizes = layer.cell.state_size if isinstance(layer.cell.state_size, (list, tuple)) else [layer.cell.state_size]
+        names = [f"{layer.name}_{letter}" for letter in "hc"[: len(sizes)]]
+        states = [keras.Input((size,), name=name) for size, name in zip(sizes, names)]
+        layer.cell.name = f"{layer.name}_cell"  # Keras calls them all alike; names in a model must differ
+        x, new = layer.cell(x, states)
+        before += states
+        after += new
+    if isinstance(embedding, layers.ReversibleEmbedding):
+        logits = embedding(x, reverse=True)  # (B, v)
+    else:
+        logits = model.get_layer("logits")(x)
+    return keras.Model([token, *before], [logits, *after], name=f"{model.name}_step")
