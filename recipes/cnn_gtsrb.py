@@ -29,7 +29,7 @@ PIPELINE = {
 
 
 def parse_args(argv=None):
-    parser = recipe.argument_parser(__doc__, epochs=20, decay_kind="decoupled", output="runs/cnn_gtsrb")
+    parser = recipe.argument_parser(__doc__, epochs=30, decay_kind="decoupled", output="runs/cnn_gtsrb")
     return parser.parse_args(argv)
 
 
