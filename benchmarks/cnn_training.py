@@ -14,7 +14,6 @@ import os
 import pathlib
 import platform
 import statistics
-import subprocess
 import sys
 import time
 
@@ -22,6 +21,8 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from benchmarks.side_by_side import ratios, take_turns
 
 BATCH, WARM_UP = 64, 8
 CONTENDERS = (
@@ -119,28 +120,23 @@ def main():
         seconds = measure_pytorch(args.steps) if kind == "pytorch" else measure_keras(kind, args.steps)
         return print(json.dumps(seconds))
 
-    times = {name: [] for name in CONTENDERS}
     rates = []
-    for number in range(args.rounds):
-        rates.append(matrix_rate())
-        for name in CONTENDERS:
-            environment = os.environ | {"KERAS_BACKEND": name.split()[-1] if " " in name else "torch"}
-            command = [sys.executable, __file__, "--only", name, "--steps", str(args.steps)]
-            ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-            times[name].append(json.loads(ended.stdout.strip().splitlines()[-1]))
-            print(f"round {number + 1}: {name:17s} {times[name][-1]:.3f} s/step", flush=True)
-
+    times = take_turns(
+        __file__,
+        CONTENDERS,
+        rounds=args.rounds,
+        arguments=["--steps", args.steps],
+        before_round=lambda: rates.append(matrix_rate()),
+    )
     rate = max(rates)
     floor = STEP_GFLOP / rate
     print(f"\n{os.cpu_count()} cores, {platform.machine()}; large float32 matrix product {rate:.0f} GFLOP/s;")
     print(f"{STEP_GFLOP:.1f} GFLOP a step, so {floor:.3f} s at that rate\n")
     print("| contender | s/step (median) | images/s | PyTorch eager = 1 (rounds) | times the arithmetic floor |")
     print("| --- | --- | --- | --- | --- |")
-    for name, seconds in times.items():
-        median = statistics.median(seconds)
-        ratios = [base / own for base, own in zip(times["pytorch"], seconds)]
-        spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
-        print(f"| {name} | {median:.3f} | {BATCH / median:.0f} | {spread} | {median / floor:.2f} |")
+    for name, ratio in ratios(times, "pytorch").items():
+        median = statistics.median(times[name])
+        print(f"| {name} | {median:.3f} | {BATCH / median:.0f} | {ratio} | {median / floor:.2f} |")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
-"""Run the test suite on TensorFlow, JAX and PyTorch, each in its own process, then the tests that span backends.
+"""Run the test suite on TensorFlow, JAX and PyTorch, each in its own process, and the tests that span backends.
 
 python tests/all_backends.py            everything
 python tests/all_backends.py -m "not heavy" -x      any pytest arguments are passed on
+
+Two processes run side by side, since much of the time goes into imports and compilation on one core; what each printed
+is shown when it ends.
 """
 
+import concurrent.futures
 import os
 import pathlib
 import subprocess
@@ -11,22 +15,39 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+ACROSS = "across backends"
+
+
+def run(title, arguments):
+    """(exit code, output, seconds) of one pytest process."""
+    began = time.perf_counter()
+    environment = os.environ | {
+        "KERAS_BACKEND": "torch" if title == ACROSS else title,
+        "ZOO_TESTS_ONCE": "1" if title == ACROSS else "",
+    }
+    ended = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return ended.returncode, ended.stdout, time.perf_counter() - began
 
 
 def main(arguments):
     failed = []
-    for backend in ("tensorflow", "jax", "torch", "once"):
-        title = "across backends" if backend == "once" else backend
-        print(f"\n{f' {title} ':=^100}", flush=True)
-        began = time.perf_counter()
-        environment = os.environ | {
-            "KERAS_BACKEND": "torch" if backend == "once" else backend,
-            "ZOO_TESTS_ONCE": "1" if backend == "once" else "",
-        }
-        code = subprocess.call([sys.executable, "-m", "pytest", "-q", *arguments], cwd=ROOT, env=environment)
-        if code not in (0, 5):  # 5: these arguments select no test here
-            failed.append(title)
-        print(f"{title}: {'failed' if title in failed else 'ok'} in {time.perf_counter() - began:.0f} s", flush=True)
+    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
+        # The longest first.
+        waiting = {pool.submit(run, title, arguments): title for title in (ACROSS, "jax", "tensorflow", "torch")}
+        print(f"Testing {', '.join(waiting.values())}: a few minutes each, two at a time.", flush=True)
+        for future in concurrent.futures.as_completed(waiting):
+            title, (code, output, seconds) = waiting[future], future.result()
+            if code not in (0, 5):  # 5: these arguments select no test here
+                failed.append(title)
+            print(f"\n{f' {title} ':=^100}\n{output}", flush=True)
+            print(f"{title}: {'failed' if title in failed else 'ok'} in {seconds:.0f} s", flush=True)
     print(f"\nFailed: {', '.join(failed)}" if failed else "\nAll backends passed.", flush=True)
     return 1 if failed else 0
 

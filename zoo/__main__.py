@@ -141,7 +141,8 @@ def _list(args):
         places.setdefault(_place(path, card), []).append(name)
     print(_table(rows, right=(2, 3, 4)) + "\n")
     for place, names in sorted(places.items(), key=lambda item: item[0] == _place(None, None)):
-        print(f"{place}: {', '.join(names)}")
+        line = f"{place}: {', '.join(names)}"
+        print(textwrap.fill(line, shutil.get_terminal_size().columns, break_long_words=False))
 
 
 def _place(path, card):

@@ -82,6 +82,24 @@ def test_carried_states_equal_one_long_sequence(cell, fast):
 
 
 @pytest.mark.parametrize("cell", CELLS)
+def test_states_are_carried_in_compiled_steps(cell):
+    """Keras' own stateful layers forget them on JAX, since the states are not variables of the layer there."""
+    model, text = small(cell), tokens(3, 16)
+    carrying = rnn_language_model(**numbers_of(model), carry_batch=3)
+    for old, new in zip(model.trainable_variables, carrying.trainable_variables, strict=True):
+        new.assign(ops.copy(old))
+    parts = [carrying.predict_on_batch(text[:, begin : begin + 8]) for begin in (0, 8)]
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), NUMPY(model(text)), atol=1e-5, rtol=0)
+    carrying.compile(keras.optimizers.SGD(0.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    reset_states(carrying)
+    losses = [float(carrying.test_on_batch(text[:, b : b + 8], text[:, b : b + 8])) for b in (0, 8)]
+    reset_states(carrying)
+    trained = [float(carrying.train_on_batch(text[:, b : b + 8], text[:, b : b + 8])) for b in (0, 8)]
+    np.testing.assert_allclose(trained, losses, atol=1e-5)
+    assert abs(losses[1] - float(carrying.test_on_batch(text[:, 8:], text[:, 8:]))) > 1e-4  # other states by now
+
+
+@pytest.mark.parametrize("cell", CELLS)
 def test_no_look_at_the_future(cell):
     model, text = small(cell), tokens(2, 20)
     changed = text.copy()

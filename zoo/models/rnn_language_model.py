@@ -88,7 +88,10 @@ def rnn_language_model(
         logits = embedding(x, reverse=True)  # (B, T, v)
     else:
         logits = layers.Dense(vocabulary_size, name="logits")(x)  # (B, T, v)
-    return keras.Model(token, logits, name=name or f"{cell}_language_model")
+    model = keras.Model(token, logits, name=name or f"{cell}_language_model")
+    for layer in recurrent_layers(model) if carry_batch else ():
+        _carry_states(layer)
+    return model
 
 
 def recurrent_layers(model):
@@ -107,6 +110,25 @@ def numbers_of(model):
         "num_layers": len(recurrent),
         "tie_embeddings": isinstance(embedding, layers.ReversibleEmbedding),
     }
+
+
+def _carry_states(layer):
+    """Mend two things that Keras 3.15 gets wrong in a layer that carries its states.
+
+    Its states are not variables of the layer (`RNN._create_state_variables`), so that on JAX a compiled step cannot
+    hand their new values out and every batch begins from zero, without a word. And on PyTorch the new states are
+    written over the old ones before the backward pass, which needs the old ones.
+    """
+    layer._tracker.unlock()
+    for state in layer.states:
+        layer._track_variable(state)
+    layer._tracker.lock()
+    loop = layer.inner_loop
+
+    def inner_loop(sequences, initial_state, mask, training=False):
+        return loop(sequences, keras.tree.map_structure(ops.copy, initial_state), mask, training)
+
+    layer.inner_loop = inner_loop
 
 
 def reset_states(model):

@@ -64,12 +64,12 @@ def load_checkpoint(path, model, *, settings):
 
 
 def _state(model):
-    """(key, variable) for everything that training changes; metrics start afresh each epoch.
+    """(key, variable) for everything that training changes; metrics and carried states start afresh each epoch.
 
     Weights go by their paths. Random streams and optimizer slots go by position, since their automatic names count up
     within a process.
     """
-    yield from ((f"weight {v.path}", v) for v in model.weights)
+    yield from ((f"weight {v.path}", v) for v in model.weights if v.name != "rnn_state")
     yield from ((f"random stream {i}", v) for i, v in enumerate(random_streams(model)))
     yield from ((f"optimizer {i}", v) for i, v in enumerate(model.optimizer.variables))
 

@@ -23,11 +23,10 @@ LONGEST_UNROLLED = 256
 
 def fast_recurrence(layer):
     """The replacement of a recurrent layer's `inner_loop` on this backend, or None where the stock one stays."""
-    carries_on_torch = getattr(layer, "stateful", False) and keras.backend.backend() == "torch"
-    if not _plain(layer) and not carries_on_torch:
+    if not _plain(layer):
         return None
-    kind = {layers.LSTM: "lstm", layers.GRU: "gru"}.get(type(layer)) if _plain(layer) else None
-    fast = {"torch": _TORCH, "jax": _JAX, "tensorflow": _TENSORFLOW}[keras.backend.backend()].get(kind)
+    kind = "lstm" if type(layer) is layers.LSTM else "gru"
+    fast = {"torch": _TORCH, "jax": _JAX, "tensorflow": _TENSORFLOW}[keras.backend.backend()][kind]
     return functools.partial(_masked_or, fast, layer, functools.partial(type(layer).inner_loop, layer))
 
 
@@ -49,13 +48,13 @@ def _masked_or(fast, layer, stock, sequences, initial_state, mask, training=Fals
     """The fast loop where nothing is masked and the length suits it, else the stock one."""
     masked = any(part is not None for part in keras.tree.flatten(mask))
     steps = sequences.shape[1]
-    if layer.stateful and keras.backend.backend() == "torch":
-        # Keras writes the new states over the old ones before the backward pass, which needs the old ones.
-        initial_state = keras.tree.map_structure(lambda state: state.clone(), initial_state)
     unsuited = keras.backend.backend() == "tensorflow" and (steps is None or steps > LONGEST_UNROLLED)
-    if masked or unsuited or fast is None:
+    if masked or unsuited:
         return stock(sequences, initial_state, mask, training)
     cell, states = layer.cell, keras.tree.flatten(initial_state)
+    if layer.stateful and keras.backend.backend() == "torch":
+        # Keras writes the new states over the old ones before the backward pass, which needs the old ones.
+        states = [state.clone() for state in states]
     weights = (cell.kernel.value, cell.recurrent_kernel.value, cell.bias.value)
     outputs, new = fast(sequences, states, *weights)  # (B, T, h)
     return outputs[:, -1], outputs, new

@@ -119,7 +119,7 @@ def build(args, vocabulary_size):
 def copy_weights(source, target):
     """Give one model the weights of another of the same architecture; carried states stay."""
     for old, new in zip(source.trainable_variables, target.trainable_variables, strict=True):
-        new.assign(old)
+        new.assign(ops.copy(old))  # on JAX an array that two models held would be gone once one of them is trained
 
 
 def fit(training_model, model, tokenizer, dataset, args):

@@ -1,0 +1,155 @@
+"""Tokens a second when training and writing with recurrent language models, beside plain PyTorch.
+
+    python benchmarks/rnn_training.py --rounds 3
+
+Two layers, sequences of 64 tokens, batches of 32, Adam, float32; 65 characters. "zoo" is what the recipe does, "stock"
+is Keras as it comes. Plain PyTorch is `torch.nn.Embedding`, `torch.nn.LSTM` or `GRU` and `torch.nn.Linear` in an eager
+loop; when writing, one character at a time with carried states under `torch.no_grad()`. Every measurement is a process
+of its own, contenders take turns, and the first steps (compilation) are not counted.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.side_by_side import ratios, take_turns
+
+VOCABULARY, BATCH, LENGTH, WARM_UP = 65, 32, 64, 4
+BACKENDS = ("tensorflow", "jax", "torch")
+
+
+def examples():
+    rng = np.random.default_rng(0)
+    return (rng.integers(0, VOCABULARY, (8, BATCH, LENGTH)).astype("int32") for _ in range(2))
+
+
+def timed(step, steps):
+    """Median seconds of `step(k)` after the first few calls."""
+    seconds = []
+    for number in range(WARM_UP + steps):
+        began = time.perf_counter()
+        step(number)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[WARM_UP:])
+
+
+def pytorch_model(cell, units):
+    import torch
+    from torch import nn
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.Embedding(VOCABULARY, units)
+            self.rnn = {"lstm": nn.LSTM, "gru": nn.GRU}[cell](units, units, 2, batch_first=True)
+            self.decoder = nn.Linear(units, VOCABULARY)
+
+        def forward(self, tokens, states=None):
+            outputs, states = self.rnn(self.encoder(tokens), states)
+            return self.decoder(outputs), states
+
+    torch.manual_seed(0)
+    return Model()
+
+
+def measure_pytorch(cell, units, steps, writing):
+    import torch
+
+    model = pytorch_model(cell, units)
+    if writing:
+        state, token = [None], torch.zeros((1, 1), dtype=torch.int64)
+
+        def step(_):
+            with torch.no_grad():
+                logits, state[0] = model(token, state[0])
+                token[0, 0] = int(logits[0, 0].argmax())
+
+        return timed(step, steps * 20)
+    optimizer = torch.optim.Adam(model.parameters())
+    x, y = (torch.tensor(part, dtype=torch.int64) for part in examples())
+
+    def step(number):
+        optimizer.zero_grad()
+        logits, _ = model(x[number % 8])
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), y[number % 8].flatten())
+        loss.backward()
+        optimizer.step()
+        loss.item()
+
+    return timed(step, steps)
+
+
+def measure_keras(kind, cell, units, steps, writing):
+    import keras
+
+    from zoo.models.rnn_language_model import rnn_language_model
+    from zoo.text.writing import Writer
+    from zoo.training.fast_paths import set_compiler_flags, use_fast_paths
+    from zoo.training.optimizers import Adam
+
+    if kind == "zoo":
+        set_compiler_flags()
+    numbers = {"cell": cell, "vocabulary_size": VOCABULARY, "embedding_dim": units, "units": units}
+    if writing:
+        writer, token = Writer(rnn_language_model(**numbers)), np.zeros(1, "int32")
+
+        def step(_):
+            token[0] = writer.read(token)[0].argmax()
+
+        return timed(step, steps * 20)
+    model = rnn_language_model(**numbers)
+    model.compile(
+        Adam(1e-3) if kind == "zoo" else keras.optimizers.Adam(1e-3),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+    )
+    if kind == "zoo":
+        use_fast_paths(model)
+    x, y = examples()
+    return timed(lambda number: float(model.train_on_batch(x[number % 8], y[number % 8])), steps)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=12, help="timed training steps in each process")
+    parser.add_argument("--cell", choices=("lstm", "gru"), help="this cell only")
+    parser.add_argument("--units", type=int, help="this width only; else 256 and 512")
+    parser.add_argument("--writing", action="store_true", help="writing instead of training")
+    parser.add_argument("--stock", action="store_true", help="Keras as it comes too")
+    parser.add_argument("--only", help="measure this contender here and print seconds as JSON")
+    args = parser.parse_args()
+    if args.only:
+        kind = args.only.split()[0]
+        numbers = (args.cell, args.units, args.steps, args.writing)
+        return print(json.dumps(measure_pytorch(*numbers) if kind == "pytorch" else measure_keras(kind, *numbers)))
+
+    kinds = ("zoo", "stock") if args.stock and not args.writing else ("zoo",)
+    contenders = ("pytorch", *(f"{kind} {backend}" for kind in kinds for backend in BACKENDS))
+    tokens = 1 if args.writing else BATCH * LENGTH
+    lines = [
+        "| cell, units | contender | s/step | tokens/s | PyTorch = 1 (rounds) |",
+        "| --- | --- | ---: | ---: | --- |",
+    ]
+    for cell in (args.cell,) if args.cell else ("lstm", "gru"):
+        for units in (args.units,) if args.units else (256, 512):
+            print(f"\n{cell}, 2 layers of {units}", flush=True)
+            arguments = ["--cell", cell, "--units", units, "--steps", args.steps]
+            arguments += ["--writing"] if args.writing else []
+            times = take_turns(__file__, contenders, rounds=args.rounds, arguments=arguments)
+            for name, ratio in ratios(times, "pytorch").items():
+                median = statistics.median(times[name])
+                lines.append(f"| {cell}, {units} | {name} | {median:.4f} | {tokens / median:,.0f} | {ratio} |")
+    print(f"\n{os.cpu_count()} cores\n\n" + "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
