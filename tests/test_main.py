@@ -30,8 +30,9 @@ def zoo(run, *arguments, **environment):
 
 # ------------------------------------------------------------------------------------------------------- answers fast
 
+COMMANDS = ("list", "summary", "quiz", "classify", "complete", "verify")
 HEAVY = "{'numpy', 'keras', 'tensorflow', 'jax', 'torch', 'PIL', 'matplotlib', 'sklearn'}"
-ARGUMENTS = [["--help"], ["list"], *([name, "--help"] for name in ("list", "summary", "quiz", "classify", "verify"))]
+ARGUMENTS = [["--help"], ["list"], *([name, "--help"] for name in COMMANDS)]
 
 
 @pytest.mark.parametrize("arguments", ARGUMENTS, ids=" ".join)
@@ -55,7 +56,7 @@ def test_help_and_list_answer_at_once(run, arguments):
 
 def test_help_names_every_command(run):
     told = zoo(run, "--help").stdout
-    assert all(f"\n    {name} " in told for name in ("list", "summary", "quiz", "classify", "verify"))
+    assert all(f"\n    {name} " in told for name in COMMANDS)
     assert zoo(run).stdout == told
 
 
@@ -193,6 +194,36 @@ def test_quiz(run, tmp_path):
     (tmp_path / "answers.txt").write_text("1\n2\n")
     ended = zoo(run, "quiz", "cnn", "--questions", "2", "--answers", str(tmp_path / "answers.txt"))
     assert ended.returncode == 1 and "0 of 2 right" in ended.stdout
+
+
+# ----------------------------------------------------------------------------------------------------------- complete
+
+
+def test_complete(run, tmp_path):
+    from zoo import files
+    from zoo.models.rnn_language_model import rnn_language_model
+    from zoo.text.tokenizers import save_tokenizer, train_tokenizer
+
+    files.save_model(rnn_language_model(cell="gru", vocabulary_size=4, units=5), tmp_path / "m.keras")
+    save_tokenizer(train_tokenizer("abcd", "char"), tmp_path / "m.tokenizer.json")
+
+    def complete(*arguments):
+        return zoo(run, "complete", str(tmp_path / "m.keras"), *arguments)
+
+    texts = [complete("abc", "--length", "30", "--seed", seed).stdout for seed in ("1", "1", "2")]
+    assert re.fullmatch(r"abc[abcd]{30}\n", texts[0]) and texts[0] == texts[1] != texts[2]
+    told = complete("abc", "--next", "3").stdout.splitlines()
+    assert len(told) == 3 and all(re.fullmatch(r" +\d+\.\d%  '[abcd]'", line) for line in told)
+    for arguments, message in (
+        (["abxy"], "'x', 'y'"),
+        ([""], "prompt is empty"),
+        (["a", "--temperature", "0"], "above 0, got 0"),
+        (["a", "--next", "0"], "--next must be at least 1"),
+    ):
+        ended = complete(*arguments)
+        assert ended.returncode == 2 and message in ended.stderr and "Traceback" not in ended.stderr
+    ended = zoo(run, "complete", "cnn_mnist", "a")
+    assert ended.returncode == 2 and "not a recurrent language model" in ended.stderr
 
 
 # ----------------------------------------------------------------------------------------------------------- classify

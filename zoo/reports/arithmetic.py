@@ -116,7 +116,7 @@ def parameter_formulas(layer, flattened=None):
             formulas = ()  # a subclass or a state that this kind's formula does not cover
     if formulas and sum(formula.value for formula in formulas) == layer.count_params():
         return formulas
-    return tuple(shape_formula(weight) for weight in _unique(layer.weights))
+    return tuple(shape_formula(weight) for weight in unique(layer.weights))
 
 
 def mac_formulas(operation, inputs, outputs, arguments=None):
@@ -143,7 +143,8 @@ def mac_formulas(operation, inputs, outputs, arguments=None):
     return None
 
 
-def _unique(weights):
+def unique(weights):
+    """Each weight once, in order."""
     return list({id(weight): weight for weight in weights}.values())
 
 
@@ -229,7 +230,7 @@ def _reversible_embedding(layer):
 
 def _normalisation(layer):
     """Scale and shift of layer, group and RMS normalisation."""
-    tensors = _unique(layer.trainable_weights + layer.non_trainable_weights)
+    tensors = unique(layer.trainable_weights + layer.non_trainable_weights)
     names = " and ".join(tensor.name for tensor in tensors)
     letters = "c" if isinstance(layer, layers.GroupNormalization) else "d"
     factor = f"{len(tensors)}·" if len(tensors) > 1 else ""

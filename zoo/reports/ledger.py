@@ -18,6 +18,7 @@ from keras import tree
 
 from zoo.errors import UserError
 from zoo.reports import arithmetic, call_trace
+from zoo.reports.arithmetic import unique
 
 # The batch that a model is followed with: a prime, so that it is told from other sizes.
 BATCH = 11
@@ -213,7 +214,7 @@ def ledger(model, batch_size=64, input_shape=None):
     books = _Books(batch=leaves[0].shape[0])
     rows = [books.row(call) for call in calls]
     rows += books.not_called(model)
-    weights, trainable = _unique(model.weights), _unique(model.trainable_weights)
+    weights, trainable = unique(model.weights), unique(model.trainable_weights)
     return Ledger(
         name=model.name,
         rows=tuple(rows),
@@ -272,11 +273,11 @@ class _Books:
 
     def count(self, layer, path):
         """(parameters that no earlier row has, how many of those are trainable, a note if that is not all)."""
-        weights = _unique(layer.weights)
+        weights = unique(layer.weights)
         old = [weight for weight in weights if id(weight) in self.owner]
         new = {id(weight): math.prod(weight.shape) for weight in weights if id(weight) not in self.owner}
         self.owner |= dict.fromkeys(new, path)
-        trainable = sum(new.get(id(weight), 0) for weight in _unique(layer.trainable_weights))
+        trainable = sum(new.get(id(weight), 0) for weight in unique(layer.trainable_weights))
         note = ""
         if old and not new:
             note = f"shared: counted at {self.owner[id(old[0])]}"
@@ -293,10 +294,10 @@ class _Books:
     def not_called(self, model):
         """A row for each layer that keeps weights which no call reached: tensors of its own, and unused layers."""
         for layer in [*model._flatten_layers()][::-1]:  # the innermost first
-            weights = [weight for weight in _unique(layer.weights) if id(weight) not in self.owner]
+            weights = [weight for weight in unique(layer.weights) if id(weight) not in self.owner]
             if not weights:
                 continue
-            whole = len(weights) == len(_unique(layer.weights))
+            whole = len(weights) == len(unique(layer.weights))
             formulas = arithmetic.parameter_formulas(layer) if whole else map(arithmetic.shape_formula, weights)
             size, trainable, _ = self.count(_Held(weights), layer.path or layer.name)
             yield Row(
@@ -375,10 +376,6 @@ def _fits(shape, own):
 def _list_of_shapes(input_shape):
     several = bool(input_shape) and isinstance(input_shape[0], (tuple, list))
     return [tuple(shape) for shape in input_shape] if several else [tuple(input_shape)]
-
-
-def _unique(weights):
-    return list({id(weight): weight for weight in weights}.values())
 
 
 def _bytes(shapes):

@@ -8,22 +8,22 @@ from zoo.reports.ledger import shape_text
 
 def count(number):
     """12,345 in full; from a million on with three digits: "227 M", "1.36 G"; "?" for None."""
-    if number is None:
-        return "?"
-    for factor, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if number >= factor:
-            return f"{number / factor:.3g} {letter}" if number < 999.5 * factor else f"{number / factor:.0f} {letter}"
-    return f"{number:,}"
+    return _scaled(number, ((1e12, "T"), (1e9, "G"), (1e6, "M")), "")
 
 
 def size(number):
     """Bytes in decimal units: "295 kB", "38.1 MB"; "?" for None."""
+    return _scaled(number, ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")), " B")
+
+
+def _scaled(number, units, plain):
     if number is None:
         return "?"
-    for factor, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+    for factor, unit in units:
         if number >= factor:
-            return f"{number / factor:.3g} {unit}" if number < 999.5 * factor else f"{number / factor:.0f} {unit}"
-    return f"{number} B"
+            scaled = number / factor
+            return f"{scaled:.3g} {unit}" if scaled < 999.5 else f"{scaled:.0f} {unit}"
+    return f"{number:,}{plain}"
 
 
 def outputs(row):
