@@ -3,8 +3,9 @@
 zoo.models.cnn                 the 48x48 image classifier
 zoo.models.preprocessing       from a raw image to what a classifier takes
 zoo.models.rnn_language_model  stacked LSTM, GRU or simple recurrent layers that predict the next token
+zoo.models.transformer         the encoder-decoder of "Attention Is All You Need"
 """
 
-from zoo.models import cnn, preprocessing, rnn_language_model
+from zoo.models import cnn, preprocessing, rnn_language_model, transformer
 
-__all__ = ["cnn", "preprocessing", "rnn_language_model"]
+__all__ = ["cnn", "preprocessing", "rnn_language_model", "transformer"]
