@@ -1,26 +1,50 @@
 """Copy a finished run into saved_models/ with the card that describes it and the golden record that verifies it.
 
-python recipes/publish.py runs/cnn_mnist saved_models/cnn_mnist.keras --data-licence "MNIST: CC BY-SA 3.0 …"
+python recipes/publish.py runs/cnn_mnist saved_models/cnn_mnist.keras --input "…" --data-licence "MNIST: CC BY-SA 3.0 …"
+
+A language model's tokenizer is copied beside it.
 """
 
 import argparse
 import json
 import pathlib
+import shlex
 import shutil
 import sys
+
+import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # works from a checkout, installed or not
 
 from zoo import files
 from zoo.errors import UserError, run_command
 from zoo.reports.golden import make_golden
+from zoo.text import tokenizers
 
-# What a card takes over from metrics.json, in this order.
-CARD = (
+RUN = (
     *("command", "backend", "versions", "machine", "dataset", "data_sha256", "seed", "epochs", "batch_size"),
-    *("learning_rate", "schedule", "weight_decay", "decay_kind", "parameters", "test_images"),
-    *("test_accuracy", "test_loss", "validation_accuracy", "training_seconds", "class_names"),
+    *("learning_rate", "schedule", "weight_decay", "parameters", "training_seconds"),
 )
+# What a card takes over from metrics.json, in this order. The kind of card goes by what was measured.
+CARDS = {
+    "test_accuracy": (
+        *(*RUN, "decay_kind", "test_images", "test_accuracy", "test_loss", "validation_accuracy", "class_names"),
+    ),
+    "test_bits_per_character": (
+        *(*RUN, "epochs_trained", "length", "dropout", "clip", "patience", "windows"),
+        *("cell", "level", "vocabulary", "embedding_dim", "units", "num_layers", "tie_embeddings"),
+        *("validation_loss", "validation_perplexity", "validation_bits_per_character", "validation_tokens"),
+        *("test_loss", "test_perplexity", "test_bits_per_character", "test_tokens", "tokenizer_sha256"),
+    ),
+}
+# What a language model reads for its golden record: real text, so that its states are those of real use.
+TEXT = """HAMLET:
+To be, or not to be, that is the question:
+Whether 'tis nobler in the mind to suffer
+The slings and arrows of outrageous fortune,
+Or to take arms against a sea of troubles
+And by opposing end them.
+"""
 
 
 def parse_args(argv=None):
@@ -34,23 +58,56 @@ def parse_args(argv=None):
 
 def main(args):
     run, target = pathlib.Path(args.run), pathlib.Path(args.target)
-    if not (run / "metrics.json").is_file():
-        raise UserError(f"{run} holds no metrics.json: give the folder of a finished run.")
-    metrics = json.loads((run / "metrics.json").read_text())
-    if missing := [key for key in CARD if key not in metrics]:
-        raise UserError(f"{run / 'metrics.json'} lacks {', '.join(missing)}: run the recipe again.")
-    digest = files.sha256(run / "model.keras")
-    if digest != metrics["model_sha256"]:
-        raise UserError(f"{run / 'model.keras'} is not the file its metrics.json describes: run the recipe again.")
+    if target.suffix != ".keras":
+        raise UserError(f"The file to write is {target}: give it a name that ends with .keras.")
+    described = read_metrics(run / "metrics.json")
+    copies = {run / "model.keras": (target, described.pop("model_sha256"))}
+    if "tokenizer_sha256" in described:
+        copies[files.tokenizer_path(run / "model.keras")] = files.tokenizer_path(target), described["tokenizer_sha256"]
+    for source, (_, digest) in copies.items():
+        if not source.is_file() or files.sha256(source) != digest:
+            raise UserError(f"{source} is missing or not the file its metrics.json describes: run the recipe again.")
+
     files.prepare_folder(target.parent)
-    with files.atomic(target) as temporary:
-        shutil.copyfile(run / "model.keras", temporary)
-    card = {"name": target.stem, "file": target.name, "sha256": digest, "bytes": target.stat().st_size}
+    for source, (copy, _) in copies.items():
+        with files.atomic(copy) as temporary:
+            shutil.copyfile(source, temporary)
+    card = {"name": target.stem, "file": target.name, "sha256": files.sha256(target), "bytes": target.stat().st_size}
     card |= {"input": args.input, "output": "logits; softmax gives probabilities"}
-    card |= {key: metrics[key] for key in CARD} | {"data_licence": args.data_licence}
-    files.write_json(target.with_suffix(".json"), card)
-    golden = make_golden(target)
+    files.write_json(target.with_suffix(".json"), card | described | {"data_licence": args.data_licence})
+    golden = make_golden(target, golden_inputs(target) if "tokenizer_sha256" in described else None)
     print(f"{target} ({card['bytes'] / 1e6:.1f} MB), its card and its golden record {golden.name} are in place.")
+
+
+def read_metrics(path):
+    """What the card takes over from a run's metrics.json, and "model_sha256".
+
+    Raises:
+        UserError: if the file is missing, or lacks something.
+    """
+    if not path.is_file():
+        raise UserError(f"{path.parent} holds no metrics.json: give the folder of a finished run.")
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    kinds = [keys for measured, keys in CARDS.items() if measured in metrics]
+    if len(kinds) != 1:
+        raise UserError(f"{path} holds {len(kinds)} of {', '.join(CARDS)}: one says which card is to be written.")
+    keys = (*kinds[0], "model_sha256")
+    if missing := [key for key in keys if key not in metrics]:
+        raise UserError(f"{path} lacks {', '.join(missing)}: run the recipe again.")
+    return {key: metrics[key] for key in keys} | {"command": from_scratch(metrics["command"])}
+
+
+def from_scratch(command):
+    """The command that repeats a run: a run that was interrupted and resumed is, bit for bit, the one that was not."""
+    return shlex.join(word for word in shlex.split(command) if word != "--resume")
+
+
+def golden_inputs(target):
+    """[ids (1, T) int32] of `TEXT`, of the characters that the tokenizer beside a model knows; None if none."""
+    tokenizer = tokenizers.load_tokenizer(files.tokenizer_path(target))
+    known = set(tokenizer.get_vocab()) if tokenizers.level(tokenizer) == "char" else set(TEXT)
+    ids = tokenizers.encode(tokenizer, "".join(character for character in TEXT if character in known))
+    return [np.array([ids], "int32")] if ids else None
 
 
 if __name__ == "__main__":

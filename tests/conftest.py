@@ -50,6 +50,15 @@ def shakespeare():
     pytest.skip("tiny shakespeare is not here (set SHAKESPEARE_DIR)")
 
 
+@pytest.fixture(scope="session")
+def multi30k():
+    """The folder of Multi30k, task 1; the test is skipped where there is none."""
+    for path in (os.environ.get("MULTI30K_DIR"), ROOT.parent / "shared" / "data" / "multi30k"):
+        if path and (pathlib.Path(path) / "train.en.gz").is_file():
+            return pathlib.Path(path)
+    pytest.skip("Multi30k is not here (set MULTI30K_DIR)")
+
+
 @pytest.fixture
 def run():
     """Start a command of the repository in a process of its own: run(["recipes/…", …], backend="jax")."""

@@ -11,7 +11,7 @@ FRAMEWORKS = {"tensorflow", "jax", "torch"}
 ALLOWED = {
     "blocks": {"blocks"},
     "models": {"blocks", "models"},
-    "convert": {"convert", "models", "files", "errors"},
+    "convert": {"convert", "models", "text", "files", "backends", "errors"},
     "data": {"data", "errors"},
     "errors": set(),
     "backends": {"errors"},
@@ -23,7 +23,7 @@ ALLOWED = {
 }
 # Lazy imports of a framework are allowed where its own fast path is the point.
 FRAMEWORK_FILES = {
-    "zoo/convert/torch_rnn.py",
+    "zoo/convert/tensor_files.py",
     "zoo/text/writing.py",
     "zoo/training/fast_paths.py",
     "zoo/training/fast_recurrence.py",

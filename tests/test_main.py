@@ -68,6 +68,9 @@ def test_the_console_script_is_this_command():
 # --------------------------------------------------------------------------------------------------------------- list
 
 
+PRETRAINED = "Files in saved_models: cnn_gtsrb, cnn_mnist, gru_shakespeare, lstm_shakespeare"
+
+
 def test_list(run):
     ended = zoo(run, "list")
     lines = ended.stdout.splitlines()
@@ -75,7 +78,8 @@ def test_list(run):
     rows = {line.split()[0]: line.split() for line in lines if line}
     assert rows["cnn_mnist"] == "cnn_mnist image classification 9,536,074 99.45% accuracy 38.2 MB".split()
     assert rows["cnn_single_pool"] == "cnn_single_pool image classification 18,899,402".split()
-    assert "Files in saved_models: cnn_gtsrb, cnn_mnist" in lines
+    assert rows["lstm_shakespeare"] == "lstm_shakespeare language modelling 3,318,401 2.187 bits/char 13.3 MB".split()
+    assert PRETRAINED in lines
     told = zoo(run, "list", "--pretrained").stdout
     assert "cnn_gtsrb" in told and "cnn_single_pool" not in told
 
@@ -85,7 +89,7 @@ def test_list_shows_the_users_folder_and_what_is_still_to_be_fetched(run, tmp_pa
     card = {"sha256": "0" * 64, "url": "https://example.org/far.keras", "bytes": 2_000_000, "parameters": 12}
     (tmp_path / "far.json").write_text(json.dumps(card))
     lines = zoo(run, "list", ZOO_MODELS_DIR=str(tmp_path)).stdout.splitlines()
-    assert f"Files in {tmp_path}: mine" in lines and "Files in saved_models: cnn_gtsrb, cnn_mnist" in lines
+    assert f"Files in {tmp_path}: mine" in lines and PRETRAINED in lines
     assert "Fetched from https://example.org/far.keras at first use: far" in lines
     assert ["far", "12", "2.0", "MB"] in [line.split() for line in lines]
 
@@ -222,8 +226,28 @@ def test_complete(run, tmp_path):
     ):
         ended = complete(*arguments)
         assert ended.returncode == 2 and message in ended.stderr and "Traceback" not in ended.stderr
-    ended = zoo(run, "complete", "cnn_mnist", "a")
-    assert ended.returncode == 2 and "not a recurrent language model" in ended.stderr
+
+
+@pytest.mark.parametrize("name", ["lstm_shakespeare", "gru_shakespeare"])
+def test_complete_with_a_pretrained_model(run, name):
+    """The same text on two backends; and after a speaker's name in a play comes the end of the line."""
+    texts = [zoo(run, "complete", name, "ROMEO:", "--length", "60", backend=backend) for backend in ("jax", "torch")]
+    assert [ended.returncode for ended in texts] == [0, 0], texts[0].stderr + texts[1].stderr
+    assert texts[0].stdout == texts[1].stdout and texts[0].stderr == ""
+    assert texts[0].stdout.startswith("ROMEO:\n") and len(texts[0].stdout) == len("ROMEO:") + 60 + 1
+    probability, token = zoo(run, "complete", name, "ROMEO:", "--next", "1", backend="torch").stdout.split()
+    assert token == repr("\n") and float(probability.rstrip("%")) > 90
+
+
+def test_a_model_of_the_wrong_kind(run):
+    picture = "saved_models/cnn_mnist_mistakes.png"
+    for arguments, message in (
+        (["complete", "cnn_mnist", "a"], "cnn_mnist.keras is not a recurrent language model: give one of "),
+        (["classify", "--model", "lstm_shakespeare", picture], "to classify pictures takes a model from"),
+    ):
+        ended = zoo(run, *arguments, backend="torch")
+        assert ended.returncode == 2 and ended.stdout == "" and ended.stderr.count("\n") == 1
+        assert message in ended.stderr
 
 
 # ----------------------------------------------------------------------------------------------------------- classify
@@ -343,7 +367,7 @@ def test_verify_ends_with_0_or_1(run, tmp_path):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", ["cnn_mnist", "cnn_gtsrb"])
+@pytest.mark.parametrize("name", ["cnn_mnist", "cnn_gtsrb", "lstm_shakespeare", "gru_shakespeare"])
 def test_pretrained_files_are_the_same_on_every_backend(run, name):
     ended = zoo(run, "verify", name)
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -43,9 +43,10 @@ def small_file(tmp_path_factory):
 
 
 def test_names():
-    assert {"cnn", "cnn_single_pool", "cnn_mnist", "cnn_gtsrb"} <= set(zoo.list_models())
+    assert {"cnn", "cnn_single_pool", "cnn_mnist", "cnn_gtsrb", "lstm_shakespeare"} <= set(zoo.list_models())
     assert zoo.list_models() == sorted(zoo.list_models(True) + zoo.list_models(False))
-    assert {"cnn_mnist", "cnn_gtsrb"} <= set(zoo.list_models(True)) <= {path.stem for path in SAVED.glob("*.keras")}
+    assert set(zoo.list_models(True)) == {path.stem for path in SAVED.glob("*.keras")}
+    assert {"cnn_mnist", "cnn_gtsrb", "lstm_shakespeare", "gru_shakespeare"} <= set(zoo.list_models(True))
     assert {"cnn", "cnn_single_pool"} <= set(zoo.list_models(False))
     assert {row.name for row in registry.MODELS.values() if row.pretrained} <= set(zoo.list_models(True))
 
@@ -65,6 +66,14 @@ def test_numbers_can_be_overridden():
 def test_fresh_weights_are_not_the_pretrained_ones():
     pretrained = zoo.load_model("cnn_mnist").get_layer("cnn").get_layer("conv1").get_weights()[0]
     assert np.abs(zoo.create_model("cnn_mnist").get_layer("conv1").get_weights()[0] - pretrained).max() > 0.01
+
+
+@pytest.mark.parametrize("name", ["lstm_shakespeare", "gru_shakespeare"])
+def test_an_architecture_is_that_of_the_pretrained_file(name):
+    fresh, pretrained = zoo.create_model(name), zoo.load_model(name)
+    assert [layer.name for layer in fresh.layers] == [layer.name for layer in pretrained.layers]
+    rates = [[layer.rate for layer in model.layers if hasattr(layer, "rate")] for model in (fresh, pretrained)]
+    assert rates[0] == rates[1] and [w.shape for w in fresh.weights] == [w.shape for w in pretrained.weights]
 
 
 def test_importing_the_registry_is_light(run):
@@ -240,6 +249,45 @@ def test_what_is_fetched_must_be_what_the_card_describes(own_models, card):
     with pytest.raises(UserError, match="small cannot be fetched from .*hash does not match"):
         zoo.load_model("small")
     assert {path.name for path in own_models.iterdir()} == {"small.json"}
+
+
+@pytest.fixture
+def language_card(card, server):
+    """A card that leads to a tokenizer, too; what it holds does not matter here."""
+    (server[1] / "small.tokenizer.json").write_text('{"url": "a tokenizer is no card"}')
+    digest = files.sha256(server[1] / "small.tokenizer.json")
+
+    def write(**changes):
+        card(**{"tokenizer_url": f"{server[0]}/small.tokenizer.json", "tokenizer_sha256": digest} | changes)
+
+    return write
+
+
+def test_a_tokenizer_is_fetched_with_its_model(own_models, language_card, server):
+    language_card()
+    assert zoo.list_models(True) == ["small"]
+    path = registry.find_file("small")
+    assert {path.name for path in own_models.iterdir()} == {"small.json", "small.keras", "small.tokenizer.json"}
+    assert files.tokenizer_path(path).read_bytes() == (server[1] / "small.tokenizer.json").read_bytes()
+    assert zoo.list_models(True) == ["small"]  # a tokenizer is not taken for a card
+    registry.find_file("small")
+    assert sorted(server[2]) == ["/small.keras", "/small.tokenizer.json"]  # each fetched once
+
+
+@pytest.mark.parametrize("digest", ["0" * 64, "abc", None])
+def test_a_tokenizer_must_be_the_one_that_the_card_describes(own_models, language_card, digest):
+    """Else the model is not fetched either: one that is there would be used without it ever after."""
+    language_card(tokenizer_sha256=digest)
+    words = "hash does not match" if digest == "0" * 64 else "has a tokenizer_url but no tokenizer_sha256"
+    with pytest.raises(UserError, match=words):
+        zoo.load_model("small")
+    assert {path.name for path in own_models.iterdir()} == {"small.json"}
+
+
+def test_cards_are_told_from_tokenizers_and_unfinished_files(tmp_path):
+    for name in ("b.json", "a.json", "a.tokenizer.json", "tokenizer.json", ".a.7.json", "a.keras"):
+        (tmp_path / name).write_text("{}")
+    assert [path.name for path in files.cards(tmp_path)] == ["a.json", "b.json", "tokenizer.json"]
 
 
 def test_a_server_that_does_not_have_it(own_models, card, server):

@@ -10,22 +10,37 @@ import pytest
 from zoo import data, files
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "saved_models"
-CARDS = sorted(FOLDER.glob("*.json"))
+CARDS = files.cards(FOLDER)
+LANGUAGE = ["lstm_shakespeare", "gru_shakespeare"]
+# What a card of either kind says, and what of one kind.
+ALL = {"command", "backend", "versions", "data_sha256", "seed", "input", "data_licence"}
+OF_A_KIND = (
+    {"test_accuracy", "test_images", "class_names"},
+    {"test_loss", "test_bits_per_character", "validation_loss", "cell", "level", "length", "tokenizer_sha256"},
+)
 
 
 @pytest.mark.once
 def test_each_file_has_a_card_and_each_card_a_file():
     assert {path.stem for path in CARDS} == {path.stem for path in FOLDER.glob("*.keras")}
-    assert {"cnn_mnist", "cnn_gtsrb"} <= {path.stem for path in CARDS}
+    assert {"cnn_mnist", "cnn_gtsrb", *LANGUAGE} <= {path.stem for path in CARDS}
+    tokenizers = {path.name for path in FOLDER.glob("*.tokenizer.json")}
+    assert tokenizers == {f"{path.stem}.tokenizer.json" for path in CARDS if "tokenizer_sha256" in path.read_text()}
 
 
 @pytest.mark.parametrize("card_path", CARDS, ids=lambda path: path.stem)
 def test_card_describes_the_file(card_path):
     card, path = json.loads(card_path.read_text()), card_path.with_suffix(".keras")
     assert files.sha256(path) == card["sha256"] and path.stat().st_size == card["bytes"] < 50e6
-    assert {"command", "backend", "versions", "data_sha256", "seed", "test_accuracy", "data_licence"} <= card.keys()
+    assert ALL <= card.keys() and sum(keys <= card.keys() for keys in OF_A_KIND) == 1
+    assert "--resume" not in card["command"]
     model = keras.saving.load_model(path)  # keras alone: no custom objects of ours
     assert model.count_params() == card["parameters"]
+    if "tokenizer_sha256" in card:
+        tokenizer = files.tokenizer_path(path)
+        assert files.sha256(tokenizer) == card["tokenizer_sha256"]
+        vocabulary = json.loads(tokenizer.read_text())["model"]["vocab"]
+        assert sorted(vocabulary.values()) == list(range(model.output_shape[-1]))
 
 
 def test_a_raw_digit_is_classified_in_one_call():
@@ -68,3 +83,43 @@ def test_same_logits_on_every_backend(tmp_path, run, name, request):
         difference = np.abs(logits[backend] - logits["tensorflow"]).max()
         print(f"{name}: largest difference of logits, {backend} to tensorflow: {difference:.1e}")
         assert difference <= 1e-4
+
+
+@pytest.mark.once
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", LANGUAGE)
+def test_same_language_model_on_every_backend(tmp_path, run, name, shakespeare):
+    """`import keras` alone, each backend in its own process: logits over the whole validation part, and its loss.
+
+    The text is read as rows side by side. Each begins 256 characters before its own part, whose loss counts, so that
+    the states have settled; the first begins with the text.
+    """
+    dataset, _ = data.load_text(data_dir=shakespeare)
+    card = json.loads((FOLDER / f"{name}.json").read_text())
+    assert dataset.fingerprint() == card["data_sha256"]
+    vocabulary = json.loads((FOLDER / f"{name}.tokenizer.json").read_text())["model"]["vocab"]
+    ids = np.array([vocabulary[character] for character in dataset.part("validation")], "int32")
+    assert len(ids) - 1 == card["validation_tokens"]
+    before, wide = 256, 2000
+    begins = np.arange(0, len(ids) - 1 - before, wide - before)
+    tokens = np.stack(
+        [np.pad(ids[begin : begin + wide + 1], (0, max(0, begin + wide + 1 - len(ids)))) for begin in begins]
+    )
+    place = begins[:, None] + np.arange(wide)  # (rows, wide): where in the text
+    counts = (place < len(ids) - 1) & ((np.arange(wide) >= before) | (begins[:, None] == 0))
+    assert counts.sum() == len(ids) - 1 == np.unique(place[counts]).size  # every character but the first, once
+    np.save(tmp_path / "tokens.npy", tokens[:, :-1])
+    logits = {}
+    for backend in ("tensorflow", "jax", "torch"):
+        target = tmp_path / f"{backend}.npy"
+        ended = run(["-c", PREDICT, FOLDER / f"{name}.keras", tmp_path / "tokens.npy", target], backend=backend)
+        assert ended.returncode == 0, ended.stderr
+        logits[backend] = np.load(target).astype("float64")
+        losses = np.log(np.exp(logits[backend]).sum(axis=-1))
+        losses -= np.take_along_axis(logits[backend], tokens[:, 1:, None], axis=-1)[..., 0]
+        print(f"{name}: {losses[counts].mean():.6f} nats a character on {backend}, card {card['validation_loss']:.6f}")
+        assert losses[counts].mean() == pytest.approx(card["validation_loss"], abs=1e-4)
+    for backend in ("jax", "torch"):
+        difference = np.abs(logits[backend] - logits["tensorflow"])
+        print(f"{name}: largest difference of logits, {backend} to tensorflow: {difference.max():.1e}")
+        assert difference.max() <= 1e-4

@@ -1,4 +1,4 @@
-"""The `zoo` command: list, summary, quiz, classify, complete, verify.
+"""The `zoo` command: list, summary, quiz, classify, complete, verify, convert.
 
 Everything heavy is imported inside the subcommand that needs it, so that --help answers at once.
 """
@@ -101,6 +101,11 @@ def _parser():
     add("model", help=MODEL_HELP)
     add("--tolerance", type=float, default=1e-4, metavar="X", help="the largest difference that passes; default 1e-4")
     add("--backends", type=_words, metavar="A,B", help="some of tensorflow, jax, torch; default those installed")
+
+    add = command("convert", _convert, "turn published weights into a model of ours")
+    add("kind", choices=("marian",), help="marian: a translation model (opus-mt) as Hugging Face keeps it")
+    add("folder", help="where its files are: config.json, model.safetensors, source.spm and so on")
+    add("out", help="the .keras file to write; the tokenizer goes beside it")
     return parser, choices.choices
 
 
@@ -249,6 +254,12 @@ def _verify(args):
 
     path = registry.locate(args.model)
     return 0 if verify(path, backends=args.backends, tolerance=args.tolerance, say=_say) else 1
+
+
+def _convert(args):
+    from zoo.convert import marian
+
+    marian.convert(args.folder, args.out, say=_say)
 
 
 def _say(text):

@@ -200,6 +200,17 @@ def _needs(path, missing):
     )
 
 
+def tokenizer_path(model_path):
+    """Where the tokenizer of a language model's file is: `<name>.tokenizer.json` beside it."""
+    return pathlib.Path(model_path).with_suffix(".tokenizer.json")
+
+
+def cards(folder):
+    """Paths of the cards in a folder, sorted: its .json files but for tokenizers and hidden files."""
+    found = sorted(pathlib.Path(folder).glob("*.json"))
+    return [path for path in found if not path.name.startswith(".") and not path.name.endswith(".tokenizer.json")]
+
+
 def read_card(path):
     """Return the card (`<name>.json` beside a model file) as a dict, or None if there is none."""
     card = pathlib.Path(path).with_suffix(".json")

@@ -5,7 +5,8 @@
     zoo.load_model("cnn_mnist")     the pretrained file of that name, or any .keras file by its path
 
 A pretrained file is looked for in the folder `ZOO_MODELS_DIR` (if set), then in `saved_models/` beside the package.
-Where only its card lies, and the card has a "url", the file is fetched and checked against the card's sha256.
+Where only its card lies, and the card has a "url", the file is fetched and checked against the card's sha256; so is
+the tokenizer of a language model ("tokenizer_url", "tokenizer_sha256").
 Importing this module loads neither Keras nor NumPy.
 """
 
@@ -48,6 +49,7 @@ class Row:
 
 _CNN, _IMAGES = "zoo.models.cnn:cnn", "image classification"
 _RNN, _TEXT = "zoo.models.rnn_language_model:rnn_language_model", "language modelling"
+_SHAKESPEARE = {"vocabulary_size": 65, "dropout": 0.3}
 
 MODELS = {
     row.name: row
@@ -58,6 +60,8 @@ MODELS = {
         Row("cnn_gtsrb", _CNN, {"num_classes": 43}, _IMAGES, 9_553_003, pretrained=True),
         Row("lstm_language_model", _RNN, {"cell": "lstm", "vocabulary_size": 65}, _TEXT, 3_318_401),
         Row("gru_language_model", _RNN, {"cell": "gru", "vocabulary_size": 65}, _TEXT, 2_501_249),
+        Row("lstm_shakespeare", _RNN, _SHAKESPEARE | {"cell": "lstm"}, _TEXT, 3_318_401, pretrained=True),
+        Row("gru_shakespeare", _RNN, _SHAKESPEARE | {"cell": "gru"}, _TEXT, 2_501_249, pretrained=True),
     )
 }
 
@@ -152,7 +156,7 @@ def pretrained_files():
     found = {}
     for folder in _folders():
         here = {path.stem: path for path in folder.glob("*.keras") if not path.name.startswith(".")}
-        for card in folder.glob("*.json"):
+        for card in files.cards(folder):
             if card.stem not in here and (files.read_card(card) or {}).get("url"):
                 here[card.stem] = card
         if not here and folder != CHECKOUT_MODELS:
@@ -197,20 +201,27 @@ def _folders():
 
 
 def _fetch(card_path):
-    """Fetch the file that a card describes, into `ZOO_MODELS_DIR` or Keras' cache; a good copy there is used again."""
+    """Fetch the files that a card describes, into `ZOO_MODELS_DIR` or Keras' cache, but for good copies there."""
     card, name = files.read_card(card_path), card_path.stem
-    digest = card.get("sha256")
-    if not (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)):
-        raise UserError(f"{card_path} has a url but no sha256, so what it leads to cannot be trusted: add the sha256.")
     own = os.environ.get("ZOO_MODELS_DIR")
     cache = pathlib.Path(own or os.path.join(os.environ.get("KERAS_HOME") or "~/.keras", "models")).expanduser()
     target = cache / f"{name}.keras"
-    if not (target.is_file() and files.sha256(target) == digest):
+    wanted = [("url", "sha256", target)]
+    if "tokenizer_url" in card:  # first, because a model file that is in place is never fetched again
+        wanted.insert(0, ("tokenizer_url", "tokenizer_sha256", files.tokenizer_path(target)))
+    for url, digest, _ in wanted:
+        if not (isinstance(card.get(digest), str) and re.fullmatch("[0-9a-f]{64}", card[digest])):
+            raise UserError(
+                f"{card_path} has a {url} but no {digest}, so what it leads to cannot be trusted: add the {digest}."
+            )
+    for url, digest, path in wanted:
+        if path.is_file() and files.sha256(path) == card[digest]:
+            continue
         try:
-            _download(card["url"], target, digest)
+            _download(card[url], path, card[digest])
         except Exception as error:  # urllib, the disk and Keras raise many kinds
             raise UserError(
-                f"{name} cannot be fetched from {card['url']} into {cache} ({reason(error)}): check both, try again."
+                f"{name} cannot be fetched from {card[url]} into {cache} ({reason(error)}): check both, try again."
             ) from error
     beside = target.with_suffix(".json")  # so that every later load is checked against the card, too
     if not beside.is_file() or beside.read_bytes() != card_path.read_bytes():

@@ -176,7 +176,13 @@ def test_tied_embedding_and_open_sizes():
     book = ledger(model)
     check(book, model)
     assert book.parameters == 100 * 8 + 9 * 8 and len(book.unknown) == 3 and "--input-shape" in str(book)
-    assert ledger(model, input_shape=(7,)).macs == 7 * 8 * 8 + 7 * 8 * 100
+    closed = ledger(model, input_shape=(7,))
+    assert closed.macs == 7 * 8 * 8 + 7 * 8 * 100
+    # What cannot be counted is not called nothing.
+    assert "MACs) an example" not in str(book) and " 0 B" not in str(book) and "takes at least" in str(book)
+    assert "| **?** |" in book.to_markdown() and "≥ 0" not in book.to_html()
+    assert "6,048 multiply-accumulates (MACs) an example" in str(closed)
+    assert "takes about" in str(closed)
 
 
 def test_frozen_layers_are_not_trainable():

@@ -56,6 +56,17 @@ def test_wrong_answers_are_explained(answer, start):
     assert not right and remark.startswith(start) and "(3·3·32 + 1)·64 = 18,496" in remark
 
 
+def test_open_sizes_are_told():
+    token = keras.Input((None,), dtype="int32")
+    x = layers.LSTM(4, name="lstm")(layers.Embedding(9, 3, name="embedding")(token))
+    first, second, third = quiz.questions(keras.Model(token, layers.Dense(2, name="out")(x)), count=3)
+    assert first.text == (
+        "embedding is an Embedding (entries of the table (vocabulary) 9, features 3). How many parameters does it have?"
+    )
+    assert second.text.startswith("lstm is an LSTM (") and "and takes ?·3 (? is any size). How" in second.text
+    assert third.text.startswith("out is a Dense (") and "and takes 4. How" in third.text
+
+
 def test_output_shapes_are_explained():
     assert "⌊(48 - 2)/2⌋ + 1 = 24" in find("pool1").explanation
     x = keras.Input((31, 31, 3))

@@ -1,6 +1,5 @@
 """Which backend and which layer differ: found for altered files, and for a backend that computes something else."""
 
-import json
 import shutil
 
 import keras
@@ -8,7 +7,6 @@ import numpy as np
 import pytest
 from keras import layers
 
-from recipes import publish
 from tests.conftest import ROOT
 from zoo import files
 from zoo.errors import UserError
@@ -304,26 +302,6 @@ def test_mistakes(small, tmp_path):
     (tmp_path / "small.golden.npz").write_bytes(b"cut short")
     with pytest.raises(UserError, match="small.golden.npz is not a record"):
         verify.verify(tmp_path / "small.keras")
-
-
-@pytest.mark.once
-def test_publishing_leaves_a_golden_record(small, tmp_path):
-    """A run's model goes to saved_models/ with a card and a record of the very same file."""
-    folder = tmp_path / "run"
-    folder.mkdir()
-    shutil.copy(small / "small.keras", folder / "model.keras")
-    metrics = dict.fromkeys(publish.CARD) | {"model_sha256": files.sha256(folder / "model.keras")}
-    (folder / "metrics.json").write_text(json.dumps(metrics | {"class_names": ["a", "b", "c"]}))
-    target = tmp_path / "published.keras"
-    flags = [str(folder), str(target), "--input", "features", "--data-licence", "none"]
-    publish.main(publish.parse_args(flags))
-    assert files.read_card(target)["class_names"] == ["a", "b", "c"]
-    record = golden.Record.load(tmp_path / "published.golden.npz")
-    assert record.about["sha256"] == files.read_card(target)["sha256"] == files.sha256(target)
-    del metrics["test_loss"]
-    (folder / "metrics.json").write_text(json.dumps(metrics))
-    with pytest.raises(UserError, match="metrics.json lacks test_loss: run the recipe again"):
-        publish.main(publish.parse_args(flags))
 
 
 @pytest.mark.once

@@ -113,5 +113,5 @@ def sinusoids(position, width):
         float32 (..., d).
     """
     frequencies = 1e4 ** (-2.0 * np.arange(width // 2) / width)
-    angle = ops.expand_dims(ops.cast(position, "float32"), -1) * frequencies.astype("float32")
+    angle = ops.multiply(ops.expand_dims(ops.cast(position, "float32"), -1), frequencies.astype("float32"))
     return ops.concatenate([ops.sin(angle), ops.cos(angle)], axis=-1)

@@ -17,15 +17,14 @@ keras.layers.LSTMCell, GRUCell and SimpleRNNCell (3.15.1); for the names of a la
 https://github.com/pytorch/examples/blob/main/word_language_model/model.py.
 """
 
-import pathlib
-import pickle
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import keras
 import numpy as np
 
-from zoo.errors import UserError, nearest, reason
+from zoo.convert.tensor_files import TensorFile, refuse_differences
+from zoo.errors import UserError, nearest
 from zoo.models.rnn_language_model import recurrent_layers
 
 
@@ -72,7 +71,9 @@ def to_keras(state_dict, layers, prefix=""):
     parts = _parts(layers, prefix)
     found = _arrays(state_dict, prefix)
     _refuse_other_kinds(found, layers, prefix)
-    _refuse_differences(found, _shapes(parts), _names(layers), f"give the state dict of {_description(layers)}")
+    refuse_differences(
+        _shapes_of(found), _shapes(parts), _names(layers), f"give the state dict of {_description(layers)}"
+    )
     _assign(_values(parts, found))
 
 
@@ -125,8 +126,8 @@ def language_model_to_keras(state_dict, model, names=LANGUAGE_MODEL_NAMES):
     decoder = {names["logits_kernel"]: (v, layers[-1].units), names["logits_bias"]: (v,)}
     shapes = {names["embedding"]: (v, d)} | _shapes(parts)
     shapes |= {name: shape for name, shape in decoder.items() if not tied or name in found}
-    _refuse_differences(
-        found,
+    refuse_differences(
+        _shapes_of(found),
         shapes,
         f"the model {model.name}",
         "give the state dict of the model with these sizes, or `names` that say what its parts are called",
@@ -178,50 +179,8 @@ def load_state_dict_file(path):
         UserError: if the file is missing, is damaged, holds code or anything but tensors by name, or if the package
             that reads it is missing.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(
-            f"There is no file at {path}: give the path of a .pt or .safetensors file.{nearest(path.name, siblings)}"
-        )
-    safe = path.suffix == ".safetensors"
-    try:
-        content = _read_safetensors(path) if safe else _read_torch(path)
-    except ImportError as error:
-        package = "safetensors" if safe else "torch"
-        raise UserError(f"Reading {path} needs the package {package}: run `pip install {package}`.") from error
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{path} holds more than tensors by name, or is damaged, and code in a file is never run: save the state "
-            "dict alone, torch.save(model.state_dict(), path)."
-        ) from error
-    except Exception as error:  # zip and the libraries raise many kinds; all mean that this file cannot be used
-        raise UserError(
-            f"{path} is damaged or no {'safetensors' if safe else 'torch'} file ({type(error).__name__}: "
-            f"{reason(error)}): fetch it or save it again."
-        ) from error
-    others = [] if isinstance(content, Mapping) else [f"a {type(content).__name__}"]
-    for name, value in content.items() if not others else ():
-        if not hasattr(value, "shape"):
-            others.append(f"{name} (a {type(value).__name__})")
-    if others:
-        raise UserError(
-            f"{path} holds {', '.join(others)}, not only tensors by name: save the state dict itself, "
-            "torch.save(model.state_dict(), path)."
-        )
-    return _arrays(content)
-
-
-def _read_torch(path):
-    import torch
-
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _read_safetensors(path):
-    from safetensors.numpy import load_file
-
-    return load_file(path)
+    file = TensorFile(path)
+    return _arrays({name: file.read(name) for name in file.shapes})
 
 
 # The Keras side: which layers, and which torch names belong to them.
@@ -405,6 +364,10 @@ def _arrays(state_dict, prefix=""):
     return arrays
 
 
+def _shapes_of(arrays):
+    return {name: array.shape for name, array in arrays.items()}
+
+
 def _numpy(variable):
     """A Keras variable as a NumPy array of its own, of a kind that torch knows (bfloat16 becomes float32)."""
     array = np.array(keras.ops.convert_to_numpy(variable))
@@ -434,21 +397,6 @@ def _refuse_other_kinds(found, layers, prefix):
                 f"{name} has shape {shape}, as in a torch.nn.{other.torch} of {shape[1]} units, where {_names(layers)} "
                 f"can hold a torch.nn.{cell.torch}: use layers of the same kind."
             )
-
-
-def _refuse_differences(found, shapes, owner, advice):
-    """Refuse a state dict that lacks names, has others, or has wrong shapes; all of them are named."""
-    missing = [f"{name} {shape}" for name, shape in shapes.items() if name not in found]
-    unexpected = [name for name in found if name not in shapes]
-    wrong = [
-        f"{name} has shape {found[name].shape}, expected {shape}"
-        for name, shape in shapes.items()
-        if name in found and found[name].shape != tuple(shape)
-    ]
-    differences = [f"missing {', '.join(missing)}"] if missing else []
-    differences += [f"unexpected {', '.join(unexpected)}"] if unexpected else []
-    if differences or wrong:
-        raise UserError(f"The state dict does not fit {owner}: {'; '.join(differences + wrong)}: {advice}.")
 
 
 def _refuse_untied(found, names, model):

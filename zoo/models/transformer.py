@@ -271,10 +271,10 @@ def numbers_of(model):
 
 def _pad_id(model):
     """The token that the model's own mask compares the source with."""
-    for node in model.get_config()["layers"]:
-        if node["class_name"] == "NotEqual":
-            call = node["inbound_nodes"][0]
-            return int((*call["args"], *call["kwargs"].values())[1])
+    for operation in model.operations:  # not get_config(), for which Keras imports TensorFlow on every backend
+        if type(operation).__name__ == "NotEqual":
+            call = operation._inbound_nodes[0].arguments
+            return int((*call.args, *call.kwargs.values())[1])
     raise ValueError(f"{model.name} has no mask of its source.")
 
 

@@ -16,7 +16,7 @@ from zoo.reports.arithmetic import LEGEND
 from zoo.reports.filter_picture import filter_picture, png
 from zoo.reports.ledger import shape_text
 from zoo.reports.ledger_page_style import POLICY, SCRIPT, STYLE
-from zoo.reports.ledger_text import count, outputs, size
+from zoo.reports.ledger_text import outputs, size, total_macs
 
 # CSS class of a family: what the page calls it, and what the names of its kinds look like; the first match counts.
 FAMILIES = {
@@ -107,7 +107,7 @@ def _header(book):
     figures = [
         ("parameters", f"{book.parameters:,}", learned),
         ("size of the weights", size(book.weight_bytes), f"{book.weight_bytes:,} bytes"),
-        ("MACs for one example", least + count(book.macs), f"{exactly} {book.macs:,}" if book.macs >= 1e6 else ""),
+        ("MACs for one example", total_macs(book), f"{exactly} {book.macs:,}" if book.macs >= 1e6 else ""),
         ("memory of training", least + size(total), f"with Adam at batch {book.batch_size}"),
     ]
     tiles = "".join(

@@ -39,23 +39,31 @@ def sentence(formula):
     return f"{part}{letters} = {value}" if letters != value else f"{part}{value}"
 
 
+def total_macs(book):
+    """The MACs of an example: "96.4 M"; "≥ 96.4 M" where some rows are unknown, "?" where nothing is known."""
+    if not book.unknown:
+        return count(book.macs)
+    return f"≥ {count(book.macs)}" if book.macs else "?"
+
+
 def memory_line(book):
-    """The memory of training in one line."""
+    """The memory of training in one line; parts that cannot be counted are left out."""
     parts = book.training_memory()
     total = parts.pop("total")
+    shown = ", ".join(f"{name} {size(value)}" for name, value in parts.items() if value or not book.unknown)
     return (
-        f"Training with Adam at batch {book.batch_size} takes about {size(total)}: "
-        + ", ".join(f"{name} {size(value)}" for name, value in parts.items())
-        + "."
+        f"Training with Adam at batch {book.batch_size} takes {'at least' if book.unknown else 'about'} "
+        f"{size(total)}: {shown}."
     )
 
 
 def table(book, width=None):
     """The ledger for a terminal of `width` columns: two lines a layer, letters above numbers."""
     width = width or shutil.get_terminal_size((100, 24)).columns
-    macs = f"{'at least ' if book.unknown else ''}{count(book.macs)} multiply-accumulates (MACs) an example"
     trainable = "all trainable" if book.trainable == book.parameters else f"{book.trainable:,} trainable"
-    title = f"{book.name}: {book.parameters:,} parameters ({trainable}, {size(book.weight_bytes)}), {macs}"
+    title = f"{book.name}: {book.parameters:,} parameters ({trainable}, {size(book.weight_bytes)})"
+    if (macs := total_macs(book)) != "?":
+        title += f", {macs} multiply-accumulates (MACs) an example"
     lines = [*_wrapped("", title, width), ""]
     cells = [_cells(book, row) for row in book.rows]
     header = ("layer", "output", "parameters", "MACs", "where the parameters come from")
@@ -74,9 +82,9 @@ def table(book, width=None):
     lines += ["─" * min(width, max(70, sum(widths) + 44)), ""]
     lines += _wrapped("", memory_line(book), width)
     if book.unknown:
-        names = ", ".join(row.path for row in book.unknown[:5]) + (", …" if len(book.unknown) > 5 else "")
+        names = ", ".join(row.path for row in book.unknown[:5]) + (", …" if len(book.unknown) > 5 else ".")
         reason = "a size is open (give --input-shape)" if _open(book) else "they are of an unknown kind"
-        lines += _wrapped("", f"MACs or activations not counted, because {reason}: {names}.", width)
+        lines += _wrapped("", f"MACs or activations not counted, because {reason}: {names}", width)
     used = {letter for row in book.rows for formula in row.formulas for letter in formula.used}
     legend = "; ".join(f"{letter} {meaning}" for letter, meaning in LEGEND.items() if letter in used)
     if legend:
@@ -132,5 +140,5 @@ def markdown(book):
         shown = "" if row.group else f"{row.counted:,}"
         macs = "" if row.group else count(row.macs)
         lines.append(f"| {name} | {row.kind} | {outputs(row)} | {shown} | {sums} | {macs} |")
-    lines.append(f"| **total** | | | **{book.parameters:,}** | | **{count(book.macs)}** |")
+    lines.append(f"| **total** | | | **{book.parameters:,}** | | **{total_macs(book)}** |")
     return "\n".join([*lines, "", memory_line(book), ""])

@@ -11,6 +11,7 @@ from zoo.reports.arithmetic import LEGEND
 from zoo.reports.ledger import VIEWS, ledger, shape_text
 from zoo.reports.ledger_text import sentence
 
+AN = ("A", "E", "I", "O", "LSTM", "RMS", "Up")  # beginnings of layer kinds that are spoken with a vowel
 # Numbers of a layer's configuration that decide its output shape, with the words for them.
 DECISIVE = {
     "filters": "filters",
@@ -164,13 +165,13 @@ def _about_parameters(row):
     letters = {letter: formula.values[letter] for formula in row.formulas for letter in formula.used}
     numbers = ", ".join(f"{LEGEND.get(letter, letter)} {value}" for letter, value in letters.items())
     bias = ", with a bias" if any("+ 1)" in formula.letters for formula in row.formulas) else ""
-    text = f"{row.path} is a {row.kind} ({numbers}{bias})" if numbers else f"{row.path} is a {row.kind}"
+    text = _is_a(row) + (f" ({numbers}{bias})" if numbers else "")
     explanation = "\n".join(sentence(formula) for formula in row.formulas)
     if len(row.formulas) > 1:
         explanation += f"\ntogether {row.parameters:,}"
     forgotten = [dataclasses.replace(f, letters=f.letters.replace(" + 1)", ")")).value for f in row.formulas]
     return Question(
-        text=f"{text} and takes {_shapes(row.inputs)}. How many parameters does it have?",
+        text=f"{text}{_takes(row)}. How many parameters does it have?",
         answer=row.parameters,
         explanation=explanation,
         without_bias=sum(forgotten) if sum(forgotten) != row.parameters else None,
@@ -182,9 +183,9 @@ def _about_output(row):
     if set(config["dilation_rate"] or (1,)) == {1}:
         config["dilation_rate"] = None
     numbers = [f"{word} {_plain(config[key])}" for key, word in DECISIVE.items() if config[key] is not None]
-    text = f"{row.path} is a {row.kind}" + (f" ({', '.join(numbers)})" if numbers else "")
+    text = _is_a(row) + (f" ({', '.join(numbers)})" if numbers else "")
     return Question(
-        text=f"{text} and takes {_shapes(row.inputs)}. What is the shape of its output, without the batch?",
+        text=f"{text}{_takes(row)}. What is the shape of its output, without the batch?",
         answer=row.outputs[0],
         explanation=_why(row, config),
     )
@@ -206,6 +207,18 @@ def _why(row, config):
     if row.kind == "Flatten":
         return f"{shape_text(given)} = {math.prod(given):,} numbers in a row"
     return f"from {_shapes(row.inputs)} it makes {shape_text(made)}"
+
+
+def _is_a(row):
+    return f"{row.path} is {'an' if row.kind.startswith(AN) else 'a'} {row.kind}"
+
+
+def _takes(row):
+    """What goes in, unless all its sizes are open."""
+    if all(set(shape) == {None} for shape in row.inputs):
+        return ""
+    shapes = _shapes(row.inputs)
+    return f" and takes {shapes}" + (" (? is any size)" if "?" in shapes else "")
 
 
 def _shapes(shapes):

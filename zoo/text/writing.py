@@ -24,8 +24,10 @@ def load_with_tokenizer(path):
     try:
         size = numbers_of(model)["vocabulary_size"]
     except (ValueError, IndexError, AttributeError, StopIteration) as error:
-        raise UserError(f"{path} is not a recurrent language model: give one of recipes/rnn_shakespeare.py.") from error
-    beside = path.with_suffix(".tokenizer.json")
+        raise UserError(
+            f"{path} is not a recurrent language model: give one of recipes/rnn_shakespeare.py, e.g. lstm_shakespeare."
+        ) from error
+    beside = files.tokenizer_path(path)
     card = files.read_card(path) or {}
     if "tokenizer_sha256" in card and beside.is_file() and files.sha256(beside) != card["tokenizer_sha256"]:
         raise UserError(f"{beside} is not the tokenizer that the card of {path.name} describes: fetch it again.")

@@ -185,3 +185,52 @@ class Samples(keras.callbacks.Callback):
         print(text, flush=True)
         before = self.path.read_text(encoding="utf-8") if epoch and self.path.is_file() else ""
         files.write_text(self.path, before + text + "\n")
+
+
+class AverageWeights(keras.callbacks.Callback):
+    """Keep the trainable weights of the last epochs in files, for their mean.
+
+    Args:
+        folder: where `epoch_<n>.npz` go.
+        last: how many epochs are kept.
+    """
+
+    def __init__(self, folder, *, last):
+        super().__init__()
+        self.folder, self.last = folder, last
+
+    def on_epoch_end(self, epoch, logs=None):
+        with files.atomic(self._path(epoch + 1)) as temporary:
+            np.savez(temporary, *[keras.ops.convert_to_numpy(v) for v in self.model.trainable_variables])
+        self._path(epoch + 1 - self.last).unlink(missing_ok=True)
+
+    def restore(self, model, *, epochs):
+        """Put the mean of the weights after the last epochs into a model; `epochs` is how many there were."""
+        numbers = range(max(1, epochs - self.last + 1), epochs + 1)
+        total = [np.zeros(variable.shape, np.float64) for variable in model.trainable_variables]
+        for number in numbers:
+            with self._path(number).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                for place, part in enumerate(total):
+                    part += stored[f"arr_{place}"]
+        for variable, part in zip(model.trainable_variables, total, strict=True):
+            variable.assign((part / len(numbers)).astype(np.float32))
+
+    def _path(self, epoch):
+        return self.folder / f"epoch_{epoch}.npz"
+
+
+class ValidationScore(keras.callbacks.Callback):
+    """After each epoch, add a score to the logs and print it.
+
+    Args:
+        name: key in the logs and in `history.csv`.
+        score: function without arguments that returns a number.
+    """
+
+    def __init__(self, name, score):
+        super().__init__()
+        self.name, self.score = name, score
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs[self.name] = self.score()
+        print(f"{self.name}: {logs[self.name]:.2f}", flush=True)

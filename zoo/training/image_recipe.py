@@ -23,6 +23,7 @@ from zoo.training import callbacks
 from zoo.training.checkpoints import load_checkpoint
 from zoo.training.fast_paths import set_compiler_flags, use_fast_paths
 from zoo.training.initial_weights import set_random_streams
+from zoo.training.loop import train as train_model
 from zoo.training.optimizers import DECAY_KINDS, Adam
 
 set_compiler_flags()
@@ -138,22 +139,15 @@ def fit(model, train, validation, dataset, args):
         print(f"Resuming after epoch {len(history)} of {args.epochs}.", flush=True)
     first = callbacks.FirstLosses()
     log = callbacks.History(folder, settings=settings, rows=history, examples=len(batches.x))
-    try:
-        with callbacks.StopOnInterrupt() as stop:
-            model.fit(
-                batches,
-                shuffle=False,  # Batches has its own order
-                initial_epoch=len(history),
-                epochs=args.epochs,
-                validation_data=validation if len(validation[0]) else None,
-                validation_batch_size=256,
-                callbacks=[stop, callbacks.EpochOrder(batches), callbacks.StopOnNaN(), first, log],
-                verbose=1 if sys.stdout.isatty() else 2,
-            )
-    except KeyboardInterrupt:
-        done = len(log.rows)
-        kept = f"epoch 1 to {done} kept in {folder}, go on with --resume" if done else "no epoch was finished yet"
-        raise KeyboardInterrupt(kept) from None
+    train_model(
+        model,
+        batches,
+        log=log,
+        epochs=args.epochs,
+        callbacks=[first, log],
+        validation_data=validation if len(validation[0]) else None,
+        validation_batch_size=256,
+    )
     return log.rows, first.losses
 
 

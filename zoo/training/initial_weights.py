@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-INITIALIZERS = ("glorot", "he", "recurrent")
+INITIALIZERS = ("glorot", "he", "recurrent", "transformer")
 
 
 def set_initial_weights(model, *, seed, initializer="glorot"):
@@ -21,7 +21,9 @@ def set_initial_weights(model, *, seed, initializer="glorot"):
             a = sqrt(1 / fan_in) for dense kernels as in `torch.nn.Linear`: small first logits, a calm start.
             Fans count the receptive field. Or "recurrent", for language models: kernels as "glorot", recurrent kernels
             orthogonal (Saxe et al. 2014), embeddings U(-0.05, 0.05), biases zero but for the forget gate of an LSTM,
-            which is one (Jozefowicz et al. 2015, section 2.2): the distributions that Keras uses.
+            which is one (Jozefowicz et al. 2015, section 2.2): the distributions that Keras uses. Or "transformer":
+            kernels as "glorot", embeddings normal with deviation 1 / sqrt(width) (Vaswani et al. 2017, section 3.4,
+            scales them back), factors of normalisations one.
 
     Raises:
         ValueError: if the initializer is unknown.
@@ -34,6 +36,9 @@ def set_initial_weights(model, *, seed, initializer="glorot"):
         shape = tuple(weight.shape)
         if initializer == "recurrent" and weight.name != "kernel":
             values.append(_recurrent(weight, shape, rng))
+            continue
+        if initializer == "transformer" and weight.name != "kernel":
+            values.append(_transformer(weight, shape, rng))
             continue
         if len(shape) < 2:
             values.append(np.zeros(shape, "float32"))
@@ -59,6 +64,13 @@ def _recurrent(weight, shape, rng):
         units = shape[0] // 4
         values[units : 2 * units] = 1.0
     return values
+
+
+def _transformer(weight, shape, rng):
+    """The start of a tensor of a transformer that is not a kernel."""
+    if weight.name in ("embeddings", "reverse_embeddings") and shape[0] > 1:
+        return (rng.normal(size=shape) / math.sqrt(shape[-1])).astype("float32")
+    return np.full(shape, 1.0 if weight.name == "gamma" else 0.0, "float32")
 
 
 def random_streams(model):

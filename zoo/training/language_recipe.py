@@ -20,6 +20,7 @@ from zoo.training.checkpoints import load_checkpoint
 from zoo.training.fast_paths import set_compiler_flags, use_fast_paths
 from zoo.training.image_recipe import environment, learning_rate
 from zoo.training.initial_weights import set_initial_weights, set_random_streams
+from zoo.training.loop import train
 from zoo.training.optimizers import Adam
 
 set_compiler_flags()
@@ -152,25 +153,15 @@ def fit(training_model, model, tokenizer, dataset, args):
     log = callbacks.History(folder, settings=settings, rows=history, examples=batches.tokens.size, unit="tokens")
     samples = callbacks.Samples(folder / "samples.txt", lambda: sample(training_model, model, tokenizer, dataset, args))
     if not best.exhausted:
-        try:
-            with callbacks.StopOnInterrupt() as stop:
-                training_model.fit(
-                    batches,
-                    shuffle=False,
-                    initial_epoch=len(history),
-                    epochs=args.epochs,
-                    validation_data=validation,
-                    callbacks=[
-                        *(stop, callbacks.EpochOrder(batches), callbacks.FreshStates()),
-                        # The best weights are written before the checkpoint: a run killed between resumes before both.
-                        *(callbacks.StopOnNaN(), first, best, log, samples),
-                    ],
-                    verbose=1 if sys.stdout.isatty() else 2,
-                )
-        except KeyboardInterrupt:
-            done = len(log.rows)
-            kept = f"epoch 1 to {done} kept in {folder}, go on with --resume" if done else "no epoch was finished yet"
-            raise KeyboardInterrupt(kept) from None
+        train(
+            training_model,
+            batches,
+            log=log,
+            epochs=args.epochs,
+            # The best weights are written before the checkpoint: a run killed between resumes before both.
+            callbacks=[callbacks.FreshStates(), first, best, log, samples],
+            validation_data=validation,
+        )
     best.restore(training_model)
     copy_weights(training_model, model)
     return log.rows, first.losses

@@ -1,0 +1,179 @@
+"""Files of tensors by name, read one tensor at a time: safetensors, and torch files without running what they hold.
+
+Opening a file reads names and shapes only; a file of several gigabytes costs no more memory than its largest tensor.
+"""
+
+import json
+import pathlib
+import pickle
+import zipfile
+from collections.abc import Mapping
+
+import numpy as np
+
+from zoo.errors import UserError, nearest, reason
+
+# What the layout of Hugging Face calls a model's weights, the first that is there; an index names its shards.
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+class TensorFile:
+    """The tensors of one file. A .safetensors file needs the package safetensors; any other is read by torch.
+
+    Attributes:
+        shapes: dict name -> shape.
+
+    Raises:
+        UserError: if the file is missing, is damaged, holds code or anything but tensors by name, or if the package
+            that reads it is missing.
+    """
+
+    def __init__(self, path):
+        self.path = path = pathlib.Path(path)
+        if not path.is_file():
+            siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+            raise UserError(
+                f"There is no file at {path}: give the path of a .pt or .safetensors file."
+                f"{nearest(path.name, siblings)}"
+            )
+        self._safe = path.suffix == ".safetensors"
+        try:
+            content = _open_safetensors(path) if self._safe else _open_torch(path)
+        except ImportError as error:
+            package = "safetensors" if self._safe else "torch"
+            raise UserError(f"Reading {path} needs the package {package}: run `pip install {package}`.") from error
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                f"{path} holds more than tensors by name, or is damaged, and code in a file is never run: save the "
+                "state dict alone, torch.save(model.state_dict(), path)."
+            ) from error
+        except Exception as error:  # zip and the libraries raise many kinds; all mean that this file cannot be used
+            raise UserError(
+                f"{path} is damaged or no {'safetensors' if self._safe else 'torch'} file ({type(error).__name__}: "
+                f"{reason(error)}): fetch it or save it again."
+            ) from error
+        if not self._safe:
+            _refuse_other_content(path, content)
+        self._content = content
+        self.shapes = {
+            name: tuple(content.get_slice(name).get_shape() if self._safe else content[name].shape)
+            for name in content.keys()
+        }
+
+    def read(self, name):
+        """The tensor of that name as a NumPy array, as the file has it (bfloat16 becomes float32)."""
+        if self._safe:
+            array = self._content.get_tensor(name)
+            return array.astype("float32") if array.dtype.name == "bfloat16" else array
+        tensor = self._content[name].detach()
+        return np.asarray((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
+
+
+class Checkpoint:
+    """The tensors of a folder in the layout of Hugging Face, in one file or in shards; used as a `TensorFile` is.
+
+    Raises:
+        UserError: if the folder holds no such file, or one that is unusable.
+    """
+
+    def __init__(self, folder, names=WEIGHTS):
+        folder = pathlib.Path(folder)
+        self.path = next((folder / name for name in names if (folder / name).is_file()), None)
+        if self.path is None:
+            raise UserError(
+                f"{folder} holds no weights that can be read: {', '.join(names[:-1])} or {names[-1]} was expected."
+            )
+        paths = _shards(self.path) if self.path.suffix == ".json" else [self.path]
+        self._files = {}
+        for file in map(TensorFile, paths):
+            self._files |= dict.fromkeys(file.shapes, file)
+        self.shapes = {name: file.shapes[name] for name, file in self._files.items()}
+
+    def read(self, name):
+        """The tensor of that name as a NumPy array, as the file has it (bfloat16 becomes float32)."""
+        return self._files[name].read(name)
+
+
+def read_json(path, what):
+    """The JSON object in a file; `what` says in an error what the file is.
+
+    Raises:
+        UserError: if the file is missing, is no JSON, or holds something else than an object.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no {path.name} in {path.parent}, which is {what}: fetch it into that folder.")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise UserError(f"{path} is not valid JSON ({reason(error)}): fetch it again.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}, not a JSON object: fetch it again.")
+    return value
+
+
+def refuse_differences(found, expected, owner, advice):
+    """Refuse tensors that are missing, left over or of another shape; they are named.
+
+    Args:
+        found, expected: dict name -> shape.
+        owner: what they do not fit, for the message "… does not fit <owner>".
+        advice: what to do.
+
+    Raises:
+        UserError: if there is a difference.
+    """
+    missing = [f"{name} {tuple(shape)}" for name, shape in expected.items() if name not in found]
+    unexpected = [name for name in found if name not in expected]
+    wrong = [
+        f"{name} has shape {tuple(found[name])}, expected {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+    differences = [f"missing {_some(missing)}"] if missing else []
+    differences += [f"unexpected {_some(unexpected)}"] if unexpected else []
+    differences += [_some(wrong, "; ")] if wrong else []
+    if differences:
+        raise UserError(f"The state dict does not fit {owner}: {'; '.join(differences)}: {advice}.")
+
+
+def _some(words, between=", ", most=12):
+    return between.join(words[:most]) + (f"{between}… ({len(words)} in all)" if len(words) > most else "")
+
+
+def _open_safetensors(path):
+    import ml_dtypes  # noqa: F401  (Keras needs it too) teaches NumPy what bfloat16 is
+    from safetensors import safe_open
+
+    return safe_open(path, framework="np")
+
+
+def _open_torch(path):
+    import torch
+
+    # Files that are zip archives stay on the disk until a tensor is used; those of torch before 1.6 are read at once.
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
+
+
+def _refuse_other_content(path, content):
+    others = [] if isinstance(content, Mapping) else [f"a {type(content).__name__}"]
+    for name, value in content.items() if not others else ():
+        if not hasattr(value, "shape"):
+            others.append(f"{name} (a {type(value).__name__})")
+    if others:
+        raise UserError(
+            f"{path} holds {', '.join(others)}, not only tensors by name: save the state dict itself, "
+            "torch.save(model.state_dict(), path)."
+        )
+
+
+def _shards(path):
+    """Paths of the files that an index names."""
+    shards = read_json(path, "the index of the weights").get("weight_map")
+    plain = isinstance(shards, dict) and all(isinstance(name, str) and "/" not in name for name in shards.values())
+    if not shards or not plain:
+        raise UserError(f"{path} does not map names to files of its folder (weight_map): fetch it again.")
+    paths = [path.with_name(name) for name in sorted(set(shards.values()))]
+    if missing := [shard.name for shard in paths if not shard.is_file()]:
+        raise UserError(f"{path} names {_some(missing)}, which {path.parent} does not hold: fetch all of its files.")
+    return paths

@@ -1,0 +1,38 @@
+"""Losses that Keras does not have in this form."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("zoo")
+class SmoothedCrossEntropy(keras.losses.Loss):
+    """Cross-entropy of token ids with label smoothing, averaged over the tokens that weigh something, in nats.
+
+    With logits z (..., V), wanted token y and smoothing e, what is wanted is 1 - e at y, plus e / V everywhere:
+
+        loss = logsumexp(z) - (1 - e)·z_y - e·mean(z)        Szegedy et al. 2016, section 7
+
+    the loss of `torch.nn.functional.cross_entropy(label_smoothing=e)`. Nothing of the size of z is made but its own
+    softmax: `keras.losses.CategoricalCrossentropy` would want the targets one-hot.
+
+    Args:
+        smoothing: e, in [0, 1).
+
+    Raises:
+        ValueError: if `smoothing` is out of range.
+    """
+
+    def __init__(self, smoothing=0.0, name="smoothed_cross_entropy", reduction="mean_with_sample_weight", **kwargs):
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"smoothing must be in [0, 1), got {smoothing}.")
+        super().__init__(name=name, reduction=reduction, **kwargs)
+        self.smoothing = smoothing
+
+    def call(self, y_true, y_pred):
+        wanted = ops.expand_dims(ops.cast(y_true, "int32"), -1)
+        loss = ops.logsumexp(y_pred, axis=-1)
+        loss = loss - (1 - self.smoothing) * ops.squeeze(ops.take_along_axis(y_pred, wanted, axis=-1), -1)
+        return loss - self.smoothing * ops.mean(y_pred, axis=-1) if self.smoothing else loss
+
+    def get_config(self):
+        return super().get_config() | {"smoothing": self.smoothing}

@@ -1,0 +1,26 @@
+"""Learning-rate schedules that Keras does not have."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable("zoo")
+class InverseSquareRoot(keras.optimizers.schedules.LearningRateSchedule):
+    """Rise linearly to `peak` over `warm_up` steps, then fall with the root of the step.
+
+        rate(t) = peak · min(t / w, sqrt(w / t))        Vaswani et al. 2017, equation 3, with peak = 1 / sqrt(d·w)
+
+    Args:
+        peak: highest rate.
+        warm_up: w, steps until then, at least 1.
+    """
+
+    def __init__(self, peak, warm_up):
+        self.peak, self.warm_up = peak, warm_up
+
+    def __call__(self, step):
+        t = ops.cast(step, "float32") + 1.0
+        return self.peak * ops.minimum(t / self.warm_up, ops.sqrt(self.warm_up / t))
+
+    def get_config(self):
+        return {"peak": self.peak, "warm_up": self.warm_up}
