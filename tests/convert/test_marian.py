@@ -633,6 +633,8 @@ def test_texts_equal(tokenizers):
         "Ein Mann schläft."
     )
     assert ours.decode([ours.vocabulary_size + 5, ours.end_id]) == ""
+    for pieces, ids in ((ours.pieces, ours.encode("A man")), (ours.target_pieces, ours.encode_target("A man"))):
+        assert len(pieces(ids)) == len(ids) and "".join(pieces(ids)) == " A man</s>"
 
 
 def test_languages(tokenizers):
@@ -662,7 +664,7 @@ def test_save_and_load(tokenizers, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"type": "marian"}', '{"type": "BPE"}', '{"type": "marian", "x": 1}']
+    "content", ["", "[]", "{}", '{"kind": "marian"}', '{"kind": "BPE"}', '{"kind": "marian", "x": 1}']
 )
 def test_files_that_are_no_tokenizer(content, tmp_path):
     path = tmp_path / "model.tokenizer.json"

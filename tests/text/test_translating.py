@@ -18,28 +18,40 @@ PAD, START, END = 0, 1, 2
 KINDS = {
     "paper": {},
     "pre_norm": {"pre_norm": True, "activation": "gelu", "positions": "learned", "max_length": 64},
-    "untied": {"tie_embeddings": False, "source_vocabulary_size": 23, "decoder_layers": 1, "scale_embeddings": False},
+    "untied": {"tie_embeddings": False, "source_vocabulary_size": 23, "scale_embeddings": False},
     "marian": {"logits_bias": True, "activation": "silu"},
 }
+LENGTH = 17  # start, 15 tokens and the end: as many steps as the first buffers have positions
+NUMPY = keras.ops.convert_to_numpy
 
 
 @functools.cache
-def small(kind="paper", vocabulary=29, end_bias=0.0, seed=0):
-    """A model with weights so large that texts differ and no two tokens are nearly as likely."""
-    numbers = {"vocabulary_size": vocabulary, "num_layers": 2, "width": 16, "inner": 24, "num_heads": 4, "pad_id": PAD}
-    model, rng = transformer(**numbers | KINDS[kind]), np.random.default_rng(seed)
-    for variable in model.trainable_variables:
-        centre = 1.0 if "gamma" in variable.path else 0.0
-        variable.assign(rng.normal(centre, 0.6 if "kernel" in variable.path else 0.4, variable.shape))
-    if end_bias:
-        bias = model.get_layer("logits_bias").embeddings
-        bias.assign(np.where(np.arange(vocabulary) == END, end_bias, keras.ops.convert_to_numpy(bias)))
+def lively(kind="paper", vocabulary=29, end_bias=None, seed=0):
+    """A model whose random weights write varied texts that end at many places, with no two tokens nearly as likely."""
+    numbers = {"num_layers": 1, "decoder_layers": 2, "width": 16, "inner": 24, "num_heads": 4, "pad_id": PAD}
+    model, rng = transformer(vocabulary_size=vocabulary, **numbers | KINDS[kind]), np.random.default_rng(seed)
+    spread = {"query": 5.0, "key": 5.0, "outer": 3.0, "embedding": 0.4, "positions": 0.4, "logits": 0.5}
+    for layer in model.layers:
+        for weight in layer.trainable_variables:
+            own = spread.get(layer.name.split("_")[-1], 0.3) if weight.name in ("kernel", "embeddings") else 0.1
+            weight.assign(rng.normal(1.0 if weight.name == "gamma" else 0.0, own, weight.shape))
+    # Half of the last features change sign: otherwise every token would be its own likeliest successor.
+    gamma = model.get_layer("decoder_norm" if kind == "pre_norm" else "decoder_1_feed_forward_norm").gamma
+    gamma.assign(NUMPY(gamma) * np.resize([-2, 2], gamma.shape))
+    if end_bias is not None:
+        bias = model.get_layer("logits").bias if kind == "untied" else model.get_layer("logits_bias").embeddings
+        bias.assign(np.where(np.arange(vocabulary) == END, end_bias, NUMPY(bias)))
     return model
 
 
-def sentences(count, *, vocabulary=23, longest=20, seed=0):
+def sentences(count, *, vocabulary=23, longest=16, seed=0):
     rng = np.random.default_rng(seed)
     return [rng.integers(3, vocabulary, rng.integers(1, longest + 1)).tolist() for _ in range(count)]
+
+
+@functools.cache
+def decoder(*key, **options):
+    return Decoder(lively(*key), start_id=START, end_id=END, suppressed=(PAD,), **options)
 
 
 @functools.cache
@@ -48,107 +60,98 @@ def full(model):
     return compiled(model)
 
 
-@functools.cache
-def _log_probabilities(model, source, text):
-    ids = np.full((1, 20), PAD, "int32"), np.full((1, 20), PAD, "int32")  # what is behind the text is hidden from it
-    ids[0][0, : len(source)], ids[1][0, : len(text) + 1] = source, (START, *text)
-    logits = keras.ops.convert_to_numpy(full(model)(*map(keras.ops.convert_to_tensor, ids)))
-    logits = logits[0, len(text)].astype(np.float64)
-    return logits - np.logaddexp.reduce(logits)
+def log_probabilities(model, source, texts):
+    """Those of the next token of each text, float64 (V,) each, by the full model."""
+    ids = np.full((8, 20), PAD, "int32"), np.full((8, 20), PAD, "int32")  # what is behind a text is hidden from it
+    ids[0][:, : len(source)], ids[1][:, 0] = source, START
+    for row, text in enumerate(texts):
+        ids[1][row, 1 : len(text) + 1] = text
+    logits = NUMPY(full(model)(*map(keras.ops.convert_to_tensor, ids))).astype(np.float64)
+    logits = [logits[row, len(text)] for row, text in enumerate(texts)]
+    return [own - np.logaddexp.reduce(own) for own in logits]
 
 
-def log_probabilities(model, source, text):
-    """Those of the next token, float64 (V,), by the full model."""
-    return _log_probabilities(model, tuple(source), tuple(text)).copy()
+def write(model, source, choose):
+    """A text by running the full model again on each prefix; `choose` takes the log-probabilities."""
+    text = []
+    while len(text) < LENGTH - 2:
+        (p,) = log_probabilities(model, source, [text])
+        p[PAD] = -np.inf
+        if (token := choose(p)) == END:
+            break
+        text.append(int(token))
+    return text
 
 
-def decoder(model, **options):
-    return Decoder(model, start_id=START, end_id=END, suppressed=(PAD,), **options)
+LIVELY = [("paper",), ("pre_norm", 29, None, 0), ("untied", 29, 2.0, 1), ("marian", 29, 6.0, 4)]
+
+# ------------------------------------------------------------------------------------------------ one token at a time
 
 
-@functools.cache
-def decoder_of(*key):
-    return decoder(small(*key))
-
-
-# -------------------------------------------------------------------------------------------------- one token at a time
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_greedy_equals_the_full_model_run_again_on_each_prefix(kind):
-    model, sources = small(kind), sentences(3)
-    for source, text in zip(sources, decoder_of(kind).decode(sources, max_length=20)):
-        expected = []
-        while len(expected) < 18:
-            p = log_probabilities(model, source, expected)
-            p[PAD] = -np.inf
-            if (token := int(p.argmax())) == END:
-                break
-            expected.append(token)
-        assert text == expected
+@pytest.mark.parametrize("key", LIVELY)
+def test_greedy_equals_the_full_model_run_again_on_each_prefix(key):
+    sources = sentences(4)
+    texts = decoder(*key).decode(sources, max_length=LENGTH)
+    assert texts == [write(lively(*key), source, np.argmax) for source in sources]
+    assert len({*map(tuple, texts)}) > 2
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 4}, {"top_p": 0.7}, {"top_k": 9, "top_p": 0.8, "temperature": 0.6}])
 def test_drawn_tokens_are_those_of_numpy(options):
     """The same draws with the NumPy code for one text at a time, over the full model."""
-    model, sources = small(), sentences(3)
-    texts = decoder_of().decode(sources, max_length=20, seed=7, **options)
+    sources = sentences(4)
+    texts = decoder().decode(sources, max_length=LENGTH, seed=7, **options)
     for row, (source, text) in enumerate(zip(sources, texts)):
-        rng, expected = np.random.default_rng([7, row]), []
-        while len(expected) < 18:
-            p = log_probabilities(model, source, expected)
-            p[PAD] = -np.inf
-            if (token := next_token(p, rng, **options)) == END:
-                break
-            expected.append(token)
-        assert text == expected
-    assert decoder_of().decode(sources, max_length=20, seed=8, **options) != texts
+        choose = functools.partial(next_token, rng=np.random.default_rng([7, row]), **options)
+        assert text == write(lively(), source, choose)
+    assert decoder().decode(sources, max_length=LENGTH, seed=8, **options) != texts
+    assert decoder().decode(sources[:3], max_length=LENGTH, seed=7, **options) == texts[:3]
 
 
 @pytest.mark.parametrize("renormalize", [False, True])
 @pytest.mark.parametrize("drawing", [{}, {"seed": 3}])
 def test_scores(drawing, renormalize):
-    model, sources = small("marian", 29, 2.0), sentences(4)
-    written = decoder(model, renormalize=renormalize)
-    texts, scores = written.decode(sources, max_length=12, length_penalty=0.5, with_scores=True, **drawing)
+    key, sources = ("marian", 12, 3.0, 0), sentences(4, vocabulary=12)
+    texts, scores = decoder(*key, renormalize=renormalize).decode(
+        sources, max_length=LENGTH, length_penalty=0.5, with_scores=True, **drawing
+    )
     for source, text, score in zip(sources, texts, scores):
-        tokens = text + [END] * (len(text) < 10)  # a forced end costs nothing
-        p = [log_probabilities(model, source, text[:place]) for place in range(len(tokens))]
+        tokens = text + [END] * (len(text) < LENGTH - 2)  # a forced end costs nothing
+        p = [log_probabilities(lively(*key), source, [text[:place]])[0] for place in range(len(tokens))]
         left = [np.log1p(-np.exp(q[PAD])) if renormalize else 0.0 for q in p]
         total = sum(q[token] - more for q, token, more in zip(p, tokens, left))
-        np.testing.assert_allclose(score, total / min(len(text) + 1, 11) ** 0.5, rtol=1e-5)
+        np.testing.assert_allclose(score, total / (len(text) + 1) ** 0.5, rtol=1e-5)
 
 
-# ---------------------------------------------------------------------------------------------------------- beam search
+# -------------------------------------------------------------------------------------------------------- beam search
 
 
 def brute_force(model, source, *, beams, length_penalty, max_length):
     """Beam search with lists, from its definition: (text, score)."""
-    running, pool, closed = [([], 0.0)], [], False
+    running, pool = [([], 0.0)], []
     for length in range(1, max_length):
         candidates = []
-        for text, score in running:
-            p = log_probabilities(model, source, text)
-            tokens = [END] if length == max_length - 1 else [id_ for id_ in range(len(p)) if id_ != PAD]
-            candidates += [(text + [t], score + (0.0 if length == max_length - 1 else p[t])) for t in tokens]
+        for (text, score), p in zip(running, log_probabilities(model, source, [text for text, _ in running])):
+            if length < max_length - 1:
+                candidates += [([*text, id_], score + p[id_]) for id_ in range(len(p)) if id_ != PAD]
+            else:
+                candidates.append(([*text, END], score))
         candidates = sorted(candidates, key=lambda c: -c[1])[: 2 * beams]
         pool += [(text[:-1], score / length**length_penalty) for text, score in candidates[:beams] if text[-1] == END]
         pool = sorted(pool, key=lambda c: -c[1])[:beams]
         running = [c for c in candidates if c[0][-1] != END][:beams]
-        closed = not running or (len(pool) == beams and running[0][1] / length**length_penalty <= pool[-1][1])
-        if closed:
+        if not running or (len(pool) == beams and running[0][1] / length**length_penalty <= pool[-1][1]):
             break
     return pool[0]
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
-@pytest.mark.parametrize("kind,beams,end_bias", [("paper", 2, 0.0), ("pre_norm", 3, 0.0), ("marian", 4, 3.0)])
-def test_beam_search_equals_brute_force(kind, beams, end_bias, length_penalty):
-    model, sources = small(kind, 12, end_bias), sentences(4, vocabulary=12)
-    options = {"beams": beams, "length_penalty": length_penalty, "max_length": 10}
-    texts, scores = decoder_of(kind, 12, end_bias).decode(sources, with_scores=True, **options)
+@pytest.mark.parametrize("beams,key", [(2, LIVELY[0]), (3, LIVELY[1]), (4, ("marian", 12, 3.0, 0))])
+def test_beam_search_equals_brute_force(beams, key, length_penalty):
+    sources, options = sentences(4, vocabulary=12), {"beams": beams, "length_penalty": length_penalty}
+    texts, scores = decoder(*key).decode(sources, max_length=LENGTH, with_scores=True, **options)
     for source, text, score in zip(sources, texts, scores):
-        expected, expected_score = brute_force(model, source, **options)
+        expected, expected_score = brute_force(lively(*key), source, max_length=LENGTH, **options)
         assert text == expected
         np.testing.assert_allclose(score, expected_score, rtol=1e-5)
 
@@ -156,13 +159,13 @@ def test_beam_search_equals_brute_force(kind, beams, end_bias, length_penalty):
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 def test_enough_beams_find_the_best_of_all_texts(length_penalty):
     """Of the texts of at most two tokens, every one is looked at with as many beams as there are tokens."""
-    model, sources = small("marian", 7, 1.0), sentences(12, vocabulary=7, longest=6)
+    key, sources = ("marian", 7, 1.0, 3), sentences(12, vocabulary=7, longest=6)
     options = {"beams": 6, "length_penalty": length_penalty, "max_length": 4}
-    texts, scores = decoder_of("marian", 7, 1.0).decode(sources, with_scores=True, **options)
+    texts, scores = decoder(*key).decode(sources, with_scores=True, **options)
     words = [id_ for id_ in range(7) if id_ not in (PAD, END)]
     for source, text, score in zip(sources, texts, scores):
-        first = log_probabilities(model, source, [])
-        second = {word: log_probabilities(model, source, [word]) for word in words}
+        first, *second = log_probabilities(lively(*key), source, [[], *([word] for word in words)])
+        second = dict(zip(words, second))
         every = {(): first[END]}
         every |= {(a,): (first[a] + second[a][END]) / 2**length_penalty for a in words}
         every |= {(a, b): (first[a] + second[a][b]) / 3**length_penalty for a, b in itertools.product(words, words)}
@@ -171,106 +174,81 @@ def test_enough_beams_find_the_best_of_all_texts(length_penalty):
         np.testing.assert_allclose(score, every[best], rtol=1e-5)
 
 
-# --------------------------------------------------------------------------------------------------------- transformers
+# ------------------------------------------------------------------------------------------------------- transformers
 
 
 @functools.cache
-def marian(seed=3, size=80, width=32):
-    """A MarianMTModel whose random weights write varied texts that end at many different places, and it in ours."""
+def marian(model):
+    """A MarianMTModel with the weights of one of ours."""
     transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
     config = transformers.MarianConfig(
-        vocab_size=size,
-        d_model=width,
-        encoder_layers=2,
+        vocab_size=29,
+        d_model=16,
+        encoder_layers=1,
         decoder_layers=2,
-        encoder_ffn_dim=48,
-        decoder_ffn_dim=48,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
         encoder_attention_heads=4,
         decoder_attention_heads=4,
         activation_function="swish",
         scale_embedding=True,
-        pad_token_id=size - 1,
-        decoder_start_token_id=size - 1,
-        eos_token_id=0,
-        forced_eos_token_id=0,
+        pad_token_id=PAD,
+        decoder_start_token_id=START,
+        eos_token_id=END,
         max_position_embeddings=64,
     )
-    theirs, generator = transformers.MarianMTModel(config).eval(), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in theirs.named_parameters():
-            if "positions" in name:
-                continue
-            kind = [part for part in ("norm", "bias", "shared", "q_proj", "k_proj", "fc2") if part in name]
-            spread = {"norm": 0.1, "bias": 0.1, "shared": 0.4, "q_proj": 5, "k_proj": 5, "fc2": 3}
-            mean = 1.0 if name.endswith("norm.weight") else 0.0
-            weight.normal_(mean, spread[kind[0]] if kind else 0.3, generator=generator)
-        # Half of the final features change sign: otherwise every token would be its own likeliest successor.
-        theirs.model.decoder.layers[-1].final_layer_norm.weight.mul_(2)[::2].mul_(-1)
-        theirs.final_logits_bias.normal_(0, 0.5, generator=generator)[0, 0] = 6.0
-    ours = transformer(
-        vocabulary_size=size,
-        num_layers=2,
-        width=width,
-        inner=48,
-        num_heads=4,
-        activation="silu",
-        logits_bias=True,
-        pad_id=size - 1,
-    )
-    weights = {name: weight.detach().numpy() for name, weight in theirs.state_dict().items()}
-    ours.get_layer("embedding").embeddings.assign(weights["model.shared.weight"])
-    ours.get_layer("logits_bias").embeddings.assign(weights["final_logits_bias"])
+    theirs = transformers.MarianMTModel(config).eval()
     parts = {"inner": "fc1", "outer": "fc2", "feed_forward_norm": "final_layer_norm"}
     for kind, name in (("self", "self_attn"), ("cross", "encoder_attn")):
-        parts |= {f"{kind}_attention_{p}": f"{name}.{p[0]}_proj" for p in ("query", "key", "value")}
+        parts |= {f"{kind}_attention_{part}": f"{name}.{part[0]}_proj" for part in ("query", "key", "value")}
         parts |= {f"{kind}_attention_output": f"{name}.out_proj", f"{kind}_attention_norm": f"{name}_layer_norm"}
-    for side, i, (part, name) in itertools.product(("encoder", "decoder"), range(2), parts.items()):
-        if side == "decoder" or "cross" not in part:
-            weight, bias = (weights[f"model.{side}.layers.{i}.{name}.{kind}"] for kind in ("weight", "bias"))
-            ours.get_layer(f"{side}_{i}_{part}").set_weights([weight.T if weight.ndim == 2 else weight, bias])
-    return theirs, ours
+    weights = {"shared.weight": model.get_layer("embedding").get_weights()[0]}
+    for layer in model.layers:
+        if layer.name[:9] in ("encoder_0", "decoder_0", "decoder_1") and layer.weights:
+            name = f"{layer.name[:7]}.layers.{layer.name[8]}.{parts[layer.name[10:]]}"
+            weight, bias = layer.get_weights()
+            weights |= {f"{name}.weight": weight.T, f"{name}.bias": bias}
+    with torch.no_grad():
+        for name, weight in weights.items():
+            theirs.model.get_parameter(name).copy_(torch.tensor(weight))
+        theirs.final_logits_bias.copy_(torch.tensor(model.get_layer("logits_bias").get_weights()[0]))
+    return theirs
 
 
 @pytest.mark.parametrize(
-    "beams,options,theirs",
-    [
-        (1, {}, {}),
-        (5, {}, {}),
-        (5, {"length_penalty": 0.0, "renormalize": True}, {"length_penalty": 0.0, "renormalize_logits": True}),
-        (2, {"force_end": False}, {"forced_eos_token_id": None}),
-    ],
+    "beams,options,renormalize,force_end",
+    [(1, {}, False, True), (5, {}, True, True), (5, {"length_penalty": 0.3}, False, False)],
 )
-def test_same_tokens_as_transformers(beams, options, theirs):
-    model, ours = marian()
+def test_same_tokens_as_transformers(beams, options, renormalize, force_end):
+    """Fifty sources; their texts end at many different places, through several buffers."""
+    theirs = marian(lively(*LIVELY[3]))
     import torch
 
-    if theirs.get("forced_eos_token_id", 0) is None:
-        model.generation_config.forced_eos_token_id = None
-    pad, rng = 79, np.random.default_rng(0)
-    sources = [[*rng.integers(1, pad, length).tolist(), 0] for length in rng.integers(1, 20, 50)]
-    ids = np.array([source + [pad] * (20 - len(source)) for source in sources])
-    settings = {"num_beams": beams, "max_length": 40, "bad_words_ids": [[pad]], "do_sample": False}
-    try:
-        output = model.generate(
-            torch.tensor(ids),
-            attention_mask=torch.tensor(ids != pad),
-            return_dict_in_generate=True,
-            output_scores=True,
-            **settings,
-            **theirs,
-        )
-    finally:
-        model.generation_config.forced_eos_token_id = 0
-    expected = [[*itertools.takewhile(bool, row[1:])] for row in output.sequences.tolist()]
-    expected = [[id_ for id_ in row if id_ != pad] for row in expected]
-    renormalize = options.pop("renormalize", False)
-    decoder = Decoder(ours, start_id=pad, end_id=0, suppressed=(pad,), renormalize=renormalize)
-    texts, scores = decoder.decode(sources, beams=beams, max_length=40, with_scores=True, **options)
-    assert texts == expected
+    sources = sentences(50, seed=2)
+    ids = torch.tensor([source + [PAD] * (16 - len(source)) for source in sources])
+    output = theirs.generate(
+        ids,
+        attention_mask=ids != PAD,
+        num_beams=beams,
+        max_length=33,
+        bad_words_ids=[[PAD]],
+        do_sample=False,
+        forced_eos_token_id=END if force_end else None,
+        renormalize_logits=renormalize,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **options,
+    )
+    expected = [
+        [id_ for id_ in itertools.takewhile(lambda id_: id_ != END, row[1:])] for row in output.sequences.tolist()
+    ]
+    texts, scores = decoder(*LIVELY[3], renormalize=renormalize).decode(
+        sources, beams=beams, max_length=33, force_end=force_end, with_scores=True, **options
+    )
+    assert texts == [[id_ for id_ in row if id_ != PAD] for row in expected]
     if beams > 1:
         np.testing.assert_allclose(scores, output.sequences_scores.numpy(), rtol=1e-4)
-    assert len({len(text) for text in texts}) > 10 and len({*map(tuple, texts)}) > 20  # not all the same
-    assert sum(len(text) < 36 for text in texts) > 20
+    assert len({len(text) for text in texts}) > 8 and len({*map(tuple, texts)}) > 25
 
 
 # ---------------------------------------------------------------------------------------------- batches, stops, weights
@@ -278,42 +256,47 @@ def test_same_tokens_as_transformers(beams, options, theirs):
 
 @pytest.mark.parametrize("options", [{}, {"beams": 3}])
 def test_neighbours_and_padding_change_nothing(options):
-    sources = sentences(9)
-    sources[4] = sources[4] * 6
-    decode = functools.partial(decoder_of("marian", 29, 2.5).decode, max_length=40, **options)
+    sources = sentences(5, longest=14)
+    sources[2] = sources[2] * 5
+    decode = functools.partial(decoder(*LIVELY[3]).decode, max_length=20, **options)
     texts = decode(sources)
     assert len({len(text) for text in texts}) > 2
-    assert [decode([source])[0] for source in sources] == texts
-    array = np.full((9, 150), PAD)
+    assert [decode([source])[0] for source in sources[:2]] == texts[:2]
+    array = np.full((5, 150), PAD)
     for row, source in enumerate(sources):
         array[row, : len(source)] = source
     assert decode(array) == texts
-    assert decode(sources, batch_size=2) == texts
+    assert decode(sources, batch_size=4) == texts
     assert decode(sources[::-1]) == texts[::-1]
     assert decode([]) == []
 
 
-def test_draws_belong_to_the_sentence():
-    sources = sentences(5)
-    texts = decoder_of().decode(sources, seed=1, max_length=20)
-    assert decoder_of().decode(sources, seed=1, max_length=20, batch_size=2) == texts
-    assert decoder_of().decode(sources[:2], seed=1, max_length=20) == texts[:2]
+@pytest.mark.parametrize("options", [{}, {"beams": 2}, {"seed": 1}])
+def test_sentences_that_ended_leave(options, monkeypatch):
+    key, sources = ("marian", 29, 9.0, 4), sentences(16, seed=3)
+    writer, kept = decoder(*key), []
+    monkeypatch.setattr(writer, "_kept", lambda open_: kept.append(Decoder._kept(writer, open_)) or kept[-1])
+    texts = writer.decode(sources, max_length=40, **options)
+    assert len(kept) > 1 and len(kept[-1]) < 16
+    monkeypatch.setattr(writer, "_kept", lambda open_: np.arange(len(open_)))
+    assert writer.decode(sources, max_length=40, **options) == texts
 
 
 def test_ends_when_all_have_ended():
-    early, sources = decoder_of("marian", 29, 9.0), sentences(6)
-    texts = early.decode(sources, max_length=200)
-    assert early.steps == max(map(len, texts)) + 1 < 20
-    early.decode(sources, max_length=200, beams=3)
-    assert early.steps < 40
+    writer, sources = decoder("marian", 29, 12.0, 2), sentences(4)
+    texts = writer.decode(sources, max_length=200)
+    assert writer.steps == max(map(len, texts)) + 1 <= 16
+    writer.decode(sources, max_length=200, beams=2)
+    assert writer.steps <= 16
 
 
 def test_weights_that_change_are_noticed():
-    model, sources = small("marian", 29, 1.0, 5), sentences(3)
-    before, other = decoder(model), small("marian", 29, 1.0, 6)
-    texts = before.decode(sources, max_length=12)
+    model, sources = lively("marian", 29, 4.0, 2), sentences(4)
+    writer, other = Decoder(model, start_id=START, end_id=END, suppressed=(PAD,)), lively(*LIVELY[3])
+    texts = writer.decode(sources, max_length=LENGTH)
     model.set_weights(other.get_weights())
-    assert before.decode(sources, max_length=12) == decoder(other).decode(sources, max_length=12) != texts
+    expected = decoder(*LIVELY[3]).decode(sources, max_length=LENGTH)
+    assert writer.decode(sources, max_length=LENGTH) == expected != texts
 
 
 def test_keras_and_pytorch_layers_write_the_same(monkeypatch):
@@ -321,13 +304,14 @@ def test_keras_and_pytorch_layers_write_the_same(monkeypatch):
         pytest.skip("there are two ways on torch only")
     sources = sentences(3)
     for options in ({}, {"beams": 3}):
-        plain = decoder_of("pre_norm").decode(sources, max_length=20, **options)
+        plain = decoder(*LIVELY[1]).decode(sources, max_length=20, **options)
         with monkeypatch.context() as patch:
             patch.setattr(translating, "suits", lambda model: False)
-            assert decoder(small("pre_norm")).decode(sources, max_length=20, **options) == plain
+            writer = Decoder(lively(*LIVELY[1]), start_id=START, end_id=END, suppressed=(PAD,))
+            assert writer.decode(sources, max_length=20, **options) == plain
 
 
-# ------------------------------------------------------------------------------------------------------------ wrong use
+# ---------------------------------------------------------------------------------------------------------- wrong use
 
 
 @pytest.mark.parametrize(
@@ -350,14 +334,14 @@ def test_keras_and_pytorch_layers_write_the_same(monkeypatch):
 def test_wrong_use_is_told_in_a_sentence(options, message):
     options = {"sources": [[3, 4]], "max_length": 10} | options
     with pytest.raises(UserError, match=message) as told:
-        decoder_of("pre_norm").decode(options.pop("sources"), **options)
+        decoder(*LIVELY[1]).decode(options.pop("sources"), **options)
     assert "\n" not in str(told.value)
 
 
 def test_wrong_tokens_are_told():
     with pytest.raises(UserError, match="29 is not in the vocabulary"):
-        Decoder(small(), start_id=29, end_id=END)
+        Decoder(lively(), start_id=29, end_id=END)
     with pytest.raises(UserError, match="must not be suppressed"):
-        Decoder(small(), start_id=START, end_id=END, suppressed=(END,))
+        Decoder(lively(), start_id=START, end_id=END, suppressed=(END,))
     with pytest.raises(ValueError, match="not a transformer"):
         Decoder(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]), start_id=1, end_id=2)

@@ -378,19 +378,16 @@ def _settings(folder, config, tokenizer_config):
 
 def _check_ids(tokenizer, config, folder):
     """Refuse ids that the model has no embedding for, and another padding than the tokenizer's."""
-    own = tokenizer.target_vocabulary
-    largest = {
-        "vocab_size": ("vocab.json", max(tokenizer.vocabulary.values())),
-        "decoder_vocab_size": (
-            "target_vocab.json" if own else "vocab.json",
-            max((own or tokenizer.vocabulary).values()),
-        ),
-    }
-    for size, (name, place) in largest.items():
-        if place >= config[size]:
+    tables = [("vocab.json", tokenizer.vocabulary, "vocab_size")]
+    if tokenizer.target_vocabulary:
+        tables.append(("target_vocab.json", tokenizer.target_vocabulary, "decoder_vocab_size"))
+    else:
+        tables.append(("vocab.json", tokenizer.vocabulary, "decoder_vocab_size"))
+    for name, vocabulary, size in tables:
+        if max(vocabulary.values()) >= config[size]:
             raise UserError(
-                f"{folder / name} has a piece with the id {place}, and config.json says {size} is {config[size]}: they "
-                "belong to different models."
+                f"{folder / name} has a piece with the id {max(vocabulary.values())}, and config.json says {size} is "
+                f"{config[size]}: they belong to different models."
             )
     if tokenizer.pad_id != config["pad_token_id"]:
         raise UserError(

@@ -133,6 +133,14 @@ class MarianTokenizer:
         model = self._source if self.target_vocabulary is None else self._target
         return model.decode_pieces(pieces).replace("▁", " ").strip()
 
+    def pieces(self, ids):
+        """The piece of each id of a source, its space written as one, for the axes of a picture."""
+        return _named(ids, {place: piece for piece, place in self.vocabulary.items()}, self.unknown)
+
+    def target_pieces(self, ids):
+        """The piece of each id of a target."""
+        return _named(ids, self._target_pieces, self.unknown)
+
     def _ids(self, text, model, vocabulary):
         pieces = []
         for part in self._specials.split(text):  # <unk>, </s> and <pad> in a text are the tokens, as in transformers
@@ -148,7 +156,7 @@ class MarianTokenizer:
     def save(self, path):
         """Write the tokenizer as JSON, atomically; its SentencePiece models are in it in base64."""
         content = {
-            "type": KIND,
+            "kind": KIND,
             "unknown": self.unknown,
             "end": self.end,
             "pad": self.pad,
@@ -172,8 +180,8 @@ class MarianTokenizer:
             raise UserError(f"There is no tokenizer at {path}: it lies beside its model as <name>.tokenizer.json.")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if content.pop("type") != KIND:
-                raise ValueError("of another type")
+            if content.pop("kind") != KIND:
+                raise ValueError("of another kind")
             for side in ("source_model", "target_model"):
                 content[side] = base64.b64decode(content[side], validate=True)
             return cls(**content, origin=path)
@@ -182,6 +190,10 @@ class MarianTokenizer:
                 f"{path} is not the tokenizer of a Marian model ({type(error).__name__}: {reason(error)}): convert the "
                 "model again."
             ) from error
+
+
+def _named(ids, pieces, unknown):
+    return [pieces.get(int(place), unknown).replace("▁", " ") for place in ids]
 
 
 def _check_vocabulary(vocabulary, needed, what):
