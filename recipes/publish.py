@@ -98,7 +98,7 @@ def read_metrics(path):
 
 
 def from_scratch(command):
-    """The command that repeats a run: a run that was interrupted and resumed is, bit for bit, the one that was not."""
+    """The command that repeats a run. One that was interrupted and resumed is, bit for bit, the one that was not."""
     return shlex.join(word for word in shlex.split(command) if word != "--resume")
 
 

@@ -91,7 +91,7 @@ def test_same_logits_on_every_backend(tmp_path, run, name, request):
 def test_same_language_model_on_every_backend(tmp_path, run, name, shakespeare):
     """`import keras` alone, each backend in its own process: logits over the whole validation part, and its loss.
 
-    The text is read as rows side by side. Each begins 256 characters before its own part, whose loss counts, so that
+    The text is read as rows side by side. Each begins 500 characters before its own part, whose loss counts, so that
     the states have settled; the first begins with the text.
     """
     dataset, _ = data.load_text(data_dir=shakespeare)
@@ -100,7 +100,7 @@ def test_same_language_model_on_every_backend(tmp_path, run, name, shakespeare):
     vocabulary = json.loads((FOLDER / f"{name}.tokenizer.json").read_text())["model"]["vocab"]
     ids = np.array([vocabulary[character] for character in dataset.part("validation")], "int32")
     assert len(ids) - 1 == card["validation_tokens"]
-    before, wide = 256, 2000
+    before, wide = 500, 2000
     begins = np.arange(0, len(ids) - 1 - before, wide - before)
     tokens = np.stack(
         [np.pad(ids[begin : begin + wide + 1], (0, max(0, begin + wide + 1 - len(ids)))) for begin in begins]

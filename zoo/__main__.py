@@ -1,4 +1,4 @@
-"""The `zoo` command: list, summary, quiz, classify, complete, verify, convert.
+"""The `zoo` command: list, summary, quiz, classify, complete, translate, verify, convert.
 
 Everything heavy is imported inside the subcommand that needs it, so that --help answers at once.
 """
@@ -96,6 +96,13 @@ def _parser():
     add("--greedy", action="store_true", help="always take the likeliest token")
     add("--seed", type=int, default=0, metavar="N", help="other seeds write other texts; default 0")
     add("--next", type=int, metavar="N", help="do not write: show the N likeliest next tokens")
+
+    add = command("translate", _translate, "translate sentences")
+    add("model", help=MODEL_HELP)
+    add("sentence", nargs="*", help="what to translate; without any, the lines of standard input")
+    add("--beams", type=int, metavar="N", help="1 is greedy; default 5, or as a converted model was published")
+    add("--length-penalty", type=float, metavar="X", help="above 0 favours longer texts; default 1, or as published")
+    add("--attention", metavar="FILE", help="write a picture of where the cross-attentions look (one sentence)")
 
     add = command("verify", _verify, "check that a model gives the same numbers on every backend", epilog=None)
     add("model", help=MODEL_HELP)
@@ -246,6 +253,35 @@ def _complete(args):
     for part, piece in enumerate(text):
         print((args.prompt if part == 0 else "") + piece, end="", flush=True)
     print()
+
+
+def _translate(args):
+    if args.attention and len(args.sentence) != 1:
+        raise UserError(f"--attention draws one sentence, got {len(args.sentence)}: give one in quotes.")
+    if args.beams is not None and args.beams < 1:
+        raise UserError(f"--beams must be at least 1, got {args.beams}.")
+    from zoo import backends, registry
+
+    path = registry.locate(args.model)
+    if path.is_file():
+        backends.start()
+    from zoo.text.translator import load_translator
+
+    translator, options = load_translator(path), {"beams": args.beams, "length_penalty": args.length_penalty}
+    if args.sentence:
+        translations = translator.translate(args.sentence, **options)
+        print(*translations, sep="\n")
+    else:
+        for line in sys.stdin:  # one by one, so that a person who types is answered
+            print(*translator.translate([line], **options), flush=True)
+    if args.attention:
+        from zoo.reports.translation import save_attention
+
+        try:
+            save_attention(args.attention, *translator.attention(args.sentence[0], translations[0]))
+        except OSError as error:
+            raise UserError(f"Cannot write {args.attention} ({error.strerror}): name another file.") from error
+        print(f"Where it looked is in {args.attention}.")
 
 
 def _verify(args):

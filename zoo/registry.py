@@ -50,6 +50,10 @@ class Row:
 _CNN, _IMAGES = "zoo.models.cnn:cnn", "image classification"
 _RNN, _TEXT = "zoo.models.rnn_language_model:rnn_language_model", "language modelling"
 _SHAKESPEARE = {"vocabulary_size": 65, "dropout": 0.3}
+_TRANSFORMER, _TRANSLATION = "zoo.models.transformer:transformer", "translation"
+# `zoo.models.transformer.VARIANTS`, written out here because importing it would load Keras; a test compares them.
+_TINY = {"num_layers": 4, "width": 128, "inner": 256, "num_heads": 4}
+_BASE = {"num_layers": 6, "width": 512, "inner": 2048, "num_heads": 8}
 
 MODELS = {
     row.name: row
@@ -62,6 +66,8 @@ MODELS = {
         Row("gru_language_model", _RNN, {"cell": "gru", "vocabulary_size": 65}, _TEXT, 2_501_249),
         Row("lstm_shakespeare", _RNN, _SHAKESPEARE | {"cell": "lstm"}, _TEXT, 3_318_401, pretrained=True),
         Row("gru_shakespeare", _RNN, _SHAKESPEARE | {"cell": "gru"}, _TEXT, 2_501_249, pretrained=True),
+        Row("transformer_tiny", _TRANSFORMER, {"vocabulary_size": 10_000} | _TINY, _TRANSLATION, 2_605_056),
+        Row("transformer_base", _TRANSFORMER, {"vocabulary_size": 37_000} | _BASE, _TRANSLATION, 63_082_496),
     )
 }
 

@@ -701,7 +701,7 @@ def test_command(opus, tmp_path, capsys):
             f"{out}: {model.count_params():,} parameters, 2 + 2 layers, width 16, inner width 24, 4 heads, silu",
             f"{files.tokenizer_path(out)}: 80 pieces, aa to bb",
             "Settings: 6 beams, length penalty 1, at most 512 tokens",
-            f"Look at it: zoo summary '{out}'",
+            f"Translate with it: zoo translate '{out}' \"…\"",
         ),
         printed,
         strict=True,

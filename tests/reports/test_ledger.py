@@ -212,6 +212,21 @@ class Block(layers.Layer):
         return x + self.attention(y, y) * self.temperature[0]
 
 
+def test_one_shape_for_all_inputs():
+    model = zoo.create_model("transformer_tiny")
+    book = ledger(model, input_shape=(16,))
+    assert book.to_text(width=80) == ledger(model, input_shape=[(16,), (16,)]).to_text(width=80)
+    layers = 16 * (4 * (4 * 128 * 128 + 2 * 128 * 256) + 4 * (8 * 128 * 128 + 2 * 128 * 256))
+    attention = 12 * 2 * 16 * 16 * 128  # 12 times scores and mixing
+    assert book.macs == layers + attention + 16 * 128 * 10_000
+    assert book.parameters == model.count_params() and not book.unknown
+
+
+def test_long_names_keep_both_ends():
+    text = ledger(zoo.create_model("transformer_tiny")).to_text(width=80)
+    assert "encoder…n_query" in text and "encoder…on_key" in text
+
+
 def test_layers_of_unknown_kind_are_opened():
     x = keras.Input((10, 16))
     book = opened(x, Block(name="block")(x))

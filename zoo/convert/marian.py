@@ -140,7 +140,7 @@ def _told(path, model, tokenizer):
     yield f"{files.tokenizer_path(path)}: {pieces}"
     beams = f"{settings['num_beams']} beams, length penalty {settings['length_penalty']:g}"
     yield f"Settings: {beams}, at most {settings['max_length']} tokens"
-    yield f"Look at it: zoo summary {shlex.quote(str(path))}"
+    yield f'Translate with it: zoo translate {shlex.quote(str(path))} "…"'
 
 
 def from_marian(folder):

@@ -186,7 +186,7 @@ def ledger(model, batch_size=64, input_shape=None):
         model: a built `keras.Model`: functional, sequential or subclassed, with nested and shared layers.
         batch_size: the batch that the memory of training is stated for.
         input_shape: shape of one example, e.g. (48, 48, 3), for a model that leaves sizes open; a list of shapes, one
-            for each of several inputs. The model's own if None.
+            for each of several inputs, or one shape for all of them. The model's own if None.
 
     Returns:
         `Ledger`.
@@ -357,6 +357,8 @@ def _symbolic_inputs(model, input_shape):
             own = [(None, *shape) for shape in _list_of_shapes(input_shape)]
             own = [(shape, model.input_dtype) for shape in own]
     wanted = [shape[1:] for shape, _ in own] if input_shape is None else _list_of_shapes(input_shape)
+    if len(wanted) == 1 < len(own):
+        wanted *= len(own)  # one shape for every input
     fits = len(wanted) == len(own) and all(_fits(shape, own_shape[1:]) for shape, (own_shape, _) in zip(wanted, own))
     if not fits:
         takes = ", ".join(shape_text(shape[1:]) for shape, _ in own)

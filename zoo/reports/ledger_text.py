@@ -71,7 +71,10 @@ def table(book, width=None):
     widths[0] = min(widths[0], max(16, width - sum(widths[1:]) - 44))
 
     def join(line):
-        name = line[0] if len(line[0]) <= widths[0] else line[0][: widths[0] - 1] + "…"
+        name = line[0]
+        if len(name) > widths[0]:  # names of like layers differ at their ends
+            end = (widths[0] - 1) // 2
+            name = f"{name[: widths[0] - 1 - end]}…{name[-end:]}"
         fixed = f"{name:<{widths[0]}}  {line[1]:<{widths[1]}}  {line[2]:>{widths[2]}}  {line[3]:>{widths[3]}}  "
         return _wrapped(fixed, line[4], width)
 

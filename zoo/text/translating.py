@@ -274,7 +274,15 @@ def _compiled(function, variables):
     if backend == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(function, jit_compile=True, autograph=False)
+        functions = {}  # one for each shape, as TensorFlow would do too, with a warning at the fifth
+
+        def run_shape(*args):
+            shapes = tuple(tuple(x.shape) for x in keras.tree.flatten(args))
+            if shapes not in functions:
+                functions[shapes] = tf.function(function, jit_compile=True, autograph=False)
+            return functions[shapes](*args)
+
+        return run_shape
     import torch
 
     def run(*args):

@@ -29,7 +29,9 @@ class Translator:
         numbers = numbers_of(model)
         sizes = (numbers["source_vocabulary_size"] or numbers["vocabulary_size"], numbers["vocabulary_size"])
         own = (tokenizer.source_vocabulary_size, tokenizer.vocabulary_size)
-        if own != sizes or tokenizer.pad_id != numbers["pad_id"]:
+        # Marian fills its embeddings up to a round number.
+        fits = own == sizes or (isinstance(tokenizer, MarianTokenizer) and own[0] <= sizes[0] and own[1] <= sizes[1])
+        if not fits or tokenizer.pad_id != numbers["pad_id"]:
             raise UserError(
                 f"The tokenizer has {own[1]:,} entries and pads with {tokenizer.pad_id}, the model has {sizes[1]:,} "
                 f"and expects {numbers['pad_id']}: this tokenizer belongs to another model."
@@ -39,20 +41,25 @@ class Translator:
             model, start_id=tokenizer.start_id, end_id=tokenizer.end_id, suppressed=tokenizer.suppressed_ids
         )
 
-    def translate(self, sentences, *, beams=5, batch_size=64, **options):
+    def translate(self, sentences, *, beams=None, length_penalty=None, batch_size=64, **options):
         """Translate a list of sentences; returns a list of str. Empty sentences stay empty.
 
         Args:
             sentences: list of str.
-            beams: 1 is greedy.
+            beams: 1 is greedy; None for what a converted model was published with, else 5.
+            length_penalty: see `Decoder.decode`; None for what a converted model was published with, else 1.
             batch_size: sentences decoded at once, those of like length together.
             **options: of `Decoder.decode`; `max_length` defaults to twice the longest source and 20.
         """
+        settings = self.tokenizer.settings
+        beams = settings.get("num_beams", 5) if beams is None else beams
+        if length_penalty is None:
+            length_penalty = settings.get("length_penalty", 1.0)
         full = [place for place, sentence in enumerate(sentences) if sentence.strip()]
         sources = [self.tokenizer.encode(sentences[place].strip()) for place in full]
         texts = [""] * len(sentences)
         if sources:
-            options.setdefault("max_length", 2 * max(map(len, sources)) + 20)
+            options = {"max_length": 2 * max(map(len, sources)) + 20, "length_penalty": length_penalty} | options
             for place, ids in zip(full, self.decoder.decode(sources, beams=beams, batch_size=batch_size, **options)):
                 texts[place] = self.tokenizer.decode(ids)
         return texts
