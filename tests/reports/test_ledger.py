@@ -224,7 +224,7 @@ def test_one_shape_for_all_inputs():
 
 def test_long_names_keep_both_ends():
     text = ledger(zoo.create_model("transformer_tiny")).to_text(width=80)
-    assert "encoder…n_query" in text and "encoder…on_key" in text
+    assert "encoder_…n_query" in text and "encoder_…ion_key" in text
 
 
 def test_layers_of_unknown_kind_are_opened():
