@@ -25,6 +25,9 @@ def run(title, arguments):
         "KERAS_BACKEND": "torch" if title == ACROSS else title,
         "ZOO_TESTS_ONCE": "1" if title == ACROSS else "",
     }
+    # Each of the two gets its share of the cores: OpenMP's threads wait for each other in busy loops, so that two
+    # processes with a thread a core take several times as long as one after the other.
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // 2)))
     ended = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", *arguments],
         cwd=ROOT,
