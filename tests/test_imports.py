@@ -24,6 +24,8 @@ ALLOWED = {
 # Lazy imports of a framework are allowed where its own fast path is the point.
 FRAMEWORK_FILES = {
     "zoo/convert/tensor_files.py",
+    "zoo/text/torch_transformer.py",
+    "zoo/text/translating.py",
     "zoo/text/writing.py",
     "zoo/training/fast_paths.py",
     "zoo/training/fast_recurrence.py",

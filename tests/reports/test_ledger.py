@@ -172,7 +172,7 @@ def test_tied_weights_count_once():
 def test_tied_embedding_and_open_sizes():
     token = keras.Input((None,), dtype="int32")
     embedding = layers.ReversibleEmbedding(100, 8, name="embedding")
-    model = keras.Model(token, embedding(layers.Dense(8)(embedding(token)), reverse=True))
+    model = keras.Model(token, embedding(layers.Dense(8)(embedding(token)), reverse=True), name="tied")
     book = ledger(model)
     check(book, model)
     assert book.parameters == 100 * 8 + 9 * 8 and len(book.unknown) == 3 and "--input-shape" in str(book)

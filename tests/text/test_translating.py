@@ -16,7 +16,7 @@ from zoo.text.writing import compiled
 
 PAD, START, END = 0, 1, 2
 KINDS = {
-    "paper": {},
+    "paper": {"dropout": 0.1},
     "pre_norm": {"pre_norm": True, "activation": "gelu", "positions": "learned", "max_length": 64},
     "untied": {"tie_embeddings": False, "source_vocabulary_size": 23, "scale_embeddings": False},
     "marian": {"logits_bias": True, "activation": "silu"},
@@ -324,6 +324,7 @@ def test_keras_and_pytorch_layers_write_the_same(monkeypatch):
         ({"sources": [[29]]}, "ids outside the vocabulary of 29"),
         ({"max_length": 66}, "at most 65"),
         ({"max_length": 1}, "at least 2"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"beams": 29}, "from 1 to 28"),
         ({"beams": 0}, "from 1 to 28"),
         ({"temperature": 0.5}, "give a seed"),
