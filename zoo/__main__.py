@@ -44,7 +44,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser():
     parser = _Parser(prog="zoo", description="Models with every parameter explained.", epilog=EPILOG)
-    choices = parser.add_subparsers(title="commands", metavar="COMMAND")
+    # The metavar is longer than every command: Python 3.11 forgets their indent when it aligns what they are for.
+    parser.usage = "zoo [-h] COMMAND ..."
+    choices = parser.add_subparsers(title="commands", metavar="COMMAND ...", prog="zoo")
 
     def command(name, run, text, epilog=EPILOG):
         choice = choices.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=epilog)

@@ -34,7 +34,6 @@ def begin(cache, layers, *, beams, positions, start_id, sentences):
         sentences: how many of the B are real; the others count as finished.
     """
     batch, heads, _, width = cache.shape
-    texts = ops.zeros((batch, beams, positions), "int32")
     # All beams begin equal: only the first may be continued.
     scores = ops.convert_to_tensor(np.tile([0.0] + [OUT] * (beams - 1), (batch, 1)), "float32")
     state = {
@@ -42,7 +41,7 @@ def begin(cache, layers, *, beams, positions, start_id, sentences):
         "token": ops.full((batch, beams), start_id, "int32"),
         "seen": ops.zeros((batch, beams, positions, beams), "bool"),
         "caches": [ops.zeros((batch, heads, positions, beams, width), cache.dtype) for _ in range(2 * layers)],
-        "texts": texts,
+        "texts": ops.zeros((batch, beams, positions), "int32"),
         "scores": scores,
         "open": ops.convert_to_tensor(np.arange(batch) < sentences),
     }
@@ -66,7 +65,7 @@ def beam_step(state, blocks, numbers, *, end_id, suppressed=(), renormalize=Fals
     Args:
         state: see above, with the caches of this step.
         blocks: logits for the next token, a sequence of (B, K, some) that make up V.
-        numbers: {"last": the position that reads the last token but one, "length_penalty": …}, scalars.
+        numbers: {"last": the position whose step writes the last token, "length_penalty": …}, scalars.
         end_id: the token that ends a text.
         suppressed: tokens that are never written.
         renormalize: the others' probabilities sum to 1; else the suppressed ones keep their share.

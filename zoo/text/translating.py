@@ -96,14 +96,14 @@ class Decoder:
             UserError: if a source is empty, has ids out of range or is longer than the learned positions, or if an
                 option is out of range or does not fit the others.
         """
-        self._check_options(beams, max_length, seed, temperature=temperature, top_k=top_k, top_p=top_p)
+        self._check_options(beams, max_length, batch_size, seed, temperature=temperature, top_k=top_k, top_p=top_p)
         sources = self._checked(sources)
         options = {"force_end": force_end}
         if beams == 1:
             options |= {"draw": None if seed is None else (top_k, top_p is not None), "scored": with_scores}
         loop = self._loop(search.beam_step if beams > 1 else search.single_step, **options)
         numbers = {
-            "last": ops.convert_to_tensor(max_length - 2, "int32"),  # the position that writes the last token
+            "last": ops.convert_to_tensor(max_length - 2, "int32"),  # the position whose step writes the last token
             "length_penalty": ops.convert_to_tensor(length_penalty, "float32"),
             "temperature": ops.convert_to_tensor(temperature, "float32"),
             "top_p": ops.convert_to_tensor(top_p or 1.0, "float32"),
@@ -116,6 +116,7 @@ class Decoder:
             draws = np.zeros((len(batch), max_length - 1), np.float32)
             if seed is not None:
                 draws[:] = [np.random.default_rng([seed, row]).random(max_length - 1) for row in batch]
+            draws = np.minimum(draws, np.float32(1 - 2**-22))  # rounding must not make a 1 of them
             found |= zip(batch, self._batch([sources[row] for row in batch], beams, loop, numbers, draws))
         texts = [found[row][0] for row in range(len(sources))]
         lengths = np.array([min(len(text) + 1, max_length - 1) for text in texts])
@@ -218,12 +219,14 @@ class Decoder:
                 raise UserError(f"Source {number} has ids outside the vocabulary of {size:,} entries.")
         return sources
 
-    def _check_options(self, beams, max_length, seed, **drawing):
+    def _check_options(self, beams, max_length, batch_size, seed, **drawing):
         allowed = self.numbers["vocabulary_size"] - len(self.choice["suppressed"])
         if not 1 <= beams <= allowed:
             raise UserError(f"beams must be from 1 to {allowed:,}, the tokens there are, got {beams}.")
         if max_length < 2:
             raise UserError(f"max_length must be at least 2, the start and the end, got {max_length}.")
+        if batch_size is not None and batch_size < 1:
+            raise UserError(f"batch_size must be at least 1, got {batch_size}.")
         if self.numbers["positions"] == "learned" and max_length - 1 > self.numbers["max_length"]:
             raise UserError(
                 f"max_length must be at most {self.numbers['max_length'] + 1}, because the model has "

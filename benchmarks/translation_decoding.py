@@ -1,0 +1,120 @@
+"""Sentences a second when translating with a model of opus-mt's size, beside `generate` of transformers.
+
+    python benchmarks/translation_decoding.py --rounds 3
+
+6 + 6 layers, width 512, inner width 2048, 8 heads, 58,101 pieces, float32; 32 sentences of 8 to 32 tokens, translated
+greedily or with 5 beams into 32 tokens each: the weights are random, the same on both sides, and no text ends before.
+Every measurement is a process of its own, contenders take turns, and the first translation (compilation) is not
+counted. "zoo" is what `zoo translate` does, with the compiler flags of the recipes.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.side_by_side import ratios, take_turns
+
+BACKENDS = ("tensorflow", "jax", "torch")
+VOCABULARY, PAD, END = 58_101, 58_100, 0
+
+
+def sentences(batch):
+    rng = np.random.default_rng(0)
+    return [[*rng.integers(1, PAD, length - 1).tolist(), END] for length in rng.integers(8, 33, batch)]
+
+
+def build():
+    """Our model, with weights from NumPy and the end out of reach."""
+    from zoo.models.transformer import transformer
+
+    model = transformer(
+        vocabulary_size=VOCABULARY,
+        num_layers=6,
+        width=512,
+        inner=2048,
+        num_heads=8,
+        activation="silu",
+        logits_bias=True,
+        pad_id=PAD,
+    )
+    rng = np.random.default_rng(1)
+    for variable in model.trainable_variables:
+        if variable.name in ("kernel", "embeddings"):
+            variable.assign(rng.standard_normal(variable.shape, "float32") * 0.03)
+    model.get_layer("logits_bias").embeddings.assign(np.where(np.arange(VOCABULARY) == END, -1e4, 0.0)[None])
+    return model
+
+
+def timed(translate, repeats):
+    """Median seconds of translating the batch, after the first time."""
+    seconds = []
+    for _ in range(1 + repeats):
+        began = time.perf_counter()
+        translate()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:])
+
+
+def measure_transformers(model, sources, beams, tokens, repeats):
+    import torch
+    from transformers import MarianConfig, MarianMTModel
+
+    from zoo.convert.marian import marian_config, to_marian
+
+    peer = MarianMTModel(MarianConfig(**marian_config(model))).eval()
+    peer.load_state_dict({name: torch.from_numpy(array) for name, array in to_marian(model).items()})
+    longest = max(map(len, sources))
+    ids = torch.tensor([source + [PAD] * (longest - len(source)) for source in sources])
+    options = {"num_beams": beams, "max_length": tokens + 1, "bad_words_ids": [[PAD]], "do_sample": False}
+    return timed(lambda: peer.generate(ids, attention_mask=ids != PAD, **options), repeats)
+
+
+def measure_zoo(model, sources, beams, tokens, repeats):
+    from zoo.text.translating import Decoder
+
+    decoder = Decoder(model, start_id=PAD, end_id=END, suppressed=(PAD,))
+    return timed(lambda: decoder.decode(sources, beams=beams, max_length=tokens + 1), repeats)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=2, help="timed translations of the batch in each process")
+    parser.add_argument("--beams", type=int, help="this many beams only; else 1 and 5")
+    parser.add_argument("--batch", type=int, default=32, help="sentences translated at once")
+    parser.add_argument("--tokens", type=int, default=32, help="length of each translation")
+    parser.add_argument("--only", help="measure this contender here and print seconds as JSON")
+    args = parser.parse_args()
+    if args.only:
+        from zoo.training.fast_paths import set_compiler_flags
+
+        set_compiler_flags()
+        measure = measure_zoo if args.only.startswith("zoo") else measure_transformers
+        return print(json.dumps(measure(build(), sentences(args.batch), args.beams, args.tokens, args.repeats)))
+
+    contenders = ("transformers", *(f"zoo {backend}" for backend in BACKENDS))
+    lines = [
+        "| beams | contender | s/batch | sentences/s | transformers = 1 (rounds) |",
+        "| ---: | --- | ---: | ---: | --- |",
+    ]
+    for beams in (args.beams,) if args.beams else (1, 5):
+        print(f"\n{beams} beams", flush=True)
+        arguments = ["--beams", beams, "--batch", args.batch, "--tokens", args.tokens, "--repeats", args.repeats]
+        times = take_turns(__file__, contenders, rounds=args.rounds, arguments=arguments)
+        for name, ratio in ratios(times, "transformers").items():
+            median = statistics.median(times[name])
+            lines.append(f"| {beams} | {name} | {median:.3f} | {args.batch / median:.2f} | {ratio} |")
+    print(f"\n{os.cpu_count()} cores\n\n" + "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
