@@ -28,7 +28,8 @@ from zoo.training.schedules import InverseSquareRoot
 set_compiler_flags()
 
 SETTINGS = (
-    *("source", "target", "variant", "num_layers", "width", "inner", "num_heads", "dropout", "smoothing", "vocabulary"),
+    *("source", "target", "variant", "num_layers", "width", "inner", "num_heads", "pre_norm"),
+    *("dropout", "smoothing", "vocabulary"),
     *("epochs", "batch_tokens", "learning_rate", "schedule", "warm_up", "average", "seed", "limit", "parity"),
 )
 SIZES = ("num_layers", "width", "inner", "num_heads")
@@ -49,6 +50,7 @@ def argument_parser(doc, *, output):
     add("--variant", choices=tuple(models.VARIANTS), default="tiny", help="sizes of the model")
     for size in SIZES:
         add(f"--{size.replace('_', '-')}", type=int, default=None, help="instead of the variant's")
+    add("--pre-norm", action="store_true", help="normalise what goes into a sublayer, not what comes out")
     add("--vocabulary", type=int, default=8000, help="most entries of the joint byte-pair tokenizer")
     add("--dropout", type=float, default=0.3)
     add("--smoothing", type=float, default=0.1, help="of the labels")
@@ -116,6 +118,7 @@ def build(args, tokenizer):
         model = models.transformer(
             vocabulary_size=tokenizer.vocabulary_size,
             **sizes,
+            pre_norm=args.pre_norm,
             dropout=0.0 if args.parity else args.dropout,
             pad_id=tokenizer.pad_id,
             seed=args.seed,
