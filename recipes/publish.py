@@ -2,7 +2,7 @@
 
 python recipes/publish.py runs/cnn_mnist saved_models/cnn_mnist.keras --input "…" --data-licence "MNIST: CC BY-SA 3.0 …"
 
-A language model's tokenizer is copied beside it.
+The tokenizer of a language or translation model is copied beside it.
 """
 
 import argparse
@@ -20,22 +20,43 @@ from zoo import files
 from zoo.errors import UserError, run_command
 from zoo.reports.golden import make_golden
 from zoo.text import tokenizers
+from zoo.text.translator import load_tokenizer
 
 RUN = (
-    *("command", "backend", "versions", "machine", "dataset", "data_sha256", "seed", "epochs", "batch_size"),
-    *("learning_rate", "schedule", "weight_decay", "parameters", "training_seconds"),
+    *("command", "backend", "versions", "machine", "dataset", "data_sha256", "seed", "epochs", "learning_rate"),
+    *("schedule", "parameters", "training_seconds"),
 )
 # What a card takes over from metrics.json, in this order. The kind of card goes by what was measured.
 CARDS = {
     "test_accuracy": (
-        *(*RUN, "decay_kind", "test_images", "test_accuracy", "test_loss", "validation_accuracy", "class_names"),
+        *(
+            *RUN,
+            "batch_size",
+            "weight_decay",
+            "decay_kind",
+            "test_images",
+            "test_accuracy",
+            "test_loss",
+            "validation_accuracy",
+            "class_names",
+        ),
     ),
     "test_bits_per_character": (
-        *(*RUN, "epochs_trained", "length", "dropout", "clip", "patience", "windows"),
+        *(*RUN, "batch_size", "weight_decay", "epochs_trained", "length", "dropout", "clip", "patience", "windows"),
         *("cell", "level", "vocabulary", "embedding_dim", "units", "num_layers", "tie_embeddings"),
         *("validation_loss", "validation_perplexity", "validation_bits_per_character", "validation_tokens"),
         *("test_loss", "test_perplexity", "test_bits_per_character", "test_tokens", "tokenizer_sha256"),
     ),
+    "test_bleu_beam_5": (
+        *(*RUN, "source", "target", "variant", "num_layers", "width", "inner", "num_heads", "pre_norm", "vocabulary"),
+        *("batch_tokens", "warm_up", "dropout", "smoothing", "average", "validation_bleu"),
+        *("test_bleu_beam_1", "test_bleu_beam_5", "signature", "test_pairs", "tokenizer_sha256"),
+    ),
+}
+# What a translation model reads and has written for its golden record.
+SENTENCES = {
+    "de": "Ein brauner Hund läuft mit einem Ball im Maul über den nassen Strand.",
+    "en": "A brown dog is running across the wet beach with a ball in its mouth.",
 }
 # What a language model reads for its golden record: real text, so that its states are those of real use.
 TEXT = """HAMLET:
@@ -75,7 +96,12 @@ def main(args):
     card = {"name": target.stem, "file": target.name, "sha256": files.sha256(target), "bytes": target.stat().st_size}
     card |= {"input": args.input, "output": "logits; softmax gives probabilities"}
     files.write_json(target.with_suffix(".json"), card | described | {"data_licence": args.data_licence})
-    golden = make_golden(target, golden_inputs(target) if "tokenizer_sha256" in described else None)
+    inputs = None
+    if "test_bleu_beam_5" in described:
+        inputs = translation_inputs(target, described["source"], described["target"])
+    elif "tokenizer_sha256" in described:
+        inputs = golden_inputs(target)
+    golden = make_golden(target, inputs)
     print(f"{target} ({card['bytes'] / 1e6:.1f} MB), its card and its golden record {golden.name} are in place.")
 
 
@@ -108,6 +134,14 @@ def golden_inputs(target):
     known = set(tokenizer.get_vocab()) if tokenizers.level(tokenizer) == "char" else set(TEXT)
     ids = tokenizers.encode(tokenizer, "".join(character for character in TEXT if character in known))
     return [np.array([ids], "int32")] if ids else None
+
+
+def translation_inputs(path, source, target):
+    """[source ids (1, S), target ids (1, T) after the start] of `SENTENCES`; English for languages not among them."""
+    tokenizer = load_tokenizer(files.tokenizer_path(path))
+    read, written = (SENTENCES.get(language, SENTENCES["en"]) for language in (source, target))
+    shifted = [tokenizer.start_id, *tokenizer.encode_target(written)[:-1]]
+    return [np.array([ids], "int32") for ids in (tokenizer.encode(read), shifted)]
 
 
 if __name__ == "__main__":

@@ -10,8 +10,11 @@ from recipes import publish
 from zoo import files
 from zoo.errors import UserError
 from zoo.models.rnn_language_model import rnn_language_model
+from zoo.models.transformer import transformer
 from zoo.reports import golden
 from zoo.text import tokenizers, writing
+from zoo.text.joint_tokenizer import JointTokenizer
+from zoo.text.translator import load_translator
 
 pytestmark = pytest.mark.once
 
@@ -20,10 +23,10 @@ COMMAND = "KERAS_BACKEND=jax python recipes/any.py --data-dir 'a folder --resume
 
 def write_metrics(folder, **changes):
     """metrics.json of a finished run, as far as `changes` leave it right; None leaves a key out."""
-    measured = "test_bits_per_character" if (folder / "model.tokenizer.json").exists() else "test_accuracy"
+    measured = changes.pop("measured", "test_accuracy")
     metrics = dict.fromkeys(publish.CARDS[measured], 1) | {"command": COMMAND, "first_losses": [1.0]}
     metrics["model_sha256"] = files.sha256(folder / "model.keras")
-    if measured == "test_bits_per_character":
+    if measured != "test_accuracy":
         metrics["tokenizer_sha256"] = files.sha256(folder / "model.tokenizer.json")
     metrics = {key: value for key, value in (metrics | changes).items() if value is not None}
     (folder / "metrics.json").write_text(json.dumps(metrics))
@@ -49,7 +52,27 @@ def language_run(tmp_path):
     model = rnn_language_model(cell="gru", vocabulary_size=tokenizer.get_vocab_size(), embedding_dim=4, units=5)
     files.save_model(model, folder / "model.keras")
     tokenizers.save_tokenizer(tokenizer, folder / "model.tokenizer.json")
-    write_metrics(folder, cell="gru")
+    write_metrics(folder, measured="test_bits_per_character", cell="gru")
+    return folder
+
+
+@pytest.fixture
+def translation_run(tmp_path):
+    folder = tmp_path / "translation_run"
+    folder.mkdir()
+    tokenizer = JointTokenizer.train(list(publish.SENTENCES.values()), vocabulary_size=300)
+    model = transformer(
+        vocabulary_size=tokenizer.vocabulary_size,
+        num_layers=1,
+        width=8,
+        inner=8,
+        num_heads=2,
+        pad_id=tokenizer.pad_id,
+        name="tiny_translator",
+    )
+    files.save_model(model, folder / "model.keras")
+    tokenizer.save(folder / "model.tokenizer.json")
+    write_metrics(folder, measured="test_bleu_beam_5", source="de", target="en")
     return folder
 
 
@@ -58,7 +81,7 @@ def publish_run(folder, target):
     return files.read_card(target)
 
 
-@pytest.mark.parametrize("kind", ["image_run", "language_run"])
+@pytest.mark.parametrize("kind", ["image_run", "language_run", "translation_run"])
 def test_the_card_describes_the_files_and_the_record_is_of_the_same(kind, request, tmp_path):
     target = tmp_path / "saved" / "published.keras"
     card = publish_run(request.getfixturevalue(kind), target)
@@ -69,7 +92,7 @@ def test_the_card_describes_the_files_and_the_record_is_of_the_same(kind, reques
     assert record.about["sha256"] == card["sha256"] == files.sha256(target)
     assert files.load_model(target).count_params() > 0  # checked against its card
     made = {path.name for path in target.parent.iterdir()}
-    tokenizer = {"published.tokenizer.json"} if kind == "language_run" else set()
+    tokenizer = set() if kind == "image_run" else {"published.tokenizer.json"}
     assert made == {"published.keras", "published.json", "published.golden.npz"} | tokenizer
 
 
@@ -90,6 +113,16 @@ def test_a_language_model_is_published_with_its_tokenizer(language_run, tmp_path
     assert tokenizer.decode(ids[0]) == known and ids.max() < model.output_shape[-1]
 
 
+def test_a_translation_model_is_published_with_its_tokenizer(translation_run, tmp_path):
+    card = publish_run(translation_run, tmp_path / "p.keras")
+    assert card["tokenizer_sha256"] == files.sha256(tmp_path / "p.tokenizer.json") and card["source"] == "de"
+    tokenizer = load_translator(tmp_path / "p.keras").tokenizer
+    source, target = golden.Record.load(golden.golden_path(tmp_path / "p.keras")).inputs
+    assert source.dtype == target.dtype == np.int32
+    assert tokenizer.decode(source[0]) == publish.SENTENCES["de"]
+    assert target[0, 0] == tokenizer.start_id and tokenizer.decode(target[0, 1:]) == publish.SENTENCES["en"]
+
+
 def test_a_tokenizer_that_knows_nothing_of_the_golden_text(tmp_path):
     """Its model's record is of synthetic ids."""
     tokenizers.save_tokenizer(tokenizers.train_tokenizer("\u03b1\u03b2\u03b3", "char"), tmp_path / "m.tokenizer.json")
@@ -106,7 +139,10 @@ def test_the_command_is_the_one_from_scratch(image_run, tmp_path):
     "changes, words",
     [
         ({"test_loss": None}, "metrics.json lacks test_loss: run the recipe again"),
-        ({"test_bits_per_character": None}, "metrics.json holds 0 of test_accuracy, test_bits_per_character"),
+        (
+            {"test_bits_per_character": None},
+            "metrics.json holds 0 of test_accuracy, test_bits_per_character, test_bleu",
+        ),
         ({"test_accuracy": 1}, "metrics.json holds 2 of test_accuracy, test_bits_per_character"),
         ({"model_sha256": "0"}, "model.keras is missing or not the file its metrics.json describes"),
         ({"tokenizer_sha256": "0"}, "model.tokenizer.json is missing or not the file"),
@@ -114,7 +150,7 @@ def test_the_command_is_the_one_from_scratch(image_run, tmp_path):
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_a_run_that_is_not_whole_leaves_nothing(language_run, tmp_path, changes, words):
-    write_metrics(language_run, **changes)
+    write_metrics(language_run, measured="test_bits_per_character", **changes)
     with pytest.raises(UserError, match=words):
         publish_run(language_run, tmp_path / "saved" / "p.keras")
     assert not (tmp_path / "saved").exists()

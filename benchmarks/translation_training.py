@@ -1,0 +1,183 @@
+"""Tokens a second when training the translation recipe's transformer, beside plain PyTorch.
+
+    python benchmarks/translation_training.py --rounds 3
+
+The model published for Multi30k (3 + 3 layers, width 256, inner width 1024, 4 heads, 6,000 entries, pre-norm) and the
+"tiny" variant (4 + 4, 128, 256, 4, post-norm); batches of 2,048 tokens a side in the recipe's own widths, dropout 0.3,
+label smoothing 0.1, Adam, float32. "zoo" is what the recipe does, "stock" is Keras' own optimizer in its place. Plain
+PyTorch is `torch.nn.Transformer` between a tied `torch.nn.Embedding` with sinusoidal positions and its transpose, in an
+eager loop; its dropouts of attention weights and inner activations, which the recipe's model does not have, are off.
+Tokens are those of the target, padding not counted. Every measurement is a process of its own, contenders take turns,
+and a first pass over the batches (compilation) is not counted.
+"""
+
+import argparse
+import json
+import math
+import os
+import pathlib
+import statistics
+import sys
+import time
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.side_by_side import ratios, take_turns
+
+BACKENDS = ("tensorflow", "jax", "torch")
+VOCABULARY, PAD, START, DROPOUT, SMOOTHING, RATE = 6_000, 0, 1, 0.3, 0.1, 1e-3
+SIZES = {
+    "published": {"num_layers": 3, "width": 256, "inner": 1024, "num_heads": 4, "pre_norm": True},
+    "tiny": {"num_layers": 4, "width": 128, "inner": 256, "num_heads": 4, "pre_norm": False},
+}
+
+
+def make_batches(count):
+    """The recipe's batches of pairs whose lengths spread like Multi30k's (mean 15, deviation 5)."""
+    from zoo.data import PairBatches
+
+    rng = np.random.default_rng(0)
+
+    def sentence(length):
+        return rng.integers(3, VOCABULARY, length)
+
+    lengths = np.clip(rng.normal(15, 5, (200 * count, 1)) + rng.normal(0, 1.5, (200 * count, 2)), 4, 40).astype(int)
+    pairs = [(sentence(source), sentence(target)) for source, target in lengths]
+    batches = PairBatches(pairs, tokens=2048, pad_id=PAD, start_id=START, seed=0)
+    return [batches[place] for place in range(count)]
+
+
+def seconds_a_token(step, batches):
+    """Of a pass over the batches, after one that is not counted."""
+    for batch in batches:
+        step(batch)
+    began = time.perf_counter()
+    for batch in batches:
+        step(batch)
+    return (time.perf_counter() - began) / sum(float(weights.sum()) for *_, weights in batches)
+
+
+def pytorch_model(num_layers, width, inner, num_heads, pre_norm):
+    import torch
+    from torch import nn
+
+    from zoo.blocks.attention import sinusoids
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(VOCABULARY, width)
+            self.register_buffer("positions", torch.as_tensor(sinusoids(np.arange(512), width)))
+            self.dropout = nn.Dropout(DROPOUT)
+            self.transformer = nn.Transformer(
+                width, num_heads, num_layers, num_layers, inner, DROPOUT, norm_first=pre_norm, batch_first=True
+            )
+            if not pre_norm:  # nn.Transformer ends each stack with one more, which the paper does not have
+                self.transformer.encoder.norm = self.transformer.decoder.norm = None
+            for module in self.transformer.modules():
+                if isinstance(module, nn.MultiheadAttention):
+                    module.dropout = 0.0
+                if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
+                    module.dropout = nn.Identity()
+
+        def embed(self, tokens):
+            return self.dropout(self.embedding(tokens) * math.sqrt(width) + self.positions[: tokens.shape[1]])
+
+        def forward(self, source, target):
+            padding = source == PAD
+            causal = nn.Transformer.generate_square_subsequent_mask(target.shape[1], dtype=torch.bool)
+            hidden = self.transformer(
+                self.embed(source),
+                self.embed(target),
+                tgt_mask=causal,
+                tgt_is_causal=True,
+                src_key_padding_mask=padding,
+                memory_key_padding_mask=padding,
+            )
+            return hidden @ self.embedding.weight.T
+
+    torch.manual_seed(0)
+    model = Model()
+    nn.init.normal_(model.embedding.weight, std=width**-0.5)
+    return model
+
+
+def measure_pytorch(size, count):
+    import torch
+
+    model = pytorch_model(**SIZES[size]).train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE, betas=(0.9, 0.98), eps=1e-9)
+    batches = make_batches(count)
+
+    def step(batch):
+        (source, given), wanted, weights = batch
+        source, given, wanted = (torch.from_numpy(part).long() for part in (source, given, wanted))
+        wanted[torch.from_numpy(weights) == 0] = -100
+        optimizer.zero_grad()
+        logits = model(source, given)
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), wanted.flatten(), ignore_index=-100, label_smoothing=SMOOTHING
+        )
+        loss.backward()
+        optimizer.step()
+        loss.item()
+
+    return seconds_a_token(step, batches), sum(part.numel() for part in model.parameters())
+
+
+def measure_keras(kind, size, count):
+    import keras
+
+    from zoo.models.transformer import transformer
+    from zoo.training.fast_paths import set_compiler_flags, use_fast_paths
+    from zoo.training.initial_weights import set_initial_weights
+    from zoo.training.losses import SmoothedCrossEntropy
+    from zoo.training.optimizers import Adam
+
+    set_compiler_flags()
+    model = transformer(vocabulary_size=VOCABULARY, dropout=DROPOUT, pad_id=PAD, **SIZES[size])
+    set_initial_weights(model, seed=0, initializer="transformer")
+    adam = Adam if kind == "zoo" else keras.optimizers.Adam
+    model.compile(adam(RATE, beta_2=0.98, epsilon=1e-9), SmoothedCrossEntropy(SMOOTHING))
+    if kind == "zoo":
+        use_fast_paths(model)
+    batches = make_batches(count)
+
+    def step(batch):
+        inputs, wanted, weights = batch
+        float(model.train_on_batch(inputs, wanted, weights))
+
+    return seconds_a_token(step, batches), model.count_params()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=20, help="timed training steps in each process")
+    parser.add_argument("--size", choices=tuple(SIZES), help="this size only")
+    parser.add_argument("--stock", action="store_true", help="Keras' own optimizer too")
+    parser.add_argument("--only", help="measure this contender here and print seconds a token as JSON")
+    args = parser.parse_args()
+    if args.only:
+        kind = args.only.split()[0]
+        own = measure_pytorch if kind == "pytorch" else lambda *numbers: measure_keras(kind, *numbers)
+        seconds, parameters = own(args.size, args.steps)
+        print(f"{args.only}: {parameters:,} parameters", file=sys.stderr)
+        return print(json.dumps(seconds))
+
+    kinds = ("zoo", "stock") if args.stock else ("zoo",)
+    contenders = ("pytorch", *(f"{kind} {backend}" for kind in kinds for backend in BACKENDS))
+    lines = ["| model | contender | tokens/s | PyTorch = 1 (rounds) |", "| --- | --- | ---: | --- |"]
+    for size in (args.size,) if args.size else SIZES:
+        print(f"\n{size}", flush=True)
+        times = take_turns(__file__, contenders, rounds=args.rounds, arguments=["--size", size, "--steps", args.steps])
+        for name, ratio in ratios(times, "pytorch").items():
+            lines.append(f"| {size} | {name} | {1 / statistics.median(times[name]):,.0f} | {ratio} |")
+    print(f"\n{os.cpu_count()} cores\n\n" + "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
