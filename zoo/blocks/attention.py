@@ -14,9 +14,12 @@ from keras import layers, ops
 PARTS = ("query", "key", "value", "output")
 
 
-def attention_layers(name, *, width, num_heads):
-    """The layers of one attention, a list: four dense layers d -> d and what splits d into heads and joins them."""
-    weighted = [layers.Dense(width, name=f"{name}_{part}") for part in PARTS]
+def attention_layers(name, *, width, num_heads, biased=PARTS):
+    """The layers of one attention, a list: four dense layers to d and what splits d into heads and joins them.
+
+    `biased` names those of `PARTS` that add a bias.
+    """
+    weighted = [layers.Dense(width, use_bias=part in biased, name=f"{name}_{part}") for part in PARTS]
     split = [layers.Reshape((-1, num_heads, width // num_heads), name=f"{name}_{part}_heads") for part in PARTS[:3]]
     return [*weighted, *split, layers.Reshape((-1, width), name=f"{name}_join")]
 
