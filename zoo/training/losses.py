@@ -30,9 +30,15 @@ class SmoothedCrossEntropy(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         wanted = ops.expand_dims(ops.cast(y_true, "int32"), -1)
-        loss = ops.logsumexp(y_pred, axis=-1)
-        loss = loss - (1 - self.smoothing) * ops.squeeze(ops.take_along_axis(y_pred, wanted, axis=-1), -1)
-        return loss - self.smoothing * ops.mean(y_pred, axis=-1) if self.smoothing else loss
+
+        def at_wanted(x):
+            return ops.squeeze(ops.take_along_axis(x, wanted, axis=-1), -1)
+
+        # With logsumexp(z) = z_y - log p_y, since every backend has a kernel for log_softmax and its gradient.
+        loss = -at_wanted(ops.log_softmax(y_pred, axis=-1))
+        if not self.smoothing:
+            return loss
+        return loss + self.smoothing * (at_wanted(y_pred) - ops.mean(y_pred, axis=-1))
 
     def get_config(self):
         return super().get_config() | {"smoothing": self.smoothing}
