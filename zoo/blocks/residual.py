@@ -64,5 +64,6 @@ def doubled(x, like):
 
     H is 2h or 2h - 1, and so is W of w: what a convolution of stride 2 had before it.
     """
-    rows, columns = (ops.cumsum(ops.ones_like(line, dtype="int32")) - 1 for line in (like[0, :, 0, 0], like[0, 0, :, 0]))
+    edges = like[0, :, 0, 0], like[0, 0, :, 0]  # (H,), (W,)
+    rows, columns = (ops.cumsum(ops.ones_like(edge, dtype="int32")) - 1 for edge in edges)
     return ops.take(ops.take(x, rows // 2, axis=1), columns // 2, axis=2)

@@ -30,7 +30,7 @@ from typing import NamedTuple
 import numpy as np
 
 from zoo import backends, files
-from zoo.convert.tensor_files import Checkpoint, read_json, refuse_differences
+from zoo.convert.tensor_files import Checkpoint, checked, read_floats, read_json, refuse_differences
 from zoo.errors import UserError
 from zoo.text.marian_tokenizer import MarianTokenizer
 
@@ -179,7 +179,7 @@ def from_marian(folder):
     rows = [row for row in _rows(model) if BIAS not in row.names or BIAS in checkpoint.shapes]
     _check(checkpoint, rows, config)
     for row in rows:
-        array = _read(checkpoint, _present(row, checkpoint)[0])
+        array = read_floats(checkpoint, _present(row, checkpoint)[0])
         row.variable.assign(np.ascontiguousarray(array.T if row.transposed else array).reshape(row.variable.shape))
     return model, tokenizer
 
@@ -264,7 +264,7 @@ def _config(folder):
     config = read_json(path, "the description of the model")
     if config.get("model_type") != "marian":
         raise UserError(f"{path} describes a model of type {config.get('model_type')!r}, where 'marian' was expected.")
-    config |= {name: _checked(path, name, config.get(name), default) for name, default in CONFIG.items()}
+    config |= {name: checked(path, name, config.get(name), default) for name, default in CONFIG.items()}
     if config["share_encoder_decoder_embeddings"] or not config["decoder_vocab_size"]:
         config["decoder_vocab_size"] = config["vocab_size"]
     for name in ("ffn_dim", "attention_heads"):
@@ -280,19 +280,6 @@ def _config(folder):
             f"{', '.join(ACTIVATIONS)}."
         )
     return config
-
-
-KINDS = {bool: "true or false", int: "a whole number from 0 up", float: "a number", list: "a list", str: "a name"}
-
-
-def _checked(path, name, value, default):
-    """A value of a JSON file, or the default where it is None; refused if it is not of the default's kind."""
-    if value is None:
-        return default
-    kind = type(default)
-    if (type(value) is not kind and (kind, type(value)) != (float, int)) or (kind is int and value < 0):
-        raise UserError(f"{path} says {name} is {value!r}, where {KINDS[kind]} was expected.")
-    return value
 
 
 def _numbers(config, logits_bias):
@@ -339,7 +326,7 @@ def _tokenizer(folder, config):
     for ours, (theirs, default) in TOKENS.items():
         token = saved.get(theirs)
         token = token.get("content") if isinstance(token, dict) else token  # {"content": "<pad>", "lstrip": …}
-        tokens[ours] = _checked(path, theirs, token, default)
+        tokens[ours] = checked(path, theirs, token, default)
     models = {}
     for side in ("source", "target"):
         path = folder / f"{side}.spm"
@@ -367,7 +354,7 @@ def _settings(folder, config, tokenizer_config):
             value = value[0]
         none_forced = name == "forced_eos_token_id" and name in found and value is None
         as_it_is = none_forced or (name == "early_stopping" and value == "never")
-        settings[name] = value if as_it_is else _checked(path if path.is_file() else folder, name, value, default)
+        settings[name] = value if as_it_is else checked(path if path.is_file() else folder, name, value, default)
     bad = settings["bad_words_ids"]
     if not all(isinstance(ids, list) and ids and all(type(place) is int for place in ids) for ids in bad):
         raise UserError(f"{folder} says bad_words_ids is {bad!r}, where a list of lists of ids was expected.")
@@ -465,24 +452,15 @@ def _check(checkpoint, rows, config):
     for row in rows:
         first, *others = _present(row, checkpoint)
         for other in others:
-            if not np.array_equal(_read(checkpoint, first), _read(checkpoint, other)):
+            if not np.array_equal(read_floats(checkpoint, first), read_floats(checkpoint, other)):
                 raise UserError(
                     f"In {checkpoint.path}, {other} differs from {first}, and config.json says that they are one: set "
                     "share_encoder_decoder_embeddings or tie_word_embeddings to false in it if they are not."
                 )
     for name in POSITIONS:
         # Another order of sines and cosines is off by 1; bfloat16 rounds by 2e-3.
-        if name in checkpoint.shapes and np.abs(_read(checkpoint, name) - _sinusoids(*table)).max() > 1e-2:
+        if name in checkpoint.shapes and np.abs(read_floats(checkpoint, name) - _sinusoids(*table)).max() > 1e-2:
             raise UserError(f"In {checkpoint.path}, {name} does not hold sinusoids, which our models compute.")
-
-
-def _read(checkpoint, name):
-    array = checkpoint.read(name)
-    if array.dtype.kind != "f":
-        raise UserError(
-            f"In {checkpoint.path}, {name} holds {array.dtype}, where floating-point numbers were expected."
-        )
-    return array.astype("float32", copy=False)
 
 
 def _sinusoids(positions, width):

@@ -112,6 +112,37 @@ def read_json(path, what):
     return value
 
 
+KINDS = {bool: "true or false", int: "a whole number from 0 up", float: "a number", list: "a list", str: "a name"}
+
+
+def checked(path, name, value, default):
+    """A value of a JSON file, or the default where it is None.
+
+    Raises:
+        UserError: if it is not of the default's kind.
+    """
+    if value is None:
+        return default
+    kind = type(default)
+    if (type(value) is not kind and (kind, type(value)) != (float, int)) or (kind is int and value < 0):
+        raise UserError(f"{path} says {name} is {value!r}, where {KINDS[kind]} was expected.")
+    return value
+
+
+def read_floats(checkpoint, name):
+    """The tensor of that name as a NumPy array of float32.
+
+    Raises:
+        UserError: if it holds something else than floating-point numbers.
+    """
+    array = checkpoint.read(name)
+    if array.dtype.kind != "f":
+        raise UserError(
+            f"In {checkpoint.path}, {name} holds {array.dtype}, where floating-point numbers were expected."
+        )
+    return array.astype("float32", copy=False)
+
+
 def refuse_differences(found, expected, owner, advice):
     """Refuse tensors that are missing, left over or of another shape; they are named.
 

@@ -20,7 +20,7 @@ from zoo.blocks.attention import attention, attention_layers
 VARIANTS = {
     # Chosen here, for captions of a few words: a token sees at most 31 before it
     "tiny": {"num_layers": 3, "width": 128, "inner": 512, "num_heads": 4, "max_length": 32},
-    # Radford et al. 2021, table 20, ViT-L/14's text transformer; vocabulary and positions: openai/clip-vit-large-patch14
+    # Radford et al. 2021, table 20, text transformer of ViT-L/14; the rest: openai/clip-vit-large-patch14, config.json
     "sd15": {
         "vocabulary_size": 49408,
         "num_layers": 12,
