@@ -13,6 +13,7 @@ ALLOWED = {
     "models": {"blocks", "models"},
     "convert": {"convert", "models", "text", "files", "backends", "errors"},
     "data": {"data", "errors"},
+    "drawing": {"drawing", "models", "reports", "files", "errors"},
     "errors": set(),
     "backends": {"errors"},
     "files": {"errors"},
@@ -24,6 +25,7 @@ ALLOWED = {
 # Lazy imports of a framework are allowed where its own fast path is the point.
 FRAMEWORK_FILES = {
     "zoo/convert/tensor_files.py",
+    "zoo/drawing/compiling.py",
     "zoo/text/torch_transformer.py",
     "zoo/text/translating.py",
     "zoo/text/writing.py",
