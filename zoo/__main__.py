@@ -112,9 +112,14 @@ def _parser():
     add("--backends", type=_words, metavar="A,B", help="some of tensorflow, jax, torch; default those installed")
 
     add = command("convert", _convert, "turn published weights into a model of ours")
-    add("kind", choices=("marian",), help="marian: a translation model (opus-mt) as Hugging Face keeps it")
-    add("folder", help="where its files are: config.json, model.safetensors, source.spm and so on")
-    add("out", help="the .keras file to write; the tokenizer goes beside it")
+    add(
+        "kind",
+        choices=("marian", "stable-diffusion"),
+        help="marian: a translation model (opus-mt) as Hugging Face keeps it; stable-diffusion: 1 or 2, as diffusers "
+        "keeps it",
+    )
+    add("folder", help="where its files are: config.json or model_index.json, the weights and so on")
+    add("out", help="marian: the .keras file to write, the tokenizer goes beside it; stable-diffusion: a folder")
     return parser, choices.choices
 
 
@@ -295,9 +300,9 @@ def _verify(args):
 
 
 def _convert(args):
-    from zoo.convert import marian
+    from zoo.convert import marian, stable_diffusion
 
-    marian.convert(args.folder, args.out, say=_say)
+    {"marian": marian, "stable-diffusion": stable_diffusion}[args.kind].convert(args.folder, args.out, say=_say)
 
 
 def _say(text):

@@ -54,6 +54,26 @@ _TRANSFORMER, _TRANSLATION = "zoo.models.transformer:transformer", "translation"
 # `zoo.models.transformer.VARIANTS`, written out here because importing it would load Keras; a test compares them.
 _TINY = {"num_layers": 4, "width": 128, "inner": 256, "num_heads": 4}
 _BASE = {"num_layers": 6, "width": 512, "inner": 2048, "num_heads": 8}
+_DIFFUSION, _DRAWING = "zoo.models.stable_diffusion", "pictures from text"
+# The variants "sd15" of its three parts, compared likewise.
+_SD_TEXT = {
+    "vocabulary_size": 49408,
+    "num_layers": 12,
+    "width": 768,
+    "inner": 3072,
+    "num_heads": 12,
+    "max_length": 77,
+    "activation": "quick_gelu",
+}
+_SD_IMAGE = {"widths": (128, 256, 512, 512), "blocks": 2, "groups": 32}
+_SD_NOISE = {
+    "widths": (320, 640, 1280, 1280),
+    "blocks": 2,
+    "attention": (True, True, True, False),
+    "num_heads": 8,
+    "context_width": 768,
+    "groups": 32,
+}
 
 MODELS = {
     row.name: row
@@ -68,6 +88,15 @@ MODELS = {
         Row("gru_shakespeare", _RNN, _SHAKESPEARE | {"cell": "gru"}, _TEXT, 2_501_249, pretrained=True),
         Row("transformer_tiny", _TRANSFORMER, {"vocabulary_size": 10_000} | _TINY, _TRANSLATION, 2_605_056),
         Row("transformer_base", _TRANSFORMER, {"vocabulary_size": 37_000} | _BASE, _TRANSLATION, 63_082_496),
+        Row(
+            "stable_diffusion_text_encoder",
+            f"{_DIFFUSION}.text_encoder:text_encoder",
+            _SD_TEXT,
+            _DRAWING,
+            123_060_480,
+        ),
+        Row("stable_diffusion_autoencoder", f"{_DIFFUSION}.autoencoder:autoencoder", _SD_IMAGE, _DRAWING, 83_653_863),
+        Row("stable_diffusion_denoiser", f"{_DIFFUSION}.denoiser:denoiser", _SD_NOISE, _DRAWING, 859_520_964),
     )
 }
 
@@ -194,6 +223,27 @@ def find_file(name):
         raise UserError(f"The file {name}.keras is not in {looked}: set ZOO_MODELS_DIR to the folder that holds it.")
     known = set(found) | set(MODELS)
     raise UserError(f"There is no model {name!r} in {looked}: choose one of {_names(known)}.{nearest(name, known)}")
+
+
+def locate_pipeline(name_or_path):
+    """Return the folder of a pipeline: the path itself, or one of that name beside the pretrained files.
+
+    Raises:
+        UserError: if there is none.
+    """
+    text = os.fspath(name_or_path)
+    if os.path.isdir(text):
+        return pathlib.Path(text)
+    found = {
+        path.parent.name: path.parent for folder in reversed(_folders()) for path in folder.glob("*/pipeline.json")
+    }
+    if text in found:
+        return found[text]
+    looked = " or ".join(str(folder) for folder in _folders())
+    raise UserError(
+        f"There is no folder {text}, and none of that name with a pipeline in {looked}: give the folder that "
+        f"`zoo convert stable-diffusion` wrote.{nearest(text, found)}"
+    )
 
 
 def _names(names):

@@ -153,7 +153,7 @@ def waves(timestep, width):
     The frequencies are rounded as diffusers rounds them: at t = 999 an angle's last digits matter.
     """
     exponent = np.float32(-math.log(PERIOD)) * np.arange(width // 2, dtype="float32") / np.float32(width // 2)
-    angle = ops.expand_dims(timestep, -1) * np.exp(exponent)
+    angle = ops.multiply(ops.expand_dims(timestep, -1), np.exp(exponent))
     return ops.concatenate([ops.cos(angle), ops.sin(angle)], axis=-1)
 
 
@@ -190,7 +190,7 @@ def transformer(x, context, places, name, *, num_heads, num_layers, groups):
 
 
 def _each_level(key, value, levels):
-    """A number for each level."""
+    """A value for each level."""
     values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * levels
     if len(values) != levels:
         raise ValueError(f"{key} must be one number or one for each of the {levels} levels, got {values}.")
@@ -198,19 +198,20 @@ def _each_level(key, value, levels):
 
 
 def _check(widths, blocks, heads, depth, groups, context_width, in_channels, out_channels):
+    if groups < 1:
+        raise ValueError(f"groups must be at least 1, got {groups}.")
+    if not widths or any(width < 1 or width % groups for width in widths) or widths[0] % 2:
+        raise ValueError(f"widths must be multiples of the {groups} groups and the first even, got {tuple(widths)}.")
     for key, values in (
         ("blocks", blocks),
         ("num_heads", heads),
         ("transformer_layers", depth),
-        ("groups", (groups,)),
         ("context_width", (context_width,)),
         ("in_channels", (in_channels,)),
         ("out_channels", (out_channels,)),
     ):
-        if min(values, default=0) < 1:
-            raise ValueError(f"{key} must be at least 1, got {min(values, default=0)}.")
-    if any(width < 1 or width % groups for width in widths) or widths[0] % 2:
-        raise ValueError(f"widths must be multiples of the {groups} groups and the first even, got {tuple(widths)}.")
+        if min(values) < 1:
+            raise ValueError(f"{key} must be at least 1, got {min(values)}.")
     for width, count in zip(widths, heads):
         if width % count:
             raise ValueError(f"widths must be divisible by num_heads, got {width} and {count} heads.")

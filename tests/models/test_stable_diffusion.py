@@ -1,0 +1,302 @@
+"""The parts of Stable Diffusion against diffusers and transformers, with the same random weights; published sizes."""
+
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+import torch
+
+from tests.stable_diffusion_peers import (
+    answer,
+    assert_same,
+    channels_first,
+    channels_last,
+    filled,
+    images,
+    randomise,
+    their_text_encoder,
+    their_unet,
+    their_vae,
+    unset,
+)
+from zoo import files, registry
+from zoo.blocks.residual import doubled, picture, token_places, tokens
+from zoo.models.stable_diffusion import autoencoder as autoencoders
+from zoo.models.stable_diffusion import denoiser as denoisers
+from zoo.models.stable_diffusion import text_encoder as text_encoders
+from zoo.models.stable_diffusion.autoencoder import autoencoder, decoder, encoder
+from zoo.models.stable_diffusion.denoiser import denoiser
+from zoo.models.stable_diffusion.text_encoder import text_encoder
+
+TEXT = {"vocabulary_size": 30, "num_layers": 3, "width": 24, "inner": 40, "num_heads": 3, "max_length": 11}
+VAE = {"widths": (8, 16), "blocks": 1, "groups": 4}
+UNET = {
+    "widths": (16, 24),
+    "blocks": 1,
+    "attention": (True, False),
+    "num_heads": 2,
+    "context_width": 12,
+    "groups": 4,
+}
+
+# ------------------------------------------------------------------------------------------------------------- sizes
+
+
+def count(build, **numbers):
+    with unset():
+        return build(**numbers).count_params()
+
+
+def test_published_sizes():
+    """Those that KerasCV's and diffusers' models of Stable Diffusion 1.5 have."""
+    assert count(text_encoder, **text_encoders.VARIANTS["sd15"]) == 123_060_480
+    numbers = autoencoders.VARIANTS["sd15"]
+    assert [count(build, **numbers) for build in (encoder, decoder, autoencoder)] == [
+        34_163_664,
+        49_490_199,
+        83_653_863,
+    ]
+    assert count(denoiser, **denoisers.VARIANTS["sd15"]) == 859_520_964
+
+
+def test_text_encoder_in_closed_form():
+    v, p, layers, d, f = 30, 11, 3, 24, 40
+    assert count(text_encoder, **TEXT) == v * d + p * d + layers * (4 * (d * d + d) + 2 * d * f + f + d + 4 * d) + 2 * d
+
+
+def test_inpainting_adds_the_channels_of_its_input_only():
+    assert count(denoiser, **UNET, in_channels=9) - count(denoiser, **UNET) == 3 * 3 * (9 - 4) * 16
+
+
+def test_tiny_variants_are_small():
+    sizes = [
+        count(text_encoder, vocabulary_size=1000, **text_encoders.VARIANTS["tiny"]),
+        count(autoencoder, **autoencoders.VARIANTS["tiny"]),
+        count(denoiser, **denoisers.VARIANTS["tiny"]),
+    ]
+    assert max(sizes) < 6e6
+    assert denoisers.VARIANTS["tiny"]["context_width"] == text_encoders.VARIANTS["tiny"]["width"]
+
+
+def test_the_registry_has_the_variants():
+    for part, variants in (
+        ("text_encoder", text_encoders.VARIANTS),
+        ("autoencoder", autoencoders.VARIANTS),
+        ("denoiser", denoisers.VARIANTS),
+    ):
+        assert registry.MODELS[f"stable_diffusion_{part}"].numbers == variants["sd15"]
+
+
+# ------------------------------------------------------------------------------------------------------------ blocks
+
+
+def test_tokens_and_back():
+    x = images(0, 2, 3, 5, 4)
+    image = keras.Input((None, None, 4))
+    model = keras.Model(image, [tokens(image, "tokens"), picture(tokens(image, "again"), token_places(image))])
+    flat, same = answer(model, x)
+    np.testing.assert_array_equal(flat, x.reshape(2, 15, 4))
+    np.testing.assert_array_equal(same, x)
+
+
+@pytest.mark.parametrize("size", [(6, 4), (5, 4), (6, 3), (5, 3), (1, 1)])
+def test_doubled_is_nearest_neighbour_to_the_size_asked_for(size):
+    x = images(0, 2, (size[0] + 1) // 2, (size[1] + 1) // 2, 3)
+    small, like = keras.Input((None, None, 3)), keras.Input((None, None, 3))
+    ours = answer(keras.Model([small, like], doubled(small, like)), x, images(1, 2, *size, 3))
+    theirs = torch.nn.functional.interpolate(channels_first(x), size=size, mode="nearest")
+    np.testing.assert_array_equal(ours, channels_last(theirs))
+
+
+def test_waves_are_the_features_of_diffusers():
+    from diffusers.models.embeddings import get_timestep_embedding
+
+    steps = np.array([0, 1, 7.5, 250, 999], "float32")
+    ours = keras.ops.convert_to_numpy(denoisers.waves(keras.ops.convert_to_tensor(steps), 64))
+    theirs = get_timestep_embedding(torch.tensor(steps), 64, flip_sin_to_cos=True, downscale_freq_shift=0)
+    assert np.abs(ours - theirs.numpy()).max() < 1e-4  # float32 keeps angles up to 999 to 6e-5
+
+
+# ------------------------------------------------------------------------------------------------------ text encoder
+
+
+def prompts(rows=3, length=11, vocabulary=30, end=29):
+    """Tokens (rows, length) that end at different places, padded with the end token."""
+    ids = np.random.default_rng(0).integers(0, vocabulary, (rows, length))
+    for row in range(rows):
+        ids[row, length - 2 * row :] = end
+    return ids.astype("int32")
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_text_encoder_equals_transformers(activation):
+    ids = prompts()
+    ours = randomise(text_encoder(**TEXT, activation=activation))
+    peer = filled(their_text_encoder(**TEXT, activation=activation), text_encoder=ours)
+    with torch.no_grad():
+        theirs = peer(torch.tensor(ids).long(), output_hidden_states=True)
+        assert_same(answer(ours, ids), theirs.last_hidden_state.numpy())
+
+        # The one before the last, normalised: what diffusers does with clip_skip=1
+        shorter = text_encoder(**TEXT, activation=activation, output="penultimate")
+        weights = {weight.path: weight for weight in ours.weights}
+        for weight in shorter.weights:
+            weight.assign(weights[weight.path])
+        assert_same(answer(shorter, ids), peer.final_layer_norm(theirs.hidden_states[-2]).numpy())
+
+
+def test_a_token_sees_only_those_before_it():
+    model = randomise(text_encoder(**TEXT))
+    ids = prompts(1)
+    changed = ids.copy()
+    changed[0, 6] = (ids[0, 6] + 1) % 29
+    before, after = answer(model, ids), answer(model, changed)
+    np.testing.assert_allclose(before[0, :6], after[0, :6], atol=1e-6)
+    assert (np.abs(before - after)[0, 6:].max(axis=-1) > 1e-3).all()
+
+
+# ------------------------------------------------------------------------------------------------------- autoencoder
+
+
+@pytest.mark.parametrize(
+    "numbers, height, width",
+    [
+        (VAE, 8, 12),
+        ({"widths": (8, 8, 12, 16), "blocks": 2, "groups": 4}, 24, 8),
+        ({"widths": (6,), "blocks": 1, "groups": 3, "latent_channels": 2}, 5, 3),
+    ],
+    ids=["two levels", "four levels", "one level"],
+)
+def test_autoencoder_equals_diffusers(numbers, height, width):
+    parts = {"encoder": randomise(encoder(**numbers)), "decoder": randomise(decoder(**numbers), seed=1)}
+    peer = filled(their_vae(**numbers), **parts)
+    image = images(0, 2, height, width, 3)
+    mean, log_variance = answer(parts["encoder"], image)
+    scale = 2 ** (len(numbers["widths"]) - 1)
+    latents = images(1, 2, height // scale, width // scale, numbers.get("latent_channels", 4))
+    with torch.no_grad():
+        theirs = peer.encode(channels_first(image)).latent_dist
+        assert_same(mean, channels_last(theirs.mean))
+        assert_same(log_variance, channels_last(theirs.logvar))
+        assert_same(answer(parts["decoder"], latents), channels_last(peer.decode(channels_first(latents)).sample))
+
+
+def test_the_log_variance_is_clipped():
+    model = randomise(encoder(**VAE))
+    layer = model.get_layer("quant_conv")
+    layer.kernel.assign(200 * np.array(keras.ops.convert_to_numpy(layer.kernel)))
+    log_variance = answer(model, images(0, 1, 8, 8, 3))[1]
+    assert (log_variance.min(), log_variance.max()) == (-30, 20)
+
+
+def test_the_whole_autoencoder_is_its_parts():
+    whole = randomise(autoencoder(**VAE))
+    image, noise = images(0, 2, 4, 6, 3), images(1, 2, 2, 3, 4)
+    restored, mean, log_variance = answer(whole, image, noise)
+    parts = [whole.get_layer(name) for name in ("encoder", "decoder")]
+    np.testing.assert_allclose(answer(parts[0], image), [mean, log_variance], atol=1e-5)
+    np.testing.assert_allclose(answer(parts[1], mean + np.exp(log_variance / 2) * noise), restored, atol=1e-4)
+    assert autoencoders.join(*parts).count_params() == whole.count_params()
+
+
+# ---------------------------------------------------------------------------------------------------------- denoiser
+
+CONFIGS = {
+    "stable diffusion 1": (UNET, (6, 4)),
+    "odd sizes, a number for each level": (
+        {
+            "widths": (8, 16, 24),
+            "blocks": (2, 1, 1),
+            "attention": (False, True, True),
+            "num_heads": (1, 4, 3),
+            "transformer_layers": (1, 2, 1),
+            "context_width": 10,
+            "groups": 8,
+        },
+        (9, 7),
+    ),
+    "inpainting, linear projections as in stable diffusion 2": (
+        UNET | {"num_heads": (1, 3), "in_channels": 9, "attention": (True, True), "linear_projection": True},
+        (4, 10),
+    ),
+    "attention in the mid only": (UNET | {"blocks": 2, "attention": False, "widths": (12, 8)}, (3, 5)),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_denoiser_equals_diffusers(config):
+    numbers, size = CONFIGS[config]
+    levels = len(numbers["widths"])
+    attention = numbers["attention"] or (False,) * levels
+    ours = randomise(denoiser(**{key: value for key, value in numbers.items() if key != "linear_projection"}))
+    linear = numbers.get("linear_projection", False)
+    peer = filled(their_unet(**numbers | {"attention": attention}), denoiser=ours, linear_projection=linear)
+    latents = images(0, 3, *size, numbers.get("in_channels", 4))
+    timestep, context = np.array([0, 333.5, 999], "float32"), images(1, 3, 5, numbers["context_width"])
+    with torch.no_grad():
+        theirs = peer(channels_first(latents), torch.tensor(timestep), torch.tensor(context)).sample
+    assert_same(answer(ours, latents, timestep, context), channels_last(theirs))
+
+
+def test_every_weight_of_the_denoiser_learns():
+    model = randomise(denoiser(**UNET))
+    before = [np.array(keras.ops.convert_to_numpy(weight)) for weight in model.weights]
+    model.compile(keras.optimizers.SGD(1.0), "mse")
+    inputs = [images(0, 2, 4, 4, 4), np.array([10, 500], "float32"), images(1, 2, 3, 12)]
+    model.train_on_batch(inputs, images(2, 2, 4, 4, 4))
+    for weight, old in zip(model.weights, before):
+        assert np.abs(keras.ops.convert_to_numpy(weight) - old).max() > 0, weight.path
+
+
+# ------------------------------------------------------------------------------------------------- all of the parts
+
+
+def parts():
+    with unset():
+        yield from (text_encoder(**TEXT), encoder(**VAE), decoder(**VAE), denoiser(**UNET))
+
+
+def test_every_weighted_layer_has_a_telling_name():
+    for model in parts():
+        lines = []
+        model.summary(expand_nested=True, print_fn=lines.append, line_length=250)
+        for layer in model.layers:
+            if layer.weights:
+                automatic = keras.src.utils.naming.to_snake_case(type(layer).__name__)
+                assert layer.name.rstrip("_0123456789") != automatic and layer.name in "\n".join(lines)
+
+
+def test_saved_and_loaded(tmp_path):
+    """The files hold stock layers and `keras.ops` only."""
+    model = randomise(denoiser(**UNET))
+    inputs = images(0, 2, 6, 4, 4), np.array([10, 500], "float32"), images(1, 2, 3, 12)
+    files.save_model(model, tmp_path / "denoiser.keras")
+    loaded = keras.saving.load_model(tmp_path / "denoiser.keras", safe_mode=True)
+    np.testing.assert_allclose(answer(loaded, *inputs), answer(model, *inputs), atol=1e-6)
+    with zipfile.ZipFile(tmp_path / "denoiser.keras") as archive:
+        description = archive.read("config.json").decode()
+    assert '"registered_name": "zoo' not in description and "Lambda" not in description
+
+
+@pytest.mark.parametrize(
+    "build, numbers, words",
+    [
+        (text_encoder, TEXT | {"width": 25}, "width must be divisible by num_heads, got 25 and 3 heads"),
+        (text_encoder, TEXT | {"num_layers": 0}, "num_layers must be at least 1, got 0"),
+        (text_encoder, TEXT | {"num_layers": 1, "output": "penultimate"}, "num_layers must be at least 2, got 1"),
+        (text_encoder, TEXT | {"activation": "relu"}, "activation must be one of quick_gelu, gelu, got 'relu'"),
+        (text_encoder, TEXT | {"output": "first"}, "output must be one of last, penultimate, got 'first'"),
+        (encoder, VAE | {"widths": (8, 15)}, r"widths must be multiples of the 4 groups, got \(8, 15\)"),
+        (decoder, VAE | {"widths": ()}, r"widths must be multiples of the 4 groups, got \(\)"),
+        (decoder, VAE | {"blocks": 0}, "blocks must be at least 1, got 0"),
+        (denoiser, UNET | {"num_heads": (2, 2, 2)}, "num_heads must be one number or one for each of the 2 levels"),
+        (denoiser, UNET | {"num_heads": 5}, "widths must be divisible by num_heads, got 16 and 5 heads"),
+        (denoiser, UNET | {"widths": (16, 22)}, "widths must be multiples of the 4 groups and the first even"),
+        (denoiser, UNET | {"widths": (), "attention": True}, "widths must be multiples"),
+        (denoiser, UNET | {"context_width": 0}, "context_width must be at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_built(build, numbers, words):
+    with pytest.raises(ValueError, match=words):
+        build(**numbers)
