@@ -1,7 +1,5 @@
 """The parts of Stable Diffusion in small: those of diffusers and transformers with the random weights of ours."""
 
-import contextlib
-
 import keras
 import numpy as np
 import pytest
@@ -17,16 +15,6 @@ diffusers.logging.set_verbosity_error()
 diffusers.logging.disable_progress_bar()
 
 TOLERANCE = 1e-4  # float32, the largest output of each test being above 1/2
-
-
-@contextlib.contextmanager
-def unset():
-    """Models built inside have the shapes of their weights, but no numbers: a count that takes no memory."""
-    try:
-        with keras.StatelessScope(initialize_variables=False):
-            yield
-    finally:
-        keras.src.backend.common.global_state.set_global_attribute("uninitialized_variables", [])
 
 
 def randomise(model, seed=0):

@@ -18,8 +18,8 @@ from tests.stable_diffusion_peers import (
     their_text_encoder,
     their_unet,
     their_vae,
-    unset,
 )
+from tests.unset_weights import unset
 from zoo import files, registry
 from zoo.blocks.residual import doubled, picture, token_places, tokens
 from zoo.models.stable_diffusion import autoencoder as autoencoders
@@ -28,6 +28,7 @@ from zoo.models.stable_diffusion import text_encoder as text_encoders
 from zoo.models.stable_diffusion.autoencoder import autoencoder, decoder, encoder
 from zoo.models.stable_diffusion.denoiser import denoiser
 from zoo.models.stable_diffusion.text_encoder import text_encoder
+from zoo.reports.ledger import ledger
 
 TEXT = {"vocabulary_size": 30, "num_layers": 3, "width": 24, "inner": 40, "num_heads": 3, "max_length": 11}
 VAE = {"widths": (8, 16), "blocks": 1, "groups": 4}
@@ -250,6 +251,43 @@ def test_every_weight_of_the_denoiser_learns():
 
 
 # ------------------------------------------------------------------------------------------------- all of the parts
+
+
+@pytest.mark.parametrize(
+    "part, numbers, shapes",
+    [
+        ("text_encoder", text_encoders.VARIANTS, [(77,)]),
+        ("autoencoder", autoencoders.VARIANTS, [(512, 512, 3), (64, 64, 4)]),
+        ("denoiser", denoisers.VARIANTS, [(64, 64, 4), (), (77, 768)]),
+    ],
+)
+def test_the_ledger_explains_every_parameter(part, numbers, shapes):
+    build = {"text_encoder": text_encoder, "autoencoder": autoencoder, "denoiser": denoiser}[part]
+    with unset():
+        model = build(**numbers["sd15"])
+        book = ledger(model, input_shape=shapes)
+    assert book.parameters == model.count_params() == sum(row.counted for row in book.layers)
+    assert not book.unknown
+    for row in book.layers:
+        if row.parameters:
+            assert sum(formula.value for formula in row.formulas) == row.parameters
+            assert all(formula.used for formula in row.formulas), row.path  # letters, not only the shape of a tensor
+
+
+def test_the_ledger_counts_the_work_that_pytorch_counts():
+    """Multiply-accumulates of small models beside the operations of the peers, which are two each."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    latents, context = torch.zeros(1, 4, 8, 6), torch.zeros(1, 5, 12)
+    for book, peer, call in (
+        (ledger(denoiser(**UNET), input_shape=[(8, 6, 4), (), (5, 12)]), their_unet(**UNET), (latents, 1, context)),
+        (ledger(decoder(**VAE), input_shape=(8, 6, 4)), their_vae(**VAE).decode, (latents,)),
+        (ledger(text_encoder(**TEXT), input_shape=(7,)), their_text_encoder(**TEXT), (torch.zeros(1, 7).long(),)),
+    ):
+        counter = FlopCounterMode(display=False)
+        with counter, torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            peer(*call)
+        assert 2 * book.macs == counter.get_total_flops()
 
 
 def parts():
