@@ -118,6 +118,13 @@ class CaptionedImages:
         chosen = np.concatenate(rounds)[:count]
         return [self.caption(*names, rng) for names in chosen], *chosen.T
 
+    def limited(self, count, seed=0):
+        """The same with at most `count` scans of each part, chosen at random."""
+        rng = np.random.default_rng(seed)
+        rows = {part: np.sort(rng.permutation(len(labels))[:count]) for part, labels in self.labels.items()}
+        scans = {part: self.scans[part][rows[part]] for part in rows}
+        return dataclasses.replace(self, scans=scans, labels={part: self.labels[part][rows[part]] for part in rows})
+
     def fingerprint(self):
         """sha256 over scans and labels of the three parts."""
         digest = hashlib.sha256()

@@ -19,7 +19,7 @@ import keras
 from keras import layers
 
 
-def cnn(*, num_classes, image_size=48, channels=3, dropout=0.5, single_pool=False, seed=0, name="cnn"):
+def cnn(*, num_classes, image_size=48, channels=3, dropout=0.5, single_pool=False, units=512, seed=0, name="cnn"):
     """Build the classifier as a functional model with logits out.
 
     Args:
@@ -28,6 +28,7 @@ def cnn(*, num_classes, image_size=48, channels=3, dropout=0.5, single_pool=Fals
         channels: channels of the input.
         dropout: fraction dropped before each dense layer while training, in [0, 1).
         single_pool: leave out conv3 and pool2.
+        units: width of dense1.
         seed: seed of the dropouts. One is always given, because unseeded dropout on PyTorch draws from the process's
             global stream, which no checkpoint holds.
         name: name of the model.
@@ -51,6 +52,8 @@ def cnn(*, num_classes, image_size=48, channels=3, dropout=0.5, single_pool=Fals
         raise ValueError(f"channels must be at least 1, got {channels}.")
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), got {dropout}.")
+    if units < 1:
+        raise ValueError(f"units must be at least 1, got {units}.")
 
     image = keras.Input((image_size, image_size, channels), name="image")
     x = layers.Conv2D(32, 3, padding="same", activation="relu", name="conv1")(image)
@@ -61,7 +64,7 @@ def cnn(*, num_classes, image_size=48, channels=3, dropout=0.5, single_pool=Fals
         x = layers.MaxPooling2D(2, name="pool2")(x)
     x = layers.Flatten(name="flatten")(x)  # (B, 12·12·128), with a single pool (B, 24·24·64)
     x = layers.Dropout(dropout, seed=seed, name="dropout1")(x)
-    x = layers.Dense(512, activation="relu", name="dense1")(x)
+    x = layers.Dense(units, activation="relu", name="dense1")(x)
     x = layers.Dropout(dropout, seed=seed + 1, name="dropout2")(x)
     logits = layers.Dense(num_classes, name="logits")(x)
     return keras.Model(image, logits, name=name)

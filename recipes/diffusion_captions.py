@@ -1,0 +1,33 @@
+"""Train a latent diffusion from scratch, part by part, to draw digits and clothes from a caption, and score it.
+
+KERAS_BACKEND=tensorflow python recipes/diffusion_captions.py --data-dir FOLDER
+"""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # works from a checkout, installed or not
+
+from zoo.errors import run_command
+from zoo.training import diffusion_recipe as recipe
+from zoo.training import diffusion_scores as scores
+
+
+def parse_args(argv=None):
+    return recipe.argument_parser(__doc__, output="runs/diffusion_captions").parse_args(argv)
+
+
+def main(args):
+    recipe.check_arguments(args)
+    output = pathlib.Path(args.output)
+    stages = [] if args.evaluate else recipe.chosen_stages(args)
+    dataset = recipe.open_data(args)
+    metrics = {stage: recipe.run_stage(stage, dataset, args) for stage in stages}
+    if args.evaluate:
+        folder = output if args.evaluate is True else args.evaluate
+        metrics["scores"] = scores.report(folder, dataset, output / "scores", count=args.prompts, seed=args.seed)
+    return metrics
+
+
+if __name__ == "__main__":
+    run_command(main, parse_args())

@@ -1,0 +1,471 @@
+"""What the recipe of the latent diffusion is made of: its flags, its four stages, and what each leaves behind.
+
+A folder `--output` fills up stage by stage: judge.keras, then encoder.keras and decoder.keras, then text_encoder.keras
+and tokenizer.json, then denoiser.keras and pipeline.json; beside them a folder for each stage with `history.csv`,
+`metrics.json`, its curves, and while it runs its checkpoint.
+"""
+
+import argparse
+import pathlib
+import shlex
+import sys
+import time
+
+import keras
+import numpy as np
+
+from zoo import files
+from zoo.data.captions import SIZE, load_captioned
+from zoo.drawing.compiling import compiled
+from zoo.drawing.painter import Painter
+from zoo.errors import UserError
+from zoo.models.stable_diffusion import autoencoder, denoiser, noise_sampler, text_encoder
+from zoo.models.stable_diffusion.pipeline import Pipeline
+from zoo.reports import drawing as reports
+from zoo.training import callbacks
+from zoo.training import diffusion_scores as scores
+from zoo.training import diffusion_stages as parts
+from zoo.training.checkpoints import load_checkpoint
+from zoo.training.fast_paths import set_compiler_flags, use_fast_paths
+from zoo.training.image_recipe import environment
+from zoo.training.initial_weights import set_initial_weights, set_random_streams
+from zoo.training.loop import train
+from zoo.training.optimizers import Adam
+
+set_compiler_flags()
+
+# Of each stage, unless the command says otherwise: epochs over the scans, pictures of a batch, highest learning rate.
+STAGES = {
+    "judge": {"epochs": 2, "batch_size": 64, "learning_rate": 1e-3},
+    "autoencoder": {"epochs": 1, "batch_size": 32, "learning_rate": 1e-3},
+    "text-encoder": {"epochs": 1, "batch_size": 128, "learning_rate": 1e-3},
+    "denoiser": {"epochs": 12, "batch_size": 64, "learning_rate": 1e-3},
+}
+# What each stage needs of those before it, and what it makes.
+NEEDS = {
+    "judge": (),
+    "autoencoder": (),
+    "text-encoder": ("judge.keras",),
+    "denoiser": ("encoder.keras", "decoder.keras", "text_encoder.keras", "tokenizer.json"),
+}
+MAKES = {
+    "judge": ("judge.keras",),
+    "autoencoder": ("encoder.keras", "decoder.keras"),
+    "text-encoder": ("text_encoder.keras", "tokenizer.json"),
+    "denoiser": ("denoiser.keras", "pipeline.json"),
+}
+LATENT_SHAPE = (12, 12, 4)
+MAX_LENGTH = 16  # tokens of a caption, with start and end
+# Ho et al. 2020, section 4. It ends with hardly any signal left, so that black and white backgrounds can be drawn.
+SCHEDULE = {"kind": "linear", "beta_start": 1e-4, "beta_end": 0.02, "steps": 1000}
+SETTINGS = ("seed", "limit", "kl", "looks", "drop", "ema", "precision", "parity")
+PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+
+
+def argument_parser(doc, *, output):
+    """The flags of the recipe; those of the other recipes mean the same."""
+    parser = argparse.ArgumentParser(
+        description=doc.strip().splitlines()[0],
+        epilog="The backend is chosen by the environment: KERAS_BACKEND=tensorflow, jax or torch.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--stage", choices=(*STAGES, "all"), default="all", help="which part to train")
+    add("--data-dir", default=None, help="folder of tensorflow-datasets with mnist and fashion_mnist")
+    add("--epochs", type=int, default=None, help="instead of the stage's own, like the next two")
+    add("--batch-size", type=int, default=None)
+    add("--learning-rate", type=float, default=None, help="of Adam; the highest of a cosine")
+    add("--kl", type=float, default=1e-4, help="weight of the autoencoder's KL divergence")
+    add("--looks", type=float, default=0.0, help="weight of its perceptual term, which needs the judge")
+    add("--drop", type=float, default=0.1, help="share of captions left out, for guidance")
+    add("--ema", type=float, default=0.999, help="momentum of the moving average of the denoiser's weights")
+    add("--precision", choices=tuple(PRECISIONS), default="float32", help="of the denoiser's arithmetic in training")
+    add("--seed", type=int, default=0)
+    add("--limit", type=int, default=None, help="at most this many scans to train, validate and test")
+    add("--parity", action="store_true", help="no dropout: the same losses on every backend")
+    add("--output", default=output, help="folder for everything the run makes")
+    add("--resume", action="store_true", help="go on: finished stages stay, an interrupted one continues")
+    add("--evaluate", metavar="FOLDER", nargs="?", const=True, default=None, help="score a finished folder instead")
+    add("--prompts", type=int, default=1000, help="how many of each kind are drawn for the scores")
+    return parser
+
+
+def check_arguments(args):
+    """Raise UserError for numbers out of range."""
+    for flag in ("epochs", "batch_size", "limit", "prompts"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise UserError(f"--{flag.replace('_', '-')} must be at least 1, got {value}.")
+    for flag in ("learning_rate", "kl", "looks", "seed"):
+        if (getattr(args, flag) or 0) < 0:
+            raise UserError(f"--{flag.replace('_', '-')} must not be negative, got {getattr(args, flag)}.")
+    for flag in ("drop", "ema"):
+        if not 0 <= getattr(args, flag) < 1:
+            raise UserError(f"--{flag} must be in [0, 1), got {getattr(args, flag)}.")
+
+
+def open_data(args):
+    """Load the scans and say in one line what they are."""
+    dataset, remark = load_captioned(args.data_dir)
+    if remark:
+        print(remark, flush=True)
+    if args.limit:
+        dataset = dataset.limited(args.limit)
+    count = {part: len(labels) for part, labels in dataset.labels.items()}
+    print(
+        f"{keras.backend.backend()} backend · {dataset.name}: {count['train']:,} scans to train, "
+        f"{count['validation']:,} to validate, {count['test']:,} to test, {len(dataset.class_names)} classes",
+        flush=True,
+    )
+    return dataset
+
+
+def chosen_stages(args):
+    """The stages that this command runs, in order.
+
+    Raises:
+        UserError: if a stage lacks what an earlier one makes.
+    """
+    folder = pathlib.Path(args.output)
+    stages = list(STAGES) if args.stage == "all" else [args.stage]
+    if args.resume:
+        stages = [stage for stage in stages if not all((folder / name).is_file() for name in MAKES[stage])]
+    made = set()
+    for stage in stages:
+        needed = (*NEEDS[stage], *(("judge.keras",) if stage == "autoencoder" and args.looks else ()))
+        for name in needed:
+            if name not in made and not (folder / name).is_file():
+                before = next(other for other, names in MAKES.items() if name in names)
+                raise UserError(f"The stage {stage} needs {folder / name}: run --stage {before} first.")
+        made |= set(MAKES[stage])
+    return stages
+
+
+def run_stage(stage, dataset, args):
+    """Train one part and save it; returns what its `metrics.json` holds."""
+    began = time.perf_counter()
+    numbers = {key: value if getattr(args, key) is None else getattr(args, key) for key, value in STAGES[stage].items()}
+    train_stage = {
+        "judge": train_judge,
+        "autoencoder": train_autoencoder,
+        "text-encoder": train_text_encoder,
+        "denoiser": train_denoiser,
+    }[stage]
+    out = files.prepare_folder(args.output)
+    folder = files.prepare_folder(out / stage.replace("-", "_"))
+    print(f"\n--- {stage}: {', '.join(f'{key} {value}' for key, value in numbers.items())} ---", flush=True)
+    history, first_losses, measured = train_stage(dataset, numbers, args, out, folder)
+    reports.save_curves(folder / "training_curves.png", history)
+    seconds = sum(row["seconds"] for row in history)
+    metrics = {
+        "stage": stage,
+        **numbers,
+        **{key: getattr(args, key) for key in SETTINGS},
+        **measured,
+        "first_losses": first_losses,
+        "data": dataset.name,
+        "data_sha256": dataset.fingerprint(),
+        "sha256": {name: files.sha256(out / name) for name in MAKES[stage]},
+        "training_seconds": round(seconds, 1),
+        "wall_seconds": round(time.perf_counter() - began, 1),
+        "images_per_second": round(sum(row["images_per_second"] * row["seconds"] for row in history) / seconds, 1),
+        "command": f"KERAS_BACKEND={keras.backend.backend()} python {shlex.join(sys.argv)}",
+        **environment(),
+    }
+    files.write_json(folder / "metrics.json", metrics)
+    (folder / "checkpoint.npz").unlink(missing_ok=True)
+    told = ", ".join(f"{key} {value:.4g}" for key, value in measured.items() if isinstance(value, float))
+    print(f"{stage}: {told} ({metrics['images_per_second']:,.0f} images/s)", flush=True)
+    return metrics
+
+
+def fit(model, batches, validation, numbers, args, folder, *, data, loss, more=(), ema=None, **compile_options):
+    """Compile and train with a checkpoint after each epoch.
+
+    Returns:
+        (history rows, first 20 losses).
+    """
+    steps = numbers["epochs"] * len(batches)
+    warm_up = min(500, steps // 4)
+    rate = keras.optimizers.schedules.CosineDecay(
+        0.0, decay_steps=steps - warm_up, warmup_target=numbers["learning_rate"], warmup_steps=warm_up
+    )
+    options = {"use_ema": True, "ema_momentum": ema} if ema else {}
+    model.compile(optimizer=Adam(rate, **options), loss=loss, **compile_options)
+    use_fast_paths(model)
+    settings = numbers | {key: getattr(args, key) for key in SETTINGS} | {"data": data}
+    checkpoint = folder / "checkpoint.npz"
+    history = load_checkpoint(checkpoint, model, settings=settings) if args.resume and checkpoint.exists() else []
+    if history:
+        print(f"Resuming after epoch {len(history)} of {numbers['epochs']}.", flush=True)
+    first = callbacks.FirstLosses()
+    log = callbacks.History(folder, settings=settings, rows=history, examples=len(batches) * batches.batch_size)
+    train(
+        model,
+        batches,
+        log=log,
+        epochs=numbers["epochs"],
+        callbacks=[first, log, *more],
+        validation_data=validation,
+    )
+    return log.rows, first.losses
+
+
+def train_judge(dataset, numbers, args, out, folder):
+    """The CNN that says what a picture shows; its accuracy is that on test pictures, drawn once."""
+    model = parts.judge(len(dataset.class_names), seed=args.seed)
+    if args.parity:
+        model.get_layer("classifier").get_layer("dropout1").rate = 0.0
+        model.get_layer("classifier").get_layer("dropout2").rate = 0.0
+    set_initial_weights(model, seed=args.seed, initializer="he")
+    set_random_streams(model, seed=args.seed)
+    batches, validation, test = (
+        parts.judge_batches(dataset, part, numbers["batch_size"], seed=args.seed)
+        for part in ("train", "validation", "test")
+    )
+    rows, first = fit(
+        model,
+        batches,
+        validation,
+        numbers,
+        args,
+        folder,
+        data=dataset.fingerprint(),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+    )
+    accuracy = float(model.evaluate(test, verbose=0, return_dict=True)["accuracy"])
+    files.save_model(model, out / "judge.keras")
+    return rows, first, {"parameters": model.count_params(), "test_accuracy": accuracy}
+
+
+def train_autoencoder(dataset, numbers, args, out, folder):
+    """Encoder and decoder; the error of test pictures is told in grey levels of 255."""
+    encoder, decoder = (
+        getattr(autoencoder, name)(**autoencoder.VARIANTS["tiny"], latent_channels=LATENT_SHAPE[-1])
+        for name in ("encoder", "decoder")
+    )
+    looks = files.load_model(out / "judge.keras") if args.looks else None
+    for place, model in enumerate((encoder, decoder)):
+        set_initial_weights(model, seed=args.seed + place, initializer="transformer")
+    model = parts.autoencoder_in_training(encoder, decoder, looks)
+    batches, validation, test = (
+        parts.autoencoder_batches(
+            dataset,
+            part,
+            numbers["batch_size"],
+            seed=args.seed,
+            latent_shape=LATENT_SHAPE,
+            looks=looks is not None,
+        )
+        for part in ("train", "validation", "test")
+    )
+    losses, weights = {"image": keras.losses.MeanAbsoluteError(), "kl": parts.AsIs()}, {"image": 1.0, "kl": args.kl}
+    if looks is not None:
+        losses["looks"], weights["looks"] = parts.AsIs(), args.looks
+    rows, first = fit(
+        model,
+        batches,
+        validation,
+        numbers,
+        args,
+        folder,
+        data=dataset.fingerprint(),
+        loss=losses,
+        loss_weights=weights,
+    )
+    error, shown = 0.0, None
+    for place in range(len(test)):
+        (images, noise), _ = test[place]
+        restored = np.asarray(keras.ops.convert_to_numpy(model.predict_on_batch((images, noise))["image"]))
+        error += float(np.abs(np.clip(restored, -1, 1) - images).mean()) * 127.5 / len(test)
+        shown = (images, restored) if shown is None else shown
+    reports.save_grid(folder / "restored.png", [reports.to_bytes(row[:12]) for row in shown])
+    files.save_model(encoder, out / "encoder.keras")
+    files.save_model(decoder, out / "decoder.keras")
+    parameters = encoder.count_params() + decoder.count_params()
+    return rows, first, {"parameters": parameters, "test_error_grey_levels": error}
+
+
+def train_text_encoder(dataset, numbers, args, out, folder):
+    """The text encoder, by contrast with pictures that a copy of the judge's trunk looks at."""
+    tokenizer = parts.caption_tokenizer(dataset)
+    entries = tokenizer.get_vocab_size()
+    encoder = text_encoder.text_encoder(
+        vocabulary_size=entries, **text_encoder.VARIANTS["tiny"] | {"max_length": MAX_LENGTH}
+    )
+    set_initial_weights(encoder, seed=args.seed, initializer="transformer")
+    trunk = parts.features(files.load_model(out / "judge.keras"))
+    model = parts.pairs_in_training(encoder, trunk, end_id=2)
+    rng = np.random.default_rng(args.seed)
+    for name in ("text_projection", "image_projection"):
+        (kernel,) = model.get_layer(name).weights
+        kernel.assign(rng.normal(size=kernel.shape) / kernel.shape[0] ** 0.5)
+    batches, validation = (
+        parts.pair_batches(dataset, part, numbers["batch_size"], seed=args.seed, tokenizer=tokenizer, length=MAX_LENGTH)
+        for part in ("train", "validation")
+    )
+    rows, first = fit(
+        model, batches, validation, numbers, args, folder, data=dataset.fingerprint(), loss=parts.Contrast()
+    )
+    measured = retrieval(model, dataset, tokenizer, seed=args.seed)
+    files.save_model(encoder, out / "text_encoder.keras")
+    files.write_text(out / "tokenizer.json", tokenizer.to_str(pretty=True))
+    return rows, first, {"parameters": encoder.count_params(), "vocabulary": entries} | measured
+
+
+def retrieval(model, dataset, tokenizer, *, seed, rounds=20, among=100):
+    """How often the right one is found among `among` test pictures and captions, no two of which say the same."""
+    right = {"retrieval_caption": 0, "retrieval_image": 0}
+    rng = np.random.default_rng([seed, 2])
+    among = min(among, len(dataset.labels["test"]) // 2)
+    for number in range(rounds):
+        rows, said = [], set()
+        batch = dataset.draw("test", rng.permutation(len(dataset.labels["test"]))[: 2 * among], seed=[seed, number])
+        for row, triple in enumerate(zip(batch.labels, batch.inks, batch.backgrounds)):
+            if triple not in said and len(rows) < among:
+                said.add(triple)
+                rows.append(row)
+        ids = parts.encode_captions(tokenizer, [batch.captions[row] for row in rows], MAX_LENGTH)
+        logits = np.asarray(
+            keras.ops.convert_to_numpy(model.predict_on_batch((ids, batch.images[rows].astype("float32"))))
+        )
+        for key, axis in (("retrieval_caption", 1), ("retrieval_image", 0)):
+            right[key] += float((logits.argmax(axis) == np.arange(len(rows))).mean()) / rounds
+    return right | {"retrieval_among": among}
+
+
+def train_denoiser(dataset, numbers, args, out, folder):
+    """The denoiser, on latents encoded once; what is saved is the moving average of its weights."""
+    encoder, decoder, reader = (
+        files.load_model(out / f"{name}.keras") for name in ("encoder", "decoder", "text_encoder")
+    )
+    tokenizer = load_tokenizer(out / "tokenizer.json")
+    contexts = encode_contexts(reader, tokenizer, [*parts.every_caption(dataset), ""])
+    latents = parts.EncodedPictures(encoder, dataset, "train", seed=args.seed)
+    checked = parts.EncodedPictures(encoder, dataset, "validation", seed=args.seed, scale=latents.scale)
+    levels = noise_sampler.alpha_bars(
+        noise_sampler.betas(
+            SCHEDULE["kind"], steps=SCHEDULE["steps"], start=SCHEDULE["beta_start"], end=SCHEDULE["beta_end"]
+        )
+    )
+    settings = settings_of(latents.scale)
+    variant = denoiser.VARIANTS["tiny"] | {"context_width": contexts.shape[-1]}
+    model = denoiser.denoiser(**variant)
+    set_initial_weights(model, seed=args.seed, initializer="transformer")
+    if args.precision != "float32":
+        start = model.get_weights()
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy(PRECISIONS[args.precision])
+        model = denoiser.denoiser(**variant)
+        keras.config.set_dtype_policy(before)
+        model.set_weights(start)
+    batches, validation = (
+        parts.denoiser_batches(
+            source, contexts, levels, numbers["batch_size"], seed=args.seed, drop=args.drop, fixed=source is checked
+        )
+        for source in (latents, checked)
+    )
+    averaged = denoiser.denoiser(**variant)
+    painter = Painter(Pipeline(reader, None, decoder, averaged, settings, compiled=compiled), tokenizer)
+    pictures = AsItLearns(folder / "as_it_learns.png", painter, averaged, dataset)
+    rows, first = fit(
+        model,
+        batches,
+        validation,
+        numbers,
+        args,
+        folder,
+        data=dataset.fingerprint(),
+        loss=keras.losses.MeanSquaredError(),
+        more=[pictures],
+        ema=args.ema,
+    )
+    averaged.set_weights(
+        [keras.ops.convert_to_numpy(weight) for weight in model.weights]
+    )  # `fit` ends with the average
+    by_timestep = loss_by_timestep(averaged, validation, levels)
+    reports.save_loss_by_timestep(folder / "loss_by_timestep.png", by_timestep)
+    files.save_model(averaged, out / "denoiser.keras")
+    files.write_json(out / "pipeline.json", settings)
+    return rows, first, {"parameters": averaged.count_params(), "latent_scale": latents.scale}
+
+
+class AsItLearns(keras.callbacks.Callback):
+    """After each epoch, draw the same prompts with the average of the weights so far, a row of a picture file an epoch.
+
+    Args:
+        path: PNG; beside it, in an .npz, the pictures of earlier epochs, for a run that is resumed.
+        painter: draws with `averaged`.
+        averaged: a model like the one that is trained; its weights are set here.
+        dataset: names the prompts.
+    """
+
+    def __init__(self, path, painter, averaged, dataset, count=10, steps=20, guidance=2.0):
+        super().__init__()
+        self.path, self.painter, self.averaged = path, painter, averaged
+        half = [dataset.prompts(count // 2, held_out=side, seed=1)[0] for side in (False, True)]
+        self.prompts, self.options = [*half[0], *half[1]], {"steps": steps, "guidance": guidance}
+
+    def on_epoch_end(self, epoch, logs=None):
+        averages = self.model.optimizer._model_variables_moving_average
+        by_path = {variable.path: average for variable, average in zip(self.model.trainable_variables, averages)}
+        for variable in self.averaged.trainable_variables:
+            variable.assign(keras.ops.cast(keras.ops.convert_to_numpy(by_path[variable.path]), "float32"))
+        store = self.path.with_suffix(".npz")
+        rows = []
+        if epoch and store.is_file():
+            with store.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                rows = list(stored["rows"][:epoch])
+        rows.append(scores.draw_prompts(self.painter, self.prompts, **self.options))
+        with files.atomic(store) as temporary:
+            np.savez_compressed(temporary, rows=np.stack(rows))
+        reports.save_grid(self.path, rows, self.prompts)
+
+
+def loss_by_timestep(model, batches, levels, bins=20):
+    """Mean squared error of the noise by timestep: (bins,) over equal ranges of timesteps."""
+    total, count = np.zeros(bins), np.zeros(bins)
+    for place in range(len(batches)):
+        inputs, noise = batches[place]
+        error = ((np.asarray(keras.ops.convert_to_numpy(model.predict_on_batch(inputs))) - noise) ** 2).mean((1, 2, 3))
+        bin_ = (inputs[1] * bins / len(levels)).astype(int)
+        np.add.at(total, bin_, error)
+        np.add.at(count, bin_, 1)
+    return total / np.maximum(count, 1)
+
+
+def encode_contexts(reader, tokenizer, captions, batch_size=256):
+    """Contexts (N, S, d) float32 of captions."""
+    ids = parts.encode_captions(tokenizer, captions, MAX_LENGTH)
+    return np.asarray(reader.predict(ids, batch_size=batch_size, verbose=0))
+
+
+def settings_of(scale):
+    """What pipeline.json says; see `zoo.convert.stable_diffusion`."""
+    return {
+        "kind": "stable_diffusion",
+        "latent_channels": LATENT_SHAPE[-1],
+        "latent_scale": scale,
+        "latent_shift": 0.0,
+        "downsampling": SIZE // LATENT_SHAPE[0],
+        "image_size": SIZE,
+        "max_length": MAX_LENGTH,
+        "start_id": 1,
+        "end_id": 2,
+        "pad_id": 0,
+        "schedule": SCHEDULE,
+        "prediction": "epsilon",
+        "sampler": "dpm++",
+        "spacing": "linspace",
+        "offset": 0,
+        "final_alpha_one": True,
+        "karras": False,
+    }
+
+
+def load_tokenizer(path):
+    """The tokenizer of the captions."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(path))
