@@ -20,7 +20,7 @@ ALLOWED = {
     "registry": {"backends", "files", "errors"},  # the models are named in it, and imported when they are built
     "reports": {"reports", "files", "backends", "errors"},
     "text": {"text", "models", "blocks", "files", "errors"},
-    "training": {"training", "data", "models", "reports", "text", "files", "errors"},
+    "training": {"training", "data", "models", "reports", "text", "drawing", "files", "errors"},
 }
 # Lazy imports of a framework are allowed where its own fast path is the point.
 FRAMEWORK_FILES = {

@@ -30,7 +30,7 @@ def zoo(run, *arguments, **environment):
 
 # ------------------------------------------------------------------------------------------------------- answers fast
 
-COMMANDS = ("list", "summary", "quiz", "classify", "complete", "translate", "verify", "convert")
+COMMANDS = ("list", "summary", "quiz", "classify", "complete", "translate", "draw", "verify", "convert")
 HEAVY = "{'numpy', 'keras', 'tensorflow', 'jax', 'torch', 'PIL', 'matplotlib', 'sklearn'}"
 ARGUMENTS = [["--help"], ["list"], *([name, "--help"] for name in COMMANDS)]
 

@@ -7,6 +7,7 @@
     zoo.models    functions that build the models
     zoo.data      data sets as NumPy arrays, deterministic batches
     zoo.text      tokenizers, decoding, writing
+    zoo.drawing   pictures of prompts
     zoo.convert   weights from and to other frameworks
     zoo.training  what lies between data and a trained model
     zoo.reports   results as text and pictures
@@ -19,7 +20,7 @@ import importlib
 
 __version__ = "0.1.0"
 
-_PARTS = ("blocks", "convert", "data", "files", "models", "registry", "reports", "text", "training")
+_PARTS = ("blocks", "convert", "data", "drawing", "files", "models", "registry", "reports", "text", "training")
 _FUNCTIONS = {
     "create_model": "zoo.registry",
     "ledger": "zoo.reports.ledger",

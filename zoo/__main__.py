@@ -1,10 +1,11 @@
-"""The `zoo` command: list, summary, quiz, classify, complete, translate, verify, convert.
+"""The `zoo` command: list, summary, quiz, classify, complete, translate, draw, verify, convert.
 
 Everything heavy is imported inside the subcommand that needs it, so that --help answers at once.
 """
 
 import argparse
 import os
+import re
 import shutil
 import sys
 import textwrap
@@ -15,6 +16,9 @@ EPILOG = "The backend is chosen by the environment: KERAS_BACKEND=tensorflow, ja
 MODEL_HELP = "a name from `zoo list`, or the path of a .keras file"
 # Where a card holds one of these, `list` shows it.
 METRICS = (("test_accuracy", "{:.2%} accuracy"), ("test_bits_per_character", "{:.3f} bits/char"))
+
+# `zoo.models.stable_diffusion.noise_sampler.SAMPLERS`, which loads Keras; a test compares them.
+SAMPLERS = ("ddpm", "ddim", "plms", "euler", "euler_ancestral", "heun", "dpm++")
 
 
 def main(argv=None):
@@ -106,6 +110,26 @@ def _parser():
     add("--length-penalty", type=float, metavar="X", help="above 0 favours longer texts; default 1, or as published")
     add("--attention", metavar="FILE", help="write a picture of where the cross-attentions look (one sentence)")
 
+    add = command("draw", _draw, "draw pictures of a prompt")
+    add("model", help="a folder that `zoo convert stable-diffusion` wrote, or its name in ZOO_MODELS_DIR")
+    add("prompt", help="what to draw")
+    add("--negative", default="", metavar="TEXT", help="what the picture should not be")
+    add("--steps", type=int, default=30, metavar="N", help="more are slower and finer; default 30")
+    add("--guidance", type=float, default=7.5, metavar="X", help="how closely to follow the prompt; default 7.5")
+    add("--sampler", metavar="NAME", help=f"{', '.join(SAMPLERS)}; default what the model was published with")
+    add(
+        "--eta", type=float, default=0.0, metavar="X", help="noise that ddim adds in every step, from 0 to 1; default 0"
+    )
+    add("--seed", type=int, default=0, metavar="N", help="other seeds draw other pictures; default 0")
+    add("--count", type=int, default=1, metavar="N", help="draw N pictures, with the seeds that follow; default 1")
+    add("--size", type=_size, metavar="WxH", help="in pixels; default what the model was trained for, or as --from")
+    add("--from", dest="start", metavar="IMAGE", help="begin with this picture")
+    add("--strength", type=float, metavar="X", help="how much of it may go; default 0.8, with a mask 1")
+    add("--mask", metavar="IMAGE", help="of the same size, white where --from is to be drawn anew")
+    add("--strip", metavar="FILE", help="write a row of pictures of how it came about")
+    add("--gif", metavar="FILE", help="write an animation of how it came about")
+    add("--output", metavar="FILE", help="the PNG file to write; with --count, the seed is added to its name")
+
     add = command("verify", _verify, "check that a model gives the same numbers on every backend", epilog=None)
     add("model", help=MODEL_HELP)
     add("--tolerance", type=float, default=1e-4, metavar="X", help="the largest difference that passes; default 1e-4")
@@ -128,6 +152,12 @@ def _shape(text):
     if not all(size.strip().isdigit() and int(size) > 0 for size in sizes):
         raise argparse.ArgumentTypeError(f"{text!r} is not a shape such as 48,48,3")
     return tuple(int(size) for size in sizes)
+
+
+def _size(text):
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 768x512")
+    return tuple(int(side) for side in text.split("x"))
 
 
 def _words(text):
@@ -289,6 +319,28 @@ def _translate(args):
         except OSError as error:
             raise UserError(f"Cannot write {args.attention} ({error.strerror}): name another file.") from error
         print(f"Where it looked is in {args.attention}.")
+
+
+def _draw(args):
+    if args.sampler is not None and args.sampler not in SAMPLERS:
+        known = ", ".join(SAMPLERS)
+        raise UserError(
+            f"There is no sampler {args.sampler!r}: choose one of {known}.{nearest(args.sampler, SAMPLERS)}"
+        )
+    for option, value, least in (("steps", args.steps, 1), ("count", args.count, 1), ("seed", args.seed, 0)):
+        if value < least:
+            raise UserError(f"--{option} must be at least {least}, got {value}.")
+    for option, value in (("mask", args.mask), ("strength", args.strength)):
+        if value is not None and args.start is None:
+            raise UserError(f"--{option} is for drawing from a picture: give one with --from.")
+    from zoo import backends, registry
+
+    folder = registry.locate_pipeline(args.model)
+    options = {key: value for key, value in vars(args).items() if key not in ("run", "model", "prompt")}
+    backends.start()
+    from zoo.drawing.draw import draw
+
+    draw(folder, args.prompt, say=_say, **options)
 
 
 def _verify(args):
