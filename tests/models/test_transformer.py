@@ -278,6 +278,17 @@ def test_file_loads_with_keras_alone_and_tells_its_numbers(kind, tmp_path):
     np.testing.assert_allclose(NUMPY(encoder_model(loaded)(source)), NUMPY(encoder_model(model)(source)), atol=1e-6)
 
 
+def test_models_are_made_of_one_that_was_loaded_first_thing(tmp_path):
+    """In a process that has made nothing yet, automatic names begin again with those that the file holds."""
+    files.save_model(small(), tmp_path / "model.keras")
+    keras.utils.clear_session()
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    for name in attention_names(loaded):
+        attention_model(loaded, name)
+    for make in (encoder_model, memory_model, step_model):
+        make(loaded)
+
+
 def test_attention_weights():
     model, source, target = small(), sentences(2, 6), sentences(2, 5, seed=2)
     source[0, 4:] = PAD

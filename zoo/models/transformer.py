@@ -378,7 +378,10 @@ def attention_model(model, name):
     """
     if name not in attention_names(model):
         raise ValueError(f"{model.name} has no attention {name!r}: choose one of {', '.join(attention_names(model))}.")
-    query, key = (model.get_layer(f"{name}_{part}_heads").output for part in ("query", "key"))
+    # A model of its own within the new one: automatic names of new operations may be those of operations in a file.
+    found = [model.get_layer(f"{name}_{part}_heads").output for part in ("query", "key")]
+    inner = keras.Model(model.inputs, found, name=f"{name}_heads")
+    inputs = [keras.Input((None,), dtype="int32", name=name) for name in ("source", "target")]
     causal = name.startswith("decoder") and name.endswith("self_attention")
-    mask = None if causal else _visible(model.inputs[0], _pad_id(model))
-    return keras.Model(model.inputs, attention_weights(query, key, mask, causal), name=f"{model.name}_{name}")
+    mask = None if causal else _visible(inputs[0], _pad_id(model))
+    return keras.Model(inputs, attention_weights(*inner(inputs), mask, causal), name=f"{model.name}_{name}")
