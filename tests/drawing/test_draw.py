@@ -30,7 +30,7 @@ def test_same_pictures_on_every_backend(run, tmp_path):
         arguments = ["a red fox in the snow, a photograph of the fox", "--negative", "blurry", "--steps", 10]
         arguments += ["--sampler", "euler_ancestral", "--seed", 3, "--count", 2, "--size", "48x32"]
         arguments += ["--output", out / "fox.png", "--strip", out / "strip.png", "--gif", out / "fox.gif"]
-        ended = run(["-m", "zoo", "draw", folder(4), *arguments], backend=backend)
+        ended = run(["-m", "zoo", "draw", folder(), *arguments], backend=backend)
         assert ended.returncode == 0, ended.stderr
         assert "note: The prompt is longer than 10 tokens: 'the fox' was left out.\n" in ended.stderr
         told = ended.stdout.splitlines()
@@ -41,7 +41,7 @@ def test_same_pictures_on_every_backend(run, tmp_path):
         assert [file.size for file in files] == [(48, 32), (48, 32), (8 * 48, 2 * 32)]
         assert files[1].text.pop("Software").startswith("zoo ")
         assert files[1].text == {
-            "model": folder(4).name,
+            "model": folder().name,
             "prompt": "a red fox in the snow, a photograph of the fox",
             "negative": "blurry",
             "steps": "10",
@@ -66,7 +66,7 @@ def test_a_part_of_a_picture_drawn_anew(tmp_path, capsys, monkeypatch):
     Image.fromarray(PICTURE).save("start.png")
     Image.fromarray(MASK).save("mask.png")
     arguments = ["--from", "start.png", "--mask", "mask.png", "--strength", "0.9", "--sampler", "ddim", "--eta", "0.2"]
-    command._main(["draw", str(folder(4)), "The Fox: 2!", "--steps", "4", *arguments])
+    command._main(["draw", str(folder()), "The Fox: 2!", "--steps", "4", *arguments])
     assert capsys.readouterr().out.startswith("the-fox-2.png: 24x16, seed 0\n3 of 4 steps of ddim in ")
     with Image.open("the-fox-2.png") as image:
         facts = {"from": "start.png", "mask": "mask.png", "strength": "0.9", "eta": "0.2", "sampler": "ddim"}
@@ -74,7 +74,7 @@ def test_a_part_of_a_picture_drawn_anew(tmp_path, capsys, monkeypatch):
 
 
 def test_a_folder_by_its_name(tmp_path, capsys, monkeypatch):
-    (tmp_path / "fox").symlink_to(folder(4))
+    (tmp_path / "fox").symlink_to(folder())
     monkeypatch.setenv("ZOO_MODELS_DIR", str(tmp_path))
     command._main(["draw", "fox", "a fox", "--steps", "1", "--size", "16x16", "--output", str(tmp_path / "a.png")])
     assert (tmp_path / "a.png").is_file()
@@ -118,7 +118,7 @@ def test_mistakes_are_told_at_once(run, arguments, words):
 def test_mistakes_are_told_before_anything_is_drawn(arguments, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=words):
-        command._main(["draw", str(folder(4)), "a fox", *arguments])
+        command._main(["draw", str(folder()), "a fox", *arguments])
     assert not list(tmp_path.iterdir())
 
 
