@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from zoo.convert.stable_diffusion import to_diffusers
+from zoo.convert.unset_weights import fill, unset
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
@@ -24,19 +25,39 @@ def randomise(model, seed=0):
         shape = tuple(weight.shape)
         if len(shape) > 1:
             fan_in = shape[-1] if weight.name == "embeddings" else np.prod(shape[:-1])
-            weight.assign((rng.normal(size=shape) / fan_in**0.5).astype("float32"))
+            fill(weight, (rng.normal(size=shape) / fan_in**0.5).astype("float32"))
         else:
-            weight.assign((0.2 * rng.normal(size=shape) + (weight.name == "gamma")).astype("float32"))
+            fill(weight, (0.2 * rng.normal(size=shape) + (weight.name == "gamma")).astype("float32"))
     return model
+
+
+def random_model(build, *, seed=0, **numbers):
+    """A model of ours with random weights."""
+    with unset():
+        model = build(**numbers)
+    return randomise(model, seed)
 
 
 def answer(model, *inputs):
     """What a model of ours gives for NumPy arrays; compiled where that is faster."""
-    inputs = list(inputs) if len(inputs) > 1 else inputs[0]
+    inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, list(inputs) if len(inputs) > 1 else inputs[0])
     if keras.backend.backend() == "jax":
-        return model.predict_on_batch(inputs)
-    outputs = model(keras.tree.map_structure(keras.ops.convert_to_tensor, inputs), training=False)
+        outputs = _compiled(model, inputs)
+    else:
+        outputs = model(inputs, training=False)
     return keras.tree.map_structure(lambda x: np.array(keras.ops.convert_to_numpy(x)), outputs)
+
+
+def _compiled(model, inputs):
+    """On JAX, where one operation after the other is compiled too: all at once, with little effort."""
+    import jax
+
+    def call(weights, inputs):
+        return model.stateless_call(weights, [], inputs)[0]
+
+    weights = [weight.value for weight in model.trainable_weights]
+    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    return jax.jit(call).lower(weights, inputs).compile(compiler_options=quick)(weights, inputs)
 
 
 def images(seed, *shape):

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import zoo
-from tests.unset_weights import unset
 from zoo import files, registry
+from zoo.convert.unset_weights import unset
 from zoo.errors import UserError
 
 pytestmark = pytest.mark.once

@@ -13,6 +13,8 @@ from zoo.errors import UserError, nearest, reason
 
 # Keras itself is imported where a model is saved or loaded: reading a card must not wait for a framework.
 
+LARGE_MODEL = 2**28  # bytes of weights
+
 
 @contextlib.contextmanager
 def atomic(path):
@@ -70,7 +72,7 @@ def save_model(model, path):
     import keras
 
     model = keras.Model(model.input, model.output, name=model.name)
-    with atomic(path) as temporary, _without_tensorflow():
+    with atomic(path) as temporary, _without_tensorflow(), _through_disk():
         model.save(temporary)
 
 
@@ -120,7 +122,7 @@ def load_model(path):
     import keras
 
     try:
-        with _without_tensorflow():
+        with _without_tensorflow(), _through_disk():
             return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises many kinds; all of them mean that this file cannot be used
         if missing := _unknown_objects(path):
@@ -243,3 +245,22 @@ def _without_tensorflow():
     finally:
         if hide:
             lazy_module._available = None
+
+
+@contextlib.contextmanager
+def _through_disk():
+    """Let Keras hold a large model's weights in a temporary file beside it, not in memory, while saving and loading.
+
+    Where the free memory is twice their size, Keras 3.15 holds them there once more.
+    """
+    import keras
+
+    saving = keras.src.saving.saving_lib
+    original = saving.is_memory_sufficient
+    saving.is_memory_sufficient = lambda model: (
+        original(model) and saving.weight_memory_size(model.variables) < LARGE_MODEL
+    )
+    try:
+        yield
+    finally:
+        saving.is_memory_sufficient = original

@@ -231,7 +231,8 @@ for name in {MODELS}:
 np.savez({str(tmp_path / "outputs.npz")!r}, **found)
 assert not any(name.split(".")[0] == "zoo" for name in sys.modules)
 """
-    ended = run(["-c", program])
+    quick = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"  # less to compile on JAX
+    ended = run(["-c", program], XLA_FLAGS=quick)
     assert ended.returncode == 0, ended.stderr
     ours = np.load(tmp_path / "outputs.npz")
     with torch.no_grad():

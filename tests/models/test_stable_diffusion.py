@@ -14,14 +14,14 @@ from tests.stable_diffusion_peers import (
     channels_last,
     filled,
     images,
-    randomise,
+    random_model,
     their_text_encoder,
     their_unet,
     their_vae,
 )
-from tests.unset_weights import unset
 from zoo import files, registry
 from zoo.blocks.residual import doubled, picture, token_places, tokens
+from zoo.convert.unset_weights import unset
 from zoo.models.stable_diffusion import autoencoder as autoencoders
 from zoo.models.stable_diffusion import denoiser as denoisers
 from zoo.models.stable_diffusion import text_encoder as text_encoders
@@ -133,14 +133,14 @@ def prompts(rows=3, length=11, vocabulary=30, end=29):
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
 def test_text_encoder_equals_transformers(activation):
     ids = prompts()
-    ours = randomise(text_encoder(**TEXT, activation=activation))
+    ours = random_model(text_encoder, **TEXT, activation=activation)
     peer = filled(their_text_encoder(**TEXT, activation=activation), text_encoder=ours)
     with torch.no_grad():
         theirs = peer(torch.tensor(ids).long(), output_hidden_states=True)
         assert_same(answer(ours, ids), theirs.last_hidden_state.numpy())
 
         # The one before the last, normalised: what diffusers does with clip_skip=1
-        shorter = text_encoder(**TEXT, activation=activation, output="penultimate")
+        shorter = random_model(text_encoder, **TEXT, activation=activation, output="penultimate")
         weights = {weight.path: weight for weight in ours.weights}
         for weight in shorter.weights:
             weight.assign(weights[weight.path])
@@ -148,7 +148,7 @@ def test_text_encoder_equals_transformers(activation):
 
 
 def test_a_token_sees_only_those_before_it():
-    model = randomise(text_encoder(**TEXT))
+    model = random_model(text_encoder, **TEXT)
     ids = prompts(1)
     changed = ids.copy()
     changed[0, 6] = (ids[0, 6] + 1) % 29
@@ -170,7 +170,7 @@ def test_a_token_sees_only_those_before_it():
     ids=["two levels", "four levels", "one level"],
 )
 def test_autoencoder_equals_diffusers(numbers, height, width):
-    parts = {"encoder": randomise(encoder(**numbers)), "decoder": randomise(decoder(**numbers), seed=1)}
+    parts = {"encoder": random_model(encoder, **numbers), "decoder": random_model(decoder, seed=1, **numbers)}
     peer = filled(their_vae(**numbers), **parts)
     image = images(0, 2, height, width, 3)
     mean, log_variance = answer(parts["encoder"], image)
@@ -184,7 +184,7 @@ def test_autoencoder_equals_diffusers(numbers, height, width):
 
 
 def test_the_log_variance_is_clipped():
-    model = randomise(encoder(**VAE))
+    model = random_model(encoder, **VAE)
     layer = model.get_layer("quant_conv")
     layer.kernel.assign(200 * np.array(keras.ops.convert_to_numpy(layer.kernel)))
     log_variance = answer(model, images(0, 1, 8, 8, 3))[1]
@@ -192,7 +192,7 @@ def test_the_log_variance_is_clipped():
 
 
 def test_the_whole_autoencoder_is_its_parts():
-    whole = randomise(autoencoder(**VAE))
+    whole = random_model(autoencoder, **VAE)
     image, noise = images(0, 2, 4, 6, 3), images(1, 2, 2, 3, 4)
     restored, mean, log_variance = answer(whole, image, noise)
     parts = [whole.get_layer(name) for name in ("encoder", "decoder")]
@@ -230,7 +230,7 @@ def test_denoiser_equals_diffusers(config):
     numbers, size = CONFIGS[config]
     levels = len(numbers["widths"])
     attention = numbers["attention"] or (False,) * levels
-    ours = randomise(denoiser(**{key: value for key, value in numbers.items() if key != "linear_projection"}))
+    ours = random_model(denoiser, **{key: value for key, value in numbers.items() if key != "linear_projection"})
     linear = numbers.get("linear_projection", False)
     peer = filled(their_unet(**numbers | {"attention": attention}), denoiser=ours, linear_projection=linear)
     latents = images(0, 3, *size, numbers.get("in_channels", 4))
@@ -241,7 +241,7 @@ def test_denoiser_equals_diffusers(config):
 
 
 def test_every_weight_of_the_denoiser_learns():
-    model = randomise(denoiser(**UNET))
+    model = random_model(denoiser, **UNET)
     before = [np.array(keras.ops.convert_to_numpy(weight)) for weight in model.weights]
     model.compile(keras.optimizers.SGD(1.0), "mse")
     inputs = [images(0, 2, 4, 4, 4), np.array([10, 500], "float32"), images(1, 2, 3, 12)]
@@ -307,7 +307,7 @@ def test_every_weighted_layer_has_a_telling_name():
 
 def test_saved_and_loaded(tmp_path):
     """The files hold stock layers and `keras.ops` only."""
-    model = randomise(denoiser(**UNET))
+    model = random_model(denoiser, **UNET)
     inputs = images(0, 2, 6, 4, 4), np.array([10, 500], "float32"), images(1, 2, 3, 12)
     files.save_model(model, tmp_path / "denoiser.keras")
     loaded = keras.saving.load_model(tmp_path / "denoiser.keras", safe_mode=True)

@@ -63,6 +63,7 @@ import numpy as np
 from zoo import backends, files
 from zoo.convert.clip_tokenizer import read_tokenizer
 from zoo.convert.tensor_files import Checkpoint, checked, read_floats, read_json, refuse_differences
+from zoo.convert.unset_weights import fill, unset
 from zoo.errors import UserError
 
 KIND = "stable_diffusion"
@@ -431,14 +432,15 @@ class _Source:
         builders = (text_encoder.text_encoder, autoencoder.encoder, autoencoder.decoder, denoiser.denoiser)
         path = self.folder / part / "config.json"
         try:
-            model = dict(zip(MODELS, builders))[name](**self.numbers[name])
+            with unset():
+                model = dict(zip(MODELS, builders))[name](**self.numbers[name])
         except ValueError as error:
             raise UserError(f"{path} describes no model that can be built: {error}") from error
         checkpoint, rows = self.checkpoints[part], _rows(model, name, self.linear)
         _check_tensors(checkpoint, name, rows)
         for row in rows:
             array = read_floats(checkpoint, row.present(checkpoint))
-            row.variable.assign(row.turned(array))
+            fill(row.variable, row.turned(array))
         return model
 
 
