@@ -10,10 +10,12 @@ import numpy as np
 
 from zoo import files
 from zoo.data.captions import judge_colours
-from zoo.drawing.painter import load_painter
+from zoo.drawing.compiling import compiled
+from zoo.drawing.painter import Painter, load_painter
 from zoo.drawing.pictures import write_gif, write_strip
 from zoo.errors import UserError
 from zoo.models.stable_diffusion.noise_sampler import SAMPLERS, alpha_bars, betas, noised
+from zoo.models.stable_diffusion.pipeline import Pipeline
 from zoo.reports import drawing as reports
 from zoo.training.diffusion_stages import features
 from zoo.training.fast_paths import use_fast_paths
@@ -106,7 +108,7 @@ def report(folder, dataset, output, *, count=1000, seed=0):
     tell(f"drawn {distance:.3f}, real validation pictures {floor:.3f}: {distance / floor:.2f} times")
 
     # (c) Samplers and numbers of steps.
-    some = [part[: max(150, count // 2)] for part in kinds["seen"]]
+    some = [part[: -(-count // 2)] for part in kinds["seen"]]
     table = {}
     tell(f"\nFréchet distance / all three right by sampler and steps ({len(some[0])} prompts)")
     tell(f"{'':16}" + "".join(f"{steps:>16}" for steps in (*COUNTS, 200)))
@@ -126,7 +128,8 @@ def report(folder, dataset, output, *, count=1000, seed=0):
     for weight in reader.weights:
         if len(weight.shape) > 1:
             weight.assign(rng.normal(size=weight.shape) * float(np.std(keras.ops.convert_to_numpy(weight))))
-    untrained = type(painter)(_with_reader(painter, reader), painter.tokenizer)
+    others = [files.load_model(folder / f"{name}.keras") for name in ("decoder", "denoiser")]
+    untrained = Painter(Pipeline(reader, None, *others, painter.settings, compiled=compiled), painter.tokenizer)
     texts, *wanted = some
     ablation = {
         "as it is": prompt_scores(judge, draw_prompts(painter, texts, guidance=best, seed=seed), *wanted),
@@ -178,12 +181,6 @@ def _some(dataset, part, count):
 
 def _features(model, pictures):
     return np.asarray(model.predict(pictures.astype("float32"), batch_size=250, verbose=0))
-
-
-def _with_reader(painter, reader):
-    """The painter's pipeline with another text encoder."""
-    pipeline = painter.pipeline
-    return type(pipeline)(reader, None, *pipeline.models[2:], pipeline.settings, compiled=pipeline.compiled)
 
 
 def _row(shares):

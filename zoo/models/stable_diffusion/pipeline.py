@@ -32,6 +32,7 @@ from zoo.models.stable_diffusion.noise_sampler import (
 
 # What diffusers takes where a scheduler's file says nothing; the other samplers take "linspace".
 LEADING = ("ddpm", "ddim", "plms")
+TOGETHER = 512 * 512  # pixels that are decoded at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,11 +152,11 @@ class Pipeline:
         mask=None,
         latents=None,
     ):
-        """Draw pictures of one prompt, one for each seed.
+        """Draw pictures, one for each seed, of one prompt or of a prompt each.
 
         Args:
-            ids: of the prompt, (S,).
-            negative_ids: of what the picture should not be, (S,); not used without guidance.
+            ids: of the prompt, (S,), or of a prompt for each picture, (B, S).
+            negative_ids: of what the picture should not be, (S,) or (B, S); not used without guidance.
             guidance: g; 1 or less for none.
             steps, sampler, eta: see `plan`.
             seeds: the random numbers of a picture are those of its seed, whatever is drawn beside it.
@@ -203,8 +204,11 @@ class Pipeline:
 
     def decode(self, latents):
         """Pictures (B, H, W, 3) uint8 of latents (B, h, w, C)."""
-        latents = latents / self.settings["latent_scale"] + self.settings["latent_shift"]
-        pictures = [self._parts["decode"](ops.convert_to_tensor(one[None])) for one in latents.astype(np.float32)]
+        latents = (latents / self.settings["latent_scale"] + self.settings["latent_shift"]).astype(np.float32)
+        # Large pictures one by one, for memory; small ones together, for time.
+        room = max(1, TOGETHER // (latents[0, ..., 0].size * self.downsampling**2))
+        groups = [latents[begin : begin + room] for begin in range(0, len(latents), room)]
+        pictures = [self._parts["decode"](ops.convert_to_tensor(group)) for group in groups]
         pictures = np.concatenate([ops.convert_to_numpy(one) for one in pictures]).astype(np.float32)
         return np.round(255 * np.clip(pictures / 2 + 0.5, 0, 1)).astype(np.uint8)
 
@@ -218,11 +222,19 @@ class Pipeline:
 
     def _context(self, ids, negative_ids, guidance, count):
         """What the denoiser looks at: (B, S, d), or with guidance (2B, S, d), the negative prompt first."""
+
+        def read(ids):
+            ids = np.atleast_2d(ids)
+            if len(ids) not in (1, count):
+                raise ValueError(f"Give one prompt, or one for each of the {count} seeds, got {len(ids)}.")
+            context = self.read(ids)
+            return context if len(ids) == count else ops.repeat(context, count, axis=0)
+
         if guidance <= 1:
-            return ops.repeat(self.read([ids]), count, axis=0)
+            return read(ids)
         if negative_ids is None:
             raise ValueError("Guidance needs the ids of a negative prompt, which may be empty.")
-        return ops.repeat(self.read([negative_ids, ids]), count, axis=0)
+        return ops.concatenate([read(negative_ids), read(ids)], axis=0)
 
     def _walk(self, plan, x, context, guidance, draw, extra, kept):
         """Yield a `Step` after each evaluation."""
