@@ -65,9 +65,7 @@ BLOCKS = {
         "_block_0_self_attention_norm": "transformer_block.norm1",
         **{f"_block_0_self_attention_{ours}": f"transformer_block.attn1.{part}" for ours, part in _PROJECTIONS},
         "_block_0_cross_attention_norm": "transformer_block.norm2",
-        **{
-            f"_block_0_cross_attention_{ours}": f"transformer_block.attn2.{part}" for ours, part in _PROJECTIONS.items()
-        },
+        **{f"_block_0_cross_attention_{ours}": f"transformer_block.attn2.{part}" for ours, part in _PROJECTIONS},
         "_block_0_feed_forward_norm": "transformer_block.norm3",
         "_block_0_inner": "transformer_block.geglu.dense",
         "_block_0_outer": "transformer_block.dense",

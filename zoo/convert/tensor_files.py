@@ -15,6 +15,7 @@ from zoo.errors import UserError, nearest, reason
 
 # What the layout of Hugging Face calls a model's weights, the first that is there; an index names its shards.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+REOPENED = 2**28  # bytes read of a safetensors file until it is opened anew
 
 
 class TensorFile:
@@ -54,7 +55,7 @@ class TensorFile:
             ) from error
         if not self._safe:
             _refuse_other_content(path, content)
-        self._content = content
+        self._content, self._seen = content, 0
         self.shapes = {
             name: tuple(content.get_slice(name).get_shape() if self._safe else content[name].shape)
             for name in content.keys()
@@ -63,7 +64,10 @@ class TensorFile:
     def read(self, name):
         """The tensor of that name as a NumPy array, as the file has it (bfloat16 becomes float32)."""
         if self._safe:
+            if self._seen > REOPENED:  # what was read of a mapped file counts as memory of this process
+                self._content, self._seen = _open_safetensors(self.path), 0
             array = self._content.get_tensor(name)
+            self._seen += array.nbytes
             return array.astype("float32") if array.dtype.name == "bfloat16" else array
         tensor = self._content[name].detach()
         return np.asarray((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
