@@ -89,14 +89,14 @@ MODELS = {
         Row("transformer_tiny", _TRANSFORMER, {"vocabulary_size": 10_000} | _TINY, _TRANSLATION, 2_605_056),
         Row("transformer_base", _TRANSFORMER, {"vocabulary_size": 37_000} | _BASE, _TRANSLATION, 63_082_496),
         Row(
-            "stable_diffusion_text_encoder",
+            "sd15_text_encoder",
             f"{_DIFFUSION}.text_encoder:text_encoder",
             _SD_TEXT,
             _DRAWING,
             123_060_480,
         ),
-        Row("stable_diffusion_autoencoder", f"{_DIFFUSION}.autoencoder:autoencoder", _SD_IMAGE, _DRAWING, 83_653_863),
-        Row("stable_diffusion_denoiser", f"{_DIFFUSION}.denoiser:denoiser", _SD_NOISE, _DRAWING, 859_520_964),
+        Row("sd15_autoencoder", f"{_DIFFUSION}.autoencoder:autoencoder", _SD_IMAGE, _DRAWING, 83_653_863),
+        Row("sd15_denoiser", f"{_DIFFUSION}.denoiser:denoiser", _SD_NOISE, _DRAWING, 859_520_964),
     )
 }
 

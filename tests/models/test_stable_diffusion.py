@@ -86,7 +86,7 @@ def test_the_registry_has_the_variants():
         ("autoencoder", autoencoders.VARIANTS),
         ("denoiser", denoisers.VARIANTS),
     ):
-        assert registry.MODELS[f"stable_diffusion_{part}"].numbers == variants["sd15"]
+        assert registry.MODELS[f"sd15_{part}"].numbers == variants["sd15"]
 
 
 # ------------------------------------------------------------------------------------------------------------ blocks
