@@ -66,10 +66,10 @@ def load_checkpoint(path, model, *, settings):
 def _state(model):
     """(key, variable) for everything that training changes; metrics and carried states start afresh each epoch.
 
-    Weights go by their paths. Random streams and optimizer slots go by position, since their automatic names count up
-    within a process.
+    Weights go by position and path: two models within a model may have layers of the same name. Random streams and
+    optimizer slots go by position alone, since their automatic names count up within a process.
     """
-    yield from ((f"weight {v.path}", v) for v in model.weights if v.name != "rnn_state")
+    yield from ((f"weight {i} {v.path}", v) for i, v in enumerate(model.weights) if v.name != "rnn_state")
     yield from ((f"random stream {i}", v) for i, v in enumerate(random_streams(model)))
     yield from ((f"optimizer {i}", v) for i, v in enumerate(model.optimizer.variables))
 

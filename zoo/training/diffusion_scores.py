@@ -22,7 +22,7 @@ from zoo.training.fast_paths import use_fast_paths
 
 STEPS = 20
 GUIDANCES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-COUNTS = (5, 10, 20, 50)  # of steps, in the table of samplers
+COUNTS, LONG = (5, 10, 20, 50), 200  # steps in the table of samplers; the long walk is for DDPM
 SHARES = ("class", "ink", "background", "all")
 
 
@@ -111,10 +111,10 @@ def report(folder, dataset, output, *, count=1000, seed=0):
     some = [part[: -(-count // 2)] for part in kinds["seen"]]
     table = {}
     tell(f"\nFréchet distance / all three right by sampler and steps ({len(some[0])} prompts)")
-    tell(f"{'':16}" + "".join(f"{steps:>16}" for steps in (*COUNTS, 200)))
+    tell(f"{'':16}" + "".join(f"{steps:>16}" for steps in (*COUNTS, LONG)))
     for sampler in SAMPLERS:
         table[sampler] = {}
-        for steps in (*COUNTS, *((200,) if sampler == "ddpm" else ())):
+        for steps in (*COUNTS, *((LONG,) if sampler == "ddpm" else ())):
             drawn = draw_prompts(painter, some[0], steps=steps, guidance=best, sampler=sampler, seed=seed)
             distance = reports.frechet_distance(looks["test"], _features(seen_by_judge, drawn))
             table[sampler][steps] = distance, prompt_scores(judge, drawn, *some[1:])["all"]

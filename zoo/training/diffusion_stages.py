@@ -31,21 +31,19 @@ MARKS = ("<pad>", "<start>", "<end>", "<unknown>")  # ids 0, 1, 2, 3 of the toke
 
 
 def judge(num_classes, *, seed=0):
-    """(model for training, the same without dropout being of use: pictures (B, H, W, 3), 0 to 255 -> logits (B, K)).
-
-    Returns:
-        `keras.Model`: the 48x48 CNN behind its preprocessing; its layer "trunk" gives what it thinks of a picture.
-    """
+    """The 48x48 CNN behind its preprocessing: pictures (B, H, W, 3), 0 to 255 -> logits (B, K)."""
     classifier = cnn(num_classes=num_classes, units=128, seed=seed, name="classifier")
     before = preprocessing("test", input_shape=(None, None, 3), image_size=SIZE, mean=MEAN, std=STD, name="prepare")
     return with_preprocessing(before, classifier, name="judge")
 
 
 def features(model):
-    """Of a judge: pictures (B, H, W, 3) -> what its last hidden layer says of them, (B, 128)."""
-    classifier = model.get_layer("classifier")
-    inner = keras.Model(classifier.inputs, classifier.get_layer("dense1").output, name="features")
-    return with_preprocessing(model.get_layer("prepare"), inner, name="judge_features")
+    """Of a judge: pictures (B, H, W, 3) -> what its last hidden layer says of them, (B, 128), without its dropouts."""
+    image = keras.Input((None, None, 3), name="image")
+    classifier, x = model.get_layer("classifier"), model.get_layer("prepare")(image)
+    for name in ("conv1", "conv2", "pool1", "conv3", "pool2", "flatten", "dense1"):
+        x = classifier.get_layer(name)(x)
+    return keras.Model(image, x, name="judge_features")
 
 
 def autoencoder_in_training(encoder, decoder, looks=None):

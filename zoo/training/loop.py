@@ -2,6 +2,8 @@
 
 import sys
 
+import keras
+
 from zoo.training import callbacks as own
 
 
@@ -19,6 +21,7 @@ def train(model, batches, *, log, epochs, callbacks, **options):
     Raises:
         KeyboardInterrupt: on Ctrl-C, with what was kept. TrainingError: if the loss is not a number.
     """
+    clear_every_gradient(model)
     try:
         with own.StopOnInterrupt() as stop:
             model.fit(
@@ -34,3 +37,19 @@ def train(model, batches, *, log, epochs, callbacks, **options):
         done = len(log.rows)
         kept = f"epoch 1 to {done} kept in {log.folder}, go on with --resume" if done else "no epoch was finished yet"
         raise KeyboardInterrupt(kept) from None
+
+
+def clear_every_gradient(model):
+    """On PyTorch, let a model's `zero_grad` reach every weight, also where two layers in it have the same name.
+
+    Keras 3.15 collects them by path (`TorchLayer._track_variables`), so that of two models within a model, each with a
+    layer "conv", one would keep the gradients of all steps before.
+    """
+    if keras.backend.backend() != "torch":
+        return
+
+    def zero_grad(set_to_none=True):
+        for variable in model.trainable_variables:
+            variable.value.grad = None
+
+    model.zero_grad = zero_grad

@@ -1,0 +1,180 @@
+"""The recipe of the latent diffusion at a tiny size: its stages, what they leave, resuming, and mistakes.
+
+The networks are made smaller than the recipe's by changing the variants, in this process and in those it starts.
+"""
+
+import importlib
+import json
+import os
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from zoo import files
+from zoo.data import captions
+from zoo.drawing.painter import load_painter
+from zoo.errors import UserError
+from zoo.training import diffusion_recipe, diffusion_scores
+
+recipe = importlib.import_module("recipes.diffusion_captions")
+
+SMALL = """
+from zoo.models.stable_diffusion import autoencoder, denoiser, text_encoder
+autoencoder.VARIANTS["tiny"].update(widths=(8, 8, 8), groups=4)
+denoiser.VARIANTS["tiny"].update(widths=(8, 8, 8), groups=4, num_heads=2, context_width=8)
+text_encoder.VARIANTS["tiny"].update(num_layers=1, width=8, inner=8, num_heads=2)
+"""
+PROGRAM = (
+    SMALL
+    + """
+import sys
+from recipes import diffusion_captions as recipe
+recipe.main(recipe.parse_args(sys.argv[1:]))
+"""
+)
+FLAGS = ["--limit", "96", "--epochs", "2", "--batch-size", "24", "--data-dir", "/nowhere"]
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr("zoo.data.images._reachable", lambda: False)
+    for kind in ("autoencoder", "denoiser", "text_encoder"):
+        module = importlib.import_module(f"zoo.models.stable_diffusion.{kind}")
+        monkeypatch.setattr(module, "VARIANTS", {key: dict(value) for key, value in module.VARIANTS.items()})
+    exec(SMALL)
+
+
+def run_recipe(output, *more):
+    return recipe.main(recipe.parse_args([*FLAGS, "--output", str(output), *more]))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run: a function that makes it at its first call."""
+    folder, made = tmp_path_factory.mktemp("diffusion") / "run", []
+
+    def make():
+        if not made:
+            made.append(run_recipe(folder))
+        return folder, made[0]
+
+    return make
+
+
+@pytest.mark.heavy
+def test_a_run_leaves_everything_behind(finished):
+    folder, metrics = finished()
+    assert set(metrics) == set(diffusion_recipe.STAGES)
+    made = {path.name for path in folder.iterdir() if path.is_file()}
+    assert made == {name for names in diffusion_recipe.MAKES.values() for name in names}
+    for stage, pictures in (
+        ("judge", set()),
+        ("autoencoder", {"restored.png"}),
+        ("text_encoder", set()),
+        ("denoiser", {"as_it_learns.png", "as_it_learns.npz", "loss_by_timestep.png"}),
+    ):
+        found = {path.name for path in (folder / stage).iterdir()}
+        assert found == {"history.csv", "metrics.json", "training_curves.png"} | pictures
+        told = json.loads((folder / stage / "metrics.json").read_text())
+        assert told["epochs"] == 2 and len(told["first_losses"]) > 3 and told["data"] == "digits"
+        for name, digest in told["sha256"].items():
+            assert files.sha256(folder / name) == digest
+    painter = load_painter(folder)
+    *_, last = painter.draw("a red seven on white", steps=3, guidance=2.0, count=2)
+    pictures = painter.pictures(last.latents)
+    assert pictures.shape == (2, 48, 48, 3)
+    assert painter.settings["latent_scale"] == metrics["denoiser"]["latent_scale"]
+
+
+@pytest.mark.heavy
+def test_scores(finished, tmp_path, monkeypatch):
+    """They are written, and each picture of a list of prompts is the one that its prompt and seed alone give."""
+    folder, _ = finished()
+    monkeypatch.setattr(diffusion_scores, "COUNTS", (2,))
+    monkeypatch.setattr(diffusion_scores, "STEPS", 3)
+    monkeypatch.setattr(diffusion_scores, "GUIDANCES", (1.0, 2.0))
+    monkeypatch.setattr(diffusion_scores, "LONG", 4)
+    scores = recipe.main(
+        recipe.parse_args([*FLAGS, "--evaluate", str(folder), "--prompts", "12", "--output", str(tmp_path)])
+    )["scores"]
+    made = {path.name for path in (tmp_path / "scores").iterdir()}
+    assert made == {
+        *("report.txt", "metrics.json", "steps.png", "samples.png"),
+        *("reverse.png", "reverse.gif", "forward.png"),
+    }
+    assert set(scores["by_steps"]) == {"ddpm", "ddim", "plms", "euler", "euler_ancestral", "heun", "dpm++"}
+    assert scores["frechet"] > scores["frechet_floor"] > 0 and set(scores["ablation"]) >= {"guidance 1", "no captions"}
+    painter = load_painter(folder)
+    texts = ["a red one on white", "a blue two on black", "three, white on red"]
+    together = diffusion_scores.draw_prompts(painter, texts, steps=2, seed=5, batch_size=2)
+    for place, text in enumerate(texts):
+        *_, last = painter.draw(text, steps=2, guidance=2.0, seed=5 + place)
+        alone = painter.pictures(last.latents)[0]
+        assert np.abs(alone.astype(int) - together[place]).max() <= 1
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("stage", ["autoencoder", "denoiser"])
+def test_killed_and_resumed_is_the_run_that_was_not(finished, tmp_path, run, stage):
+    """The denoiser's moving average and the autoencoder, SIGKILL after an epoch, against the run in one piece."""
+    folder, _ = finished()
+    made = diffusion_recipe.MAKES[stage]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for copy in (whole, cut):
+        copy.mkdir()
+        for path in folder.iterdir():
+            if path.is_file() and path.name not in made:
+                shutil.copy(path, copy)
+    arguments = ["-c", PROGRAM, *FLAGS, "--stage", stage]
+    ended = run([*arguments, "--output", whole])
+    assert ended.returncode == 0, ended.stderr
+    process = run([*arguments, "--output", cut], wait=False)
+    while process.poll() is None and not (cut / stage / "checkpoint.npz").exists():
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not (cut / made[0]).exists(), "it was done before it was killed"
+    resumed = run([*arguments, "--output", cut, "--resume"])
+    assert resumed.returncode == 0 and "Resuming after epoch 1 of 2" in resumed.stdout, resumed.stdout + resumed.stderr
+    weights = [files.load_model(copy / made[0]).get_weights() for copy in (whole, cut)]
+    for one, other in zip(*weights, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["--drop", "1"], r"--drop must be in \[0, 1\), got 1"),
+        (["--ema", "-0.1"], "--ema must be in"),
+        (["--kl", "-1"], "--kl must not be negative"),
+        (["--stage", "denoiser"], "The stage denoiser needs .*encoder.keras: run --stage autoencoder first"),
+        (["--stage", "text-encoder"], "The stage text-encoder needs .*judge.keras: run --stage judge first"),
+        (["--stage", "autoencoder", "--looks", "1"], "The stage autoencoder needs .*judge.keras"),
+        (["--evaluate"], "has no judge.keras, which says what a picture shows: run --stage judge first"),
+    ],
+)
+def test_mistakes(tmp_path, flags, words):
+    with pytest.raises(UserError, match=words) as caught:
+        run_recipe(tmp_path, *flags)
+    assert "\n" not in str(caught.value)
+
+
+def test_perfect_pictures_score_one(monkeypatch):
+    """Real pictures with a judge that knows: all right; with other colours asked for, those are wrong."""
+    dataset = captions._captioned("digits", captions.DIGITS, [captions.load("digits")])
+    batch = dataset.draw("test", np.arange(200), seed=0)
+
+    class Knows:
+        def predict(self, pictures, **options):
+            return np.eye(10)[batch.labels]
+
+    shares = diffusion_scores.prompt_scores(Knows(), batch.images, batch.labels, batch.inks, batch.backgrounds)
+    assert shares["class"] == 1 and shares["ink"] > 0.97 and shares["background"] > 0.97
+    shares = diffusion_scores.prompt_scores(
+        Knows(), batch.images, batch.labels, (batch.inks + 1) % 8, batch.backgrounds
+    )
+    assert shares["ink"] < 0.03 and shares["all"] < 0.03
