@@ -72,7 +72,7 @@ def test_fresh_weights_are_not_the_pretrained_ones():
     assert np.abs(zoo.create_model("cnn_mnist").get_layer("conv1").get_weights()[0] - pretrained).max() > 0.01
 
 
-@pytest.mark.parametrize("name", ["lstm_shakespeare", "gru_shakespeare"])
+@pytest.mark.parametrize("name", ["lstm_shakespeare", "gru_shakespeare", "transformer_multi30k_en_de"])
 def test_an_architecture_is_that_of_the_pretrained_file(name):
     fresh, pretrained = zoo.create_model(name), zoo.load_model(name)
     assert [layer.name for layer in fresh.layers] == [layer.name for layer in pretrained.layers]

@@ -8,22 +8,26 @@ import numpy as np
 import pytest
 
 from zoo import data, files
+from zoo.reports.translation import bleu
+from zoo.text.translator import load_translator
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "saved_models"
 CARDS = files.cards(FOLDER)
 LANGUAGE = ["lstm_shakespeare", "gru_shakespeare"]
+TRANSLATION = ["transformer_multi30k_de_en", "transformer_multi30k_en_de"]
 # What a card of either kind says, and what of one kind.
 ALL = {"command", "backend", "versions", "data_sha256", "seed", "input", "data_licence"}
 OF_A_KIND = (
     {"test_accuracy", "test_images", "class_names"},
     {"test_loss", "test_bits_per_character", "validation_loss", "cell", "level", "length", "tokenizer_sha256"},
+    {"test_bleu_beam_1", "test_bleu_beam_5", "signature", "test_pairs", "source", "target", "tokenizer_sha256"},
 )
 
 
 @pytest.mark.once
 def test_each_file_has_a_card_and_each_card_a_file():
     assert {path.stem for path in CARDS} == {path.stem for path in FOLDER.glob("*.keras")}
-    assert {"cnn_mnist", "cnn_gtsrb", *LANGUAGE} <= {path.stem for path in CARDS}
+    assert {"cnn_mnist", "cnn_gtsrb", *LANGUAGE, *TRANSLATION} <= {path.stem for path in CARDS}
     tokenizers = {path.name for path in FOLDER.glob("*.tokenizer.json")}
     assert tokenizers == {f"{path.stem}.tokenizer.json" for path in CARDS if "tokenizer_sha256" in path.read_text()}
 
@@ -123,3 +127,49 @@ def test_same_language_model_on_every_backend(tmp_path, run, name, shakespeare):
         difference = np.abs(logits[backend] - logits["tensorflow"])
         print(f"{name}: largest difference of logits, {backend} to tensorflow: {difference.max():.1e}")
         assert difference.max() <= 1e-4
+
+
+TRANSLATE = """
+import sys
+import keras, numpy as np
+from zoo.text.translator import load_translator
+file, inputs, sentences, target = sys.argv[1:]
+with np.load(inputs) as stored:
+    logits = keras.saving.load_model(file).predict([stored["source"], stored["target"]], verbose=0)
+texts = load_translator(file).translate(open(sentences, encoding="utf-8").read().splitlines(), beams=1)
+np.savez(target, logits=logits, texts=np.array(texts))
+"""
+
+
+@pytest.mark.once
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", TRANSLATION)
+def test_same_translation_model_on_every_backend(tmp_path, run, name, multi30k):
+    """Each backend in its own process: logits of 64 validation pairs, and the test part translated with its BLEU."""
+    card = json.loads((FOLDER / f"{name}.json").read_text())
+    dataset, _ = data.load_pairs(card["source"], card["target"], data_dir=multi30k)
+    assert dataset.fingerprint() == card["data_sha256"] and len(dataset.test) == card["test_pairs"]
+    tokenizer = load_translator(FOLDER / f"{name}.keras").tokenizer
+    source, target = (np.full((64, 60), tokenizer.pad_id, "int32") for _ in range(2))
+    for row, (read, written) in enumerate(dataset.validation[:64]):
+        ids, given = tokenizer.encode(read), [tokenizer.start_id, *tokenizer.encode_target(written)[:-1]]
+        source[row, : len(ids)], target[row, : len(given)] = ids, given
+    np.savez(tmp_path / "inputs.npz", source=source, target=target)
+    found = {}
+    for backend in ("torch", "tensorflow", "jax"):
+        # The whole test part once; the other backends translate its first hundred sentences.
+        count = len(dataset.test) if backend == "torch" else 100
+        (tmp_path / "sentences.txt").write_text("\n".join(source for source, _ in dataset.test[:count]))
+        made = tmp_path / f"{backend}.npz"
+        arguments = [FOLDER / f"{name}.keras", tmp_path / "inputs.npz", tmp_path / "sentences.txt", made]
+        ended = run(["-c", TRANSLATE, *arguments], backend=backend)
+        assert ended.returncode == 0, ended.stderr
+        with np.load(made) as stored:
+            found[backend] = stored["logits"], stored["texts"].tolist()
+    logits, texts = found["torch"]
+    score, _ = bleu(texts, [target for _, target in dataset.test])
+    assert score == pytest.approx(card["test_bleu_beam_1"], abs=0.05)
+    for backend in ("tensorflow", "jax"):
+        difference = np.abs(found[backend][0] - logits).max()
+        print(f"{name}: largest difference of logits, {backend} to torch: {difference:.1e}")
+        assert difference <= 1e-4 and found[backend][1] == texts[:100]

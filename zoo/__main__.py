@@ -15,7 +15,11 @@ from zoo.errors import UserError, nearest, run_command
 EPILOG = "The backend is chosen by the environment: KERAS_BACKEND=tensorflow, jax or torch."
 MODEL_HELP = "a name from `zoo list`, or the path of a .keras file"
 # Where a card holds one of these, `list` shows it.
-METRICS = (("test_accuracy", "{:.2%} accuracy"), ("test_bits_per_character", "{:.3f} bits/char"))
+METRICS = (
+    ("test_accuracy", "{:.2%} accuracy"),
+    ("test_bits_per_character", "{:.3f} bits/char"),
+    ("test_bleu_beam_5", "{:.1f} BLEU"),
+)
 
 # `zoo.models.stable_diffusion.noise_sampler.SAMPLERS`, which loads Keras; a test compares them.
 SAMPLERS = ("ddpm", "ddim", "plms", "euler", "euler_ancestral", "heun", "dpm++")
@@ -178,13 +182,14 @@ def _list(args):
         parameters = card.get("parameters") or (row.parameters if row else None)
         results = [text.format(card[key]) for key, text in METRICS if key in card]
         size = card.get("bytes") if path is None or path.suffix == ".json" else path.stat().st_size
+        unit, divisor = ("MB", 1e6) if (size or 0) >= 1e5 else ("kB", 1e3)
         rows.append(
             (
                 name,
                 row.task if row else "",
                 f"{parameters:,}" if parameters else "",
                 ", ".join(results),
-                (f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB") if size else "",
+                f"{size / divisor:.{0 if size >= 10 * divisor else 1}f} {unit}" if size else "",
             )
         )
         places.setdefault(_place(path, card), []).append(name)

@@ -47,12 +47,16 @@ class Row:
     pretrained: bool = False
 
 
-_CNN, _IMAGES = "zoo.models.cnn:cnn", "image classification"
-_RNN, _TEXT = "zoo.models.rnn_language_model:rnn_language_model", "language modelling"
+_CNN, _IMAGES = "zoo.models.cnn:cnn", "classification"
+_RNN, _TEXT = "zoo.models.rnn_language_model:rnn_language_model", "language model"
 _SHAKESPEARE = {"vocabulary_size": 65, "dropout": 0.3}
 _TRANSFORMER, _TRANSLATION = "zoo.models.transformer:transformer", "translation"
 # `zoo.models.transformer.VARIANTS`, written out here because importing it would load Keras; a test compares them.
 _TINY = {"num_layers": 4, "width": 128, "inner": 256, "num_heads": 4}
+_MULTI30K = {
+    **{"vocabulary_size": 6_000, "num_layers": 3, "width": 256, "inner": 1024, "num_heads": 4},
+    **{"pre_norm": True, "dropout": 0.3},
+}
 _BASE = {"num_layers": 6, "width": 512, "inner": 2048, "num_heads": 8}
 _DIFFUSION, _DRAWING = "zoo.models.stable_diffusion", "pictures from text"
 # The variants "sd15" of its three parts, compared likewise.
@@ -87,6 +91,10 @@ MODELS = {
         Row("lstm_shakespeare", _RNN, _SHAKESPEARE | {"cell": "lstm"}, _TEXT, 3_318_401, pretrained=True),
         Row("gru_shakespeare", _RNN, _SHAKESPEARE | {"cell": "gru"}, _TEXT, 2_501_249, pretrained=True),
         Row("transformer_tiny", _TRANSFORMER, {"vocabulary_size": 10_000} | _TINY, _TRANSLATION, 2_605_056),
+        *(
+            Row(f"transformer_multi30k_{pair}", _TRANSFORMER, _MULTI30K, _TRANSLATION, 7_066_624, pretrained=True)
+            for pair in ("de_en", "en_de")
+        ),
         Row("transformer_base", _TRANSFORMER, {"vocabulary_size": 37_000} | _BASE, _TRANSLATION, 63_082_496),
         Row(
             "sd15_text_encoder",
