@@ -58,7 +58,7 @@ _MULTI30K = {
     **{"pre_norm": True, "dropout": 0.3},
 }
 _BASE = {"num_layers": 6, "width": 512, "inner": 2048, "num_heads": 8}
-_DIFFUSION, _DRAWING = "zoo.models.stable_diffusion", "pictures from text"
+_DIFFUSION, _DRAWING = "zoo.models.stable_diffusion", "text to image"
 # The variants "sd15" of its three parts, compared likewise.
 _SD_TEXT = {
     "vocabulary_size": 49408,
