@@ -18,6 +18,7 @@ from zoo.data import captions
 from zoo.drawing.painter import load_painter
 from zoo.errors import UserError
 from zoo.training import diffusion_recipe, diffusion_scores
+from zoo.training import diffusion_stages as stages
 
 recipe = importlib.import_module("recipes.diffusion_captions")
 
@@ -87,6 +88,10 @@ def test_a_run_leaves_everything_behind(finished):
     pictures = painter.pictures(last.latents)
     assert pictures.shape == (2, 48, 48, 3)
     assert painter.settings["latent_scale"] == metrics["denoiser"]["latent_scale"]
+    # What is drawn reads a prompt as what was trained read it.
+    texts = ["a red seven on white", ""]
+    ids = stages.encode_captions(painter.tokenizer, texts, painter.settings["max_length"])
+    assert [painter.tokens(text)[0] for text in texts] == ids.tolist()
 
 
 @pytest.mark.heavy

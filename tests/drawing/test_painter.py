@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from tests.drawing.tiny_diffusion import SCHEDULER, SCHEDULERS, WORDS, feed, tiny
+from zoo.compiling import compiled
 from zoo.convert import stable_diffusion
 from zoo.drawing import pictures
-from zoo.drawing.compiling import compiled
 from zoo.drawing.painter import load_painter, read_settings
 from zoo.errors import UserError
 from zoo.models.stable_diffusion.noise_sampler import random_noise

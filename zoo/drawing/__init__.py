@@ -3,5 +3,4 @@
 zoo.drawing.painter    the models and the tokenizer of a folder together
 zoo.drawing.draw       the command `zoo draw`
 zoo.drawing.pictures   picture files: read, written with the settings inside, strips and animations
-zoo.drawing.compiling  functions that call models, compiled where the backend compiles
 """

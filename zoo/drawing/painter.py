@@ -14,7 +14,7 @@ import pathlib
 import warnings
 
 from zoo import files
-from zoo.drawing.compiling import compiled
+from zoo.compiling import compiled
 from zoo.errors import UserError, nearest, reason
 from zoo.models.stable_diffusion.noise_sampler import PREDICTIONS, SAMPLERS, SCHEDULES, SPACINGS
 from zoo.models.stable_diffusion.pipeline import Pipeline
@@ -127,7 +127,7 @@ def load_painter(folder, *, encoder=True):
     """
     folder = pathlib.Path(folder)
     settings = read_settings(folder)
-    tokenizer = _tokenizer(folder / "tokenizer.json", settings)
+    tokenizer = load_tokenizer(folder / "tokenizer.json", settings)
     names = ("text_encoder", "encoder", "decoder", "denoiser")
     for name in names:  # all are looked for before the first takes its time
         if not (folder / f"{name}.keras").is_file():
@@ -173,7 +173,12 @@ def _check_values(path, values, expected):
             raise UserError(f"{path} says {key} is {value!r}, where a value {wanted} was expected: convert it again.")
 
 
-def _tokenizer(path, settings):
+def load_tokenizer(path, settings):
+    """The tokenizer of a folder, which has the tokens that its settings name.
+
+    Raises:
+        UserError: if it is missing, damaged or another one.
+    """
     from tokenizers import Tokenizer
 
     if not path.is_file():

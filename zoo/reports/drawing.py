@@ -51,17 +51,8 @@ def save_steps(path, table):
     _save(figure, path)
 
 
-def save_grid(path, rows, captions=None, zoom=2):
-    """PNG of rows of pictures, each an array (N, H, W, 3) uint8; with `captions`, N texts, above the columns."""
-    pixels = np.concatenate([np.concatenate(list(row), axis=1) for row in rows])
-    if captions is None:
-        from PIL import Image
-
-        picture = Image.fromarray(pixels)
-        picture = picture.resize([zoom * side for side in picture.size], Image.Resampling.NEAREST)
-        with files.atomic(path) as temporary:
-            picture.save(temporary, format="PNG")
-        return
+def save_grid(path, rows, captions):
+    """PNG of rows of pictures, each an array (N, H, W, 3) uint8, with `captions`, N texts, above the columns."""
     count = len(captions)
     figure = Figure(figsize=(1.5 * count, 1.5 * len(rows) + 0.5), layout="constrained")
     for place, (axes, row) in enumerate(
@@ -84,11 +75,6 @@ def save_gallery(path, pictures, captions, columns=8):
             axes.imshow(pictures[place], interpolation="nearest")
             axes.set_title(_broken(captions[place]), fontsize=7)
     _save(figure, path)
-
-
-def to_bytes(pictures):
-    """Pictures in [-1, 1] as uint8."""
-    return np.rint(255 * np.clip(np.asarray(pictures) / 2 + 0.5, 0, 1)).astype("uint8")
 
 
 def frechet_distance(one, other):

@@ -14,10 +14,10 @@ Letters: B sentences, S source positions, K beams, P positions of the buffers, N
 
 import functools
 
-import keras
 import numpy as np
 from keras import ops
 
+from zoo.compiling import compiled
 from zoo.errors import UserError
 from zoo.models.transformer import memory_model, numbers_of, step_model
 from zoo.text import decoding, search
@@ -56,7 +56,7 @@ class Decoder:
         self.plain = suits(model)  # nothing is compiled, so any shape is as good as another
         self._network = TorchTransformer(model) if self.plain else _KerasTransformer(model)
         self._variables = model.variables
-        self._read, self._loops = _compiled(self._network.read, self._variables), {}
+        self._read, self._loops = compiled(self._network.read, self._variables, xla=True), {}
 
     def decode(
         self,
@@ -202,7 +202,7 @@ class Decoder:
 
                 return ops.while_loop(going, body, (state,))[0]
 
-            self._loops[key] = _compiled(loop, self._variables)
+            self._loops[key] = compiled(loop, self._variables, xla=True)
         return self._loops[key]
 
     def _checked(self, sources):
@@ -260,36 +260,3 @@ class _KerasTransformer:
             ops.slice_update(cache, (0, 0, place, 0, 0), ops.expand_dims(part, 2)) for cache, part in zip(caches, new)
         ]
         return [logits], caches
-
-
-def _compiled(function, variables):
-    """A function of tensors that calls models with these variables, compiled where the backend compiles."""
-    backend = keras.backend.backend()
-    if backend == "jax":
-        import jax
-
-        @jax.jit
-        def run(values, *args):
-            with keras.StatelessScope(list(zip(variables, values))):
-                return function(*args)
-
-        return lambda *args: run([variable.value for variable in variables], *args)
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        functions = {}  # one for each shape, as TensorFlow would do too, with a warning at the fifth
-
-        def run_shape(*args):
-            shapes = tuple(tuple(x.shape) for x in keras.tree.flatten(args))
-            if shapes not in functions:
-                functions[shapes] = tf.function(function, jit_compile=True, autograph=False)
-            return functions[shapes](*args)
-
-        return run_shape
-    import torch
-
-    def run(*args):
-        with torch.inference_mode():
-            return function(*args)
-
-    return run

@@ -63,6 +63,14 @@ def load_checkpoint(path, model, *, settings):
     return meta["history"]
 
 
+def resume(path, model, *, settings):
+    """`load_checkpoint`, and say in one line how far the run was; `settings` hold its epochs."""
+    history = load_checkpoint(path, model, settings=settings)
+    if history:
+        print(f"Resuming after epoch {len(history)} of {settings['epochs']}.", flush=True)
+    return history
+
+
 def _state(model):
     """(key, variable) for everything that training changes; metrics and carried states start afresh each epoch.
 

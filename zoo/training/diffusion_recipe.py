@@ -6,6 +6,7 @@ and tokenizer.json, then denoiser.keras and pipeline.json; beside them a folder 
 """
 
 import argparse
+import dataclasses
 import pathlib
 import shlex
 import sys
@@ -15,22 +16,24 @@ import keras
 import numpy as np
 
 from zoo import files
-from zoo.data.captions import SIZE, load_captioned
-from zoo.drawing.compiling import compiled
-from zoo.drawing.painter import Painter
+from zoo.compiling import compiled
+from zoo.data.captions import SIZE, CaptionedImages, load_captioned
+from zoo.drawing.painter import Painter, load_tokenizer
+from zoo.drawing.pictures import write_strip
 from zoo.errors import UserError
 from zoo.models.stable_diffusion import autoencoder, denoiser, noise_sampler, text_encoder
-from zoo.models.stable_diffusion.pipeline import Pipeline
+from zoo.models.stable_diffusion.pipeline import Pipeline, to_bytes
 from zoo.reports import drawing as reports
 from zoo.training import callbacks
 from zoo.training import diffusion_scores as scores
 from zoo.training import diffusion_stages as parts
-from zoo.training.checkpoints import load_checkpoint
+from zoo.training.checkpoints import resume
 from zoo.training.fast_paths import set_compiler_flags, use_fast_paths
 from zoo.training.image_recipe import environment
 from zoo.training.initial_weights import set_initial_weights, set_random_streams
 from zoo.training.loop import train
 from zoo.training.optimizers import Adam
+from zoo.training.schedules import risen_cosine
 
 set_compiler_flags()
 
@@ -141,6 +144,27 @@ def chosen_stages(args):
     return stages
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A stage that is run.
+
+    Attributes:
+        dataset: `CaptionedImages`.
+        data_sha256: its fingerprint.
+        numbers: epochs, batch_size and learning_rate.
+        args: the recipe's.
+        out: folder of what all stages make.
+        folder: the stage's own.
+    """
+
+    dataset: CaptionedImages
+    data_sha256: str
+    numbers: dict
+    args: argparse.Namespace
+    out: pathlib.Path
+    folder: pathlib.Path
+
+
 def run_stage(stage, dataset, args):
     """Train one part and save it; returns what its `metrics.json` holds."""
     began = time.perf_counter()
@@ -154,7 +178,8 @@ def run_stage(stage, dataset, args):
     out = files.prepare_folder(args.output)
     folder = files.prepare_folder(out / stage.replace("-", "_"))
     print(f"\n--- {stage}: {', '.join(f'{key} {value}' for key, value in numbers.items())} ---", flush=True)
-    history, first_losses, measured = train_stage(dataset, numbers, args, out, folder)
+    run = Run(dataset, dataset.fingerprint(), numbers, args, out, folder)
+    history, first_losses, measured = train_stage(run)
     reports.save_curves(folder / "training_curves.png", history)
     seconds = sum(row["seconds"] for row in history)
     metrics = {
@@ -164,7 +189,7 @@ def run_stage(stage, dataset, args):
         **measured,
         "first_losses": first_losses,
         "data": dataset.name,
-        "data_sha256": dataset.fingerprint(),
+        "data_sha256": run.data_sha256,
         "sha256": {name: files.sha256(out / name) for name in MAKES[stage]},
         "training_seconds": round(seconds, 1),
         "wall_seconds": round(time.perf_counter() - began, 1),
@@ -179,98 +204,87 @@ def run_stage(stage, dataset, args):
     return metrics
 
 
-def fit(model, batches, validation, numbers, args, folder, *, data, loss, more=(), ema=None, **compile_options):
+def fit(run, model, batches, validation, *, loss, more=(), ema=None, **compile_options):
     """Compile and train with a checkpoint after each epoch.
 
     Returns:
         (history rows, first 20 losses).
     """
-    steps = numbers["epochs"] * len(batches)
-    warm_up = min(500, steps // 4)
-    rate = keras.optimizers.schedules.CosineDecay(
-        0.0, decay_steps=steps - warm_up, warmup_target=numbers["learning_rate"], warmup_steps=warm_up
-    )
+    steps = run.numbers["epochs"] * len(batches)
+    rate = risen_cosine(run.numbers["learning_rate"], steps=steps, warm_up=min(500, steps // 4))
     options = {"use_ema": True, "ema_momentum": ema} if ema else {}
     model.compile(optimizer=Adam(rate, **options), loss=loss, **compile_options)
     use_fast_paths(model)
-    settings = numbers | {key: getattr(args, key) for key in SETTINGS} | {"data": data}
-    checkpoint = folder / "checkpoint.npz"
-    history = load_checkpoint(checkpoint, model, settings=settings) if args.resume and checkpoint.exists() else []
-    if history:
-        print(f"Resuming after epoch {len(history)} of {numbers['epochs']}.", flush=True)
+    settings = run.numbers | {key: getattr(run.args, key) for key in SETTINGS} | {"data": run.data_sha256}
+    checkpoint = run.folder / "checkpoint.npz"
+    history = resume(checkpoint, model, settings=settings) if run.args.resume and checkpoint.exists() else []
     first = callbacks.FirstLosses()
-    log = callbacks.History(folder, settings=settings, rows=history, examples=len(batches) * batches.batch_size)
+    log = callbacks.History(run.folder, settings=settings, rows=history, examples=len(batches) * batches.batch_size)
     train(
         model,
         batches,
         log=log,
-        epochs=numbers["epochs"],
+        epochs=run.numbers["epochs"],
         callbacks=[first, log, *more],
         validation_data=validation,
     )
     return log.rows, first.losses
 
 
-def train_judge(dataset, numbers, args, out, folder):
+def train_judge(run):
     """The CNN that says what a picture shows; its accuracy is that on test pictures, drawn once."""
-    model = parts.judge(len(dataset.class_names), seed=args.seed)
-    if args.parity:
+    model = parts.judge(len(run.dataset.class_names), seed=run.args.seed)
+    if run.args.parity:
         model.get_layer("classifier").get_layer("dropout1").rate = 0.0
         model.get_layer("classifier").get_layer("dropout2").rate = 0.0
-    set_initial_weights(model, seed=args.seed, initializer="he")
-    set_random_streams(model, seed=args.seed)
+    set_initial_weights(model, seed=run.args.seed, initializer="he")
+    set_random_streams(model, seed=run.args.seed)
     batches, validation, test = (
-        parts.judge_batches(dataset, part, numbers["batch_size"], seed=args.seed)
+        parts.judge_batches(run.dataset, part, run.numbers["batch_size"], seed=run.args.seed)
         for part in ("train", "validation", "test")
     )
     rows, first = fit(
+        run,
         model,
         batches,
         validation,
-        numbers,
-        args,
-        folder,
-        data=dataset.fingerprint(),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=["accuracy"],
     )
     accuracy = float(model.evaluate(test, verbose=0, return_dict=True)["accuracy"])
-    files.save_model(model, out / "judge.keras")
+    files.save_model(model, run.out / "judge.keras")
     return rows, first, {"parameters": model.count_params(), "test_accuracy": accuracy}
 
 
-def train_autoencoder(dataset, numbers, args, out, folder):
+def train_autoencoder(run):
     """Encoder and decoder; the error of test pictures is told in grey levels of 255."""
     encoder, decoder = (
         getattr(autoencoder, name)(**autoencoder.VARIANTS["tiny"], latent_channels=LATENT_SHAPE[-1])
         for name in ("encoder", "decoder")
     )
-    looks = files.load_model(out / "judge.keras") if args.looks else None
+    looks = files.load_model(run.out / "judge.keras") if run.args.looks else None
     for place, model in enumerate((encoder, decoder)):
-        set_initial_weights(model, seed=args.seed + place, initializer="transformer")
+        set_initial_weights(model, seed=run.args.seed + place, initializer="transformer")
     model = parts.autoencoder_in_training(encoder, decoder, looks)
     batches, validation, test = (
         parts.autoencoder_batches(
-            dataset,
+            run.dataset,
             part,
-            numbers["batch_size"],
-            seed=args.seed,
+            run.numbers["batch_size"],
+            seed=run.args.seed,
             latent_shape=LATENT_SHAPE,
             looks=looks is not None,
         )
         for part in ("train", "validation", "test")
     )
-    losses, weights = {"image": keras.losses.MeanAbsoluteError(), "kl": parts.AsIs()}, {"image": 1.0, "kl": args.kl}
+    losses, weights = {"image": keras.losses.MeanAbsoluteError(), "kl": parts.AsIs()}, {"image": 1.0, "kl": run.args.kl}
     if looks is not None:
-        losses["looks"], weights["looks"] = parts.AsIs(), args.looks
+        losses["looks"], weights["looks"] = parts.AsIs(), run.args.looks
     rows, first = fit(
+        run,
         model,
         batches,
         validation,
-        numbers,
-        args,
-        folder,
-        data=dataset.fingerprint(),
         loss=losses,
         loss_weights=weights,
     )
@@ -280,37 +294,39 @@ def train_autoencoder(dataset, numbers, args, out, folder):
         restored = np.asarray(keras.ops.convert_to_numpy(model.predict_on_batch((images, noise))["image"]))
         error += float(np.abs(np.clip(restored, -1, 1) - images).mean()) * 127.5 / len(test)
         shown = (images, restored) if shown is None else shown
-    reports.save_grid(folder / "restored.png", [reports.to_bytes(row[:12]) for row in shown])
-    files.save_model(encoder, out / "encoder.keras")
-    files.save_model(decoder, out / "decoder.keras")
+    # Twelve pictures, below each what became of it, a pixel drawn as 2x2.
+    pairs = to_bytes(np.stack(shown, axis=1)[:12]).repeat(2, axis=2).repeat(2, axis=3)  # (12, 2, 96, 96, 3)
+    write_strip(run.folder / "restored.png", pairs)
+    files.save_model(encoder, run.out / "encoder.keras")
+    files.save_model(decoder, run.out / "decoder.keras")
     parameters = encoder.count_params() + decoder.count_params()
     return rows, first, {"parameters": parameters, "test_error_grey_levels": error}
 
 
-def train_text_encoder(dataset, numbers, args, out, folder):
+def train_text_encoder(run):
     """The text encoder, by contrast with pictures that a copy of the judge's trunk looks at."""
-    tokenizer = parts.caption_tokenizer(dataset)
+    tokenizer = parts.caption_tokenizer(run.dataset)
     entries = tokenizer.get_vocab_size()
     encoder = text_encoder.text_encoder(
         vocabulary_size=entries, **text_encoder.VARIANTS["tiny"] | {"max_length": MAX_LENGTH}
     )
-    set_initial_weights(encoder, seed=args.seed, initializer="transformer")
-    trunk = parts.features(files.load_model(out / "judge.keras"))
+    set_initial_weights(encoder, seed=run.args.seed, initializer="transformer")
+    trunk = parts.features(files.load_model(run.out / "judge.keras"))
     model = parts.pairs_in_training(encoder, trunk, end_id=2)
-    rng = np.random.default_rng(args.seed)
+    rng = np.random.default_rng(run.args.seed)
     for name in ("text_projection", "image_projection"):
         (kernel,) = model.get_layer(name).weights
         kernel.assign(rng.normal(size=kernel.shape) / kernel.shape[0] ** 0.5)
     batches, validation = (
-        parts.pair_batches(dataset, part, numbers["batch_size"], seed=args.seed, tokenizer=tokenizer, length=MAX_LENGTH)
+        parts.pair_batches(
+            run.dataset, part, run.numbers["batch_size"], seed=run.args.seed, tokenizer=tokenizer, length=MAX_LENGTH
+        )
         for part in ("train", "validation")
     )
-    rows, first = fit(
-        model, batches, validation, numbers, args, folder, data=dataset.fingerprint(), loss=parts.Contrast()
-    )
-    measured = retrieval(model, dataset, tokenizer, seed=args.seed)
-    files.save_model(encoder, out / "text_encoder.keras")
-    files.write_text(out / "tokenizer.json", tokenizer.to_str(pretty=True))
+    rows, first = fit(run, model, batches, validation, loss=parts.Contrast())
+    measured = retrieval(model, run.dataset, tokenizer, seed=run.args.seed)
+    files.save_model(encoder, run.out / "text_encoder.keras")
+    files.write_text(run.out / "tokenizer.json", tokenizer.to_str(pretty=True))
     return rows, first, {"parameters": encoder.count_params(), "vocabulary": entries} | measured
 
 
@@ -335,59 +351,58 @@ def retrieval(model, dataset, tokenizer, *, seed, rounds=20, among=100):
     return right | {"retrieval_among": among}
 
 
-def train_denoiser(dataset, numbers, args, out, folder):
+def train_denoiser(run):
     """The denoiser, on latents encoded once; what is saved is the moving average of its weights."""
     encoder, decoder, reader = (
-        files.load_model(out / f"{name}.keras") for name in ("encoder", "decoder", "text_encoder")
+        files.load_model(run.out / f"{name}.keras") for name in ("encoder", "decoder", "text_encoder")
     )
-    tokenizer = load_tokenizer(out / "tokenizer.json")
-    contexts = encode_contexts(reader, tokenizer, [*parts.every_caption(dataset), ""])
-    latents = parts.EncodedPictures(encoder, dataset, "train", seed=args.seed)
-    checked = parts.EncodedPictures(encoder, dataset, "validation", seed=args.seed, scale=latents.scale)
-    levels = noise_sampler.alpha_bars(
-        noise_sampler.betas(
-            SCHEDULE["kind"], steps=SCHEDULE["steps"], start=SCHEDULE["beta_start"], end=SCHEDULE["beta_end"]
-        )
-    )
+    latents = parts.EncodedPictures(encoder, run.dataset, "train", seed=run.args.seed)
+    checked = parts.EncodedPictures(encoder, run.dataset, "validation", seed=run.args.seed, scale=latents.scale)
+    levels = noise_sampler.scheduled(SCHEDULE)
     settings = settings_of(latents.scale)
+    tokenizer = load_tokenizer(run.out / "tokenizer.json", settings)
+    contexts = encode_contexts(reader, tokenizer, [*parts.every_caption(run.dataset), ""])
     variant = denoiser.VARIANTS["tiny"] | {"context_width": contexts.shape[-1]}
     model = denoiser.denoiser(**variant)
-    set_initial_weights(model, seed=args.seed, initializer="transformer")
-    if args.precision != "float32":
+    set_initial_weights(model, seed=run.args.seed, initializer="transformer")
+    if run.args.precision != "float32":
         start = model.get_weights()
         before = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(PRECISIONS[args.precision])
+        keras.config.set_dtype_policy(PRECISIONS[run.args.precision])
         model = denoiser.denoiser(**variant)
         keras.config.set_dtype_policy(before)
         model.set_weights(start)
     batches, validation = (
         parts.denoiser_batches(
-            source, contexts, levels, numbers["batch_size"], seed=args.seed, drop=args.drop, fixed=source is checked
+            source,
+            contexts,
+            levels,
+            run.numbers["batch_size"],
+            seed=run.args.seed,
+            drop=run.args.drop,
+            fixed=source is checked,
         )
         for source in (latents, checked)
     )
     averaged = denoiser.denoiser(**variant)
     painter = Painter(Pipeline(reader, None, decoder, averaged, settings, compiled=compiled), tokenizer)
-    pictures = AsItLearns(folder / "as_it_learns.png", painter, averaged, dataset)
+    pictures = AsItLearns(run.folder / "as_it_learns.png", painter, averaged, run.dataset)
     rows, first = fit(
+        run,
         model,
         batches,
         validation,
-        numbers,
-        args,
-        folder,
-        data=dataset.fingerprint(),
         loss=keras.losses.MeanSquaredError(),
         more=[pictures],
-        ema=args.ema,
+        ema=run.args.ema,
     )
     averaged.set_weights(
         [keras.ops.convert_to_numpy(weight) for weight in model.weights]
     )  # `fit` ends with the average
     by_timestep = loss_by_timestep(averaged, validation, levels)
-    reports.save_loss_by_timestep(folder / "loss_by_timestep.png", by_timestep)
-    files.save_model(averaged, out / "denoiser.keras")
-    files.write_json(out / "pipeline.json", settings)
+    reports.save_loss_by_timestep(run.folder / "loss_by_timestep.png", by_timestep)
+    files.save_model(averaged, run.out / "denoiser.keras")
+    files.write_json(run.out / "pipeline.json", settings)
     return rows, first, {"parameters": averaged.count_params(), "latent_scale": latents.scale}
 
 
@@ -409,9 +424,8 @@ class AsItLearns(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         averages = self.model.optimizer._model_variables_moving_average
-        by_path = {variable.path: average for variable, average in zip(self.model.trainable_variables, averages)}
-        for variable in self.averaged.trainable_variables:
-            variable.assign(keras.ops.cast(keras.ops.convert_to_numpy(by_path[variable.path]), "float32"))
+        for variable, average in zip(self.averaged.trainable_variables, averages, strict=True):
+            variable.assign(keras.ops.cast(keras.ops.convert_to_numpy(average), "float32"))
         store = self.path.with_suffix(".npz")
         rows = []
         if epoch and store.is_file():
@@ -462,10 +476,3 @@ def settings_of(scale):
         "final_alpha_one": True,
         "karras": False,
     }
-
-
-def load_tokenizer(path):
-    """The tokenizer of the captions."""
-    from tokenizers import Tokenizer
-
-    return Tokenizer.from_file(str(path))

@@ -9,12 +9,12 @@ import keras
 import numpy as np
 
 from zoo import files
+from zoo.compiling import compiled
 from zoo.data.captions import judge_colours
-from zoo.drawing.compiling import compiled
 from zoo.drawing.painter import Painter, load_painter
 from zoo.drawing.pictures import write_gif, write_strip
 from zoo.errors import UserError
-from zoo.models.stable_diffusion.noise_sampler import SAMPLERS, alpha_bars, betas, noised
+from zoo.models.stable_diffusion.noise_sampler import SAMPLERS, noised, scheduled
 from zoo.models.stable_diffusion.pipeline import Pipeline
 from zoo.reports import drawing as reports
 from zoo.training.diffusion_stages import features
@@ -165,10 +165,7 @@ def draw_processes(painter, encoder, dataset, output, *, guidance, count=4, seed
     images = dataset.draw("test", _some(dataset, "test", count), seed=seed).images
     mean, _ = encoder.predict_on_batch(images.astype("float32") / 127.5 - 1)
     clean, rng = np.asarray(mean) * painter.settings["latent_scale"], np.random.default_rng(seed)
-    schedule = dict(painter.settings["schedule"])
-    levels = alpha_bars(
-        betas(schedule["kind"], steps=schedule["steps"], start=schedule["beta_start"], end=schedule["beta_end"])
-    )
+    levels = scheduled(painter.settings["schedule"])
     noise = rng.standard_normal(clean.shape, dtype="float32")
     shown = [levels[place] for place in np.linspace(0, len(levels) - 1, 10).astype(int)]
     write_strip(output / "forward.png", [painter.pictures(noised(clean, noise, level)) for level in shown])

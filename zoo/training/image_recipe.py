@@ -20,11 +20,12 @@ from zoo.errors import UserError
 from zoo.models.preprocessing import preprocessing, with_preprocessing
 from zoo.reports import classification
 from zoo.training import callbacks
-from zoo.training.checkpoints import load_checkpoint
+from zoo.training.checkpoints import resume
 from zoo.training.fast_paths import set_compiler_flags, use_fast_paths
 from zoo.training.initial_weights import set_random_streams
 from zoo.training.loop import train as train_model
 from zoo.training.optimizers import DECAY_KINDS, Adam
+from zoo.training.schedules import risen_cosine
 
 set_compiler_flags()
 
@@ -112,9 +113,7 @@ def learning_rate(args, *, steps):
     if args.schedule == "constant":
         return args.learning_rate
     warm_up = min(200, steps // 4)
-    return keras.optimizers.schedules.CosineDecay(
-        0.0, decay_steps=steps - warm_up, warmup_target=args.learning_rate, warmup_steps=warm_up
-    )
+    return risen_cosine(args.learning_rate, steps=steps, warm_up=warm_up)
 
 
 def fit(model, train, validation, dataset, args):
@@ -134,9 +133,7 @@ def fit(model, train, validation, dataset, args):
     )
     use_fast_paths(model)
     settings = {key: getattr(args, key) for key in SETTINGS} | {"data": dataset.fingerprint()}
-    history = load_checkpoint(folder / "checkpoint.npz", model, settings=settings) if args.resume else []
-    if history:
-        print(f"Resuming after epoch {len(history)} of {args.epochs}.", flush=True)
+    history = resume(folder / "checkpoint.npz", model, settings=settings) if args.resume else []
     first = callbacks.FirstLosses()
     log = callbacks.History(folder, settings=settings, rows=history, examples=len(batches.x))
     train_model(

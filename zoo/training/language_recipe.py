@@ -16,7 +16,7 @@ from zoo.models import rnn_language_model as rnn
 from zoo.reports import language
 from zoo.text import tokenizers, writing
 from zoo.training import callbacks
-from zoo.training.checkpoints import load_checkpoint
+from zoo.training.checkpoints import resume
 from zoo.training.fast_paths import set_compiler_flags, use_fast_paths
 from zoo.training.image_recipe import environment, learning_rate
 from zoo.training.initial_weights import set_initial_weights, set_random_streams
@@ -145,9 +145,7 @@ def fit(training_model, model, tokenizer, dataset, args):
     )
     use_fast_paths(training_model)
     settings = {key: getattr(args, key) for key in SETTINGS} | {"data": dataset.fingerprint()}
-    history = load_checkpoint(folder / "checkpoint.npz", training_model, settings=settings) if args.resume else []
-    if history:
-        print(f"Resuming after epoch {len(history)} of {args.epochs}.", flush=True)
+    history = resume(folder / "checkpoint.npz", training_model, settings=settings) if args.resume else []
     best = callbacks.BestWeights(folder / "best.npz", patience=args.patience, rows=history)
     first = callbacks.FirstLosses()
     log = callbacks.History(folder, settings=settings, rows=history, examples=batches.tokens.size, unit="tokens")

@@ -1,4 +1,4 @@
-"""Learning-rate schedules that Keras does not have."""
+"""Learning-rate schedules."""
 
 import keras
 from keras import ops
@@ -24,3 +24,10 @@ class InverseSquareRoot(keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self):
         return {"peak": self.peak, "warm_up": self.warm_up}
+
+
+def risen_cosine(peak, *, steps, warm_up):
+    """Rise linearly to `peak` over `warm_up` steps, then fall along a cosine to 0 at step `steps`."""
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, decay_steps=steps - warm_up, warmup_target=peak, warmup_steps=warm_up
+    )

@@ -16,14 +16,14 @@ from zoo.reports import translation as reports
 from zoo.text.joint_tokenizer import JointTokenizer
 from zoo.text.translator import Translator
 from zoo.training import callbacks
-from zoo.training.checkpoints import load_checkpoint
+from zoo.training.checkpoints import resume
 from zoo.training.fast_paths import set_compiler_flags, use_fast_paths
 from zoo.training.image_recipe import environment
 from zoo.training.initial_weights import set_initial_weights, set_random_streams
 from zoo.training.loop import train
 from zoo.training.losses import SmoothedCrossEntropy
 from zoo.training.optimizers import Adam
-from zoo.training.schedules import InverseSquareRoot
+from zoo.training.schedules import InverseSquareRoot, risen_cosine
 
 set_compiler_flags()
 
@@ -154,9 +154,7 @@ def fit(model, tokenizer, dataset, args):
     )
     use_fast_paths(model)
     settings = {key: getattr(args, key) for key in SETTINGS} | {"data": dataset.fingerprint()}
-    history = load_checkpoint(folder / "checkpoint.npz", model, settings=settings) if args.resume else []
-    if history:
-        print(f"Resuming after epoch {len(history)} of {args.epochs}.", flush=True)
+    history = resume(folder / "checkpoint.npz", model, settings=settings) if args.resume else []
     first = callbacks.FirstLosses()
     log = callbacks.History(folder, settings=settings, rows=history, examples=batches.target_tokens, unit="tokens")
     average = callbacks.AverageWeights(folder, last=args.average)
@@ -185,9 +183,7 @@ def rate(args, *, steps):
     if args.schedule == "inverse-sqrt":
         return InverseSquareRoot(args.learning_rate, warm_up)
     if args.schedule == "cosine":
-        return keras.optimizers.schedules.CosineDecay(
-            0.0, decay_steps=steps - warm_up, warmup_target=args.learning_rate, warmup_steps=warm_up
-        )
+        return risen_cosine(args.learning_rate, steps=steps, warm_up=warm_up)
     return args.learning_rate
 
 

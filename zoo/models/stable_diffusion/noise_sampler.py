@@ -56,6 +56,12 @@ def alpha_bars(betas):
     return np.cumprod(1 - np.asarray(betas, np.float64))
 
 
+def scheduled(schedule):
+    """ᾱ of every timestep, float64 (T,), of a schedule as pipeline.json tells it: kind, steps, beta_start, beta_end."""
+    numbers = {"steps": schedule["steps"], "start": schedule["beta_start"], "end": schedule["beta_end"]}
+    return alpha_bars(betas(schedule["kind"], **numbers))
+
+
 # ---------------------------------------------------------------------------------------------------- forward process
 
 

@@ -23,10 +23,9 @@ from zoo.models.stable_diffusion.noise_sampler import (
     SAMPLERS,
     Course,
     advance,
-    alpha_bars,
     begin,
-    betas,
     random_noise,
+    scheduled,
     skipped,
 )
 
@@ -99,7 +98,7 @@ class Pipeline:
         Raises:
             ValueError: if a number is out of range.
         """
-        own, schedule = self.settings["sampler"], self.settings["schedule"]
+        own = self.settings["sampler"]
         sampler = sampler or own
         if sampler not in SAMPLERS:
             raise ValueError(f"The sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}.")
@@ -110,14 +109,7 @@ class Pipeline:
         if spacing == ("leading" if own in LEADING else "linspace"):
             spacing = None
         course = Course(
-            alpha_bars(
-                betas(
-                    schedule["kind"],
-                    steps=schedule["steps"],
-                    start=schedule["beta_start"],
-                    end=schedule["beta_end"],
-                )
-            ),
+            scheduled(self.settings["schedule"]),
             steps,
             prediction=self.settings["prediction"],
             spacing=spacing,
@@ -210,7 +202,7 @@ class Pipeline:
         groups = [latents[begin : begin + room] for begin in range(0, len(latents), room)]
         pictures = [self._parts["decode"](ops.convert_to_tensor(group)) for group in groups]
         pictures = np.concatenate([ops.convert_to_numpy(one) for one in pictures]).astype(np.float32)
-        return np.round(255 * np.clip(pictures / 2 + 0.5, 0, 1)).astype(np.uint8)
+        return to_bytes(pictures)
 
     def _encode(self, image, draw):
         """Latents (B, h, w, C), a draw for each seed, of an image (H, W, 3) in [-1, 1]."""
@@ -290,6 +282,11 @@ class Pipeline:
             )
         if self.inpaints and mask is None:
             raise ValueError("This model draws parts of an image anew: give an image and a mask.")
+
+
+def to_bytes(pictures):
+    """Pictures, about in [-1, 1], as uint8."""
+    return np.round(255 * np.clip(pictures / 2 + 0.5, 0, 1)).astype(np.uint8)
 
 
 def _applied(model):

@@ -3,12 +3,13 @@
 import keras
 
 
-def compiled(function, variables):
+def compiled(function, variables, *, xla=False):
     """Compile a function.
 
     Args:
         function: takes and returns tensors, or tuples of them; it calls models.
         variables: those of the models. Weights that change later are noticed.
+        xla: on TensorFlow, compile with XLA too, which a loop of small steps gains from.
 
     Returns:
         a function with the same arguments; gradients are not kept.
@@ -31,7 +32,7 @@ def compiled(function, variables):
         def run_shape(*args):
             shapes = tuple(tuple(x.shape) for x in keras.tree.flatten(args))
             if shapes not in functions:
-                functions[shapes] = tf.function(function, autograph=False)
+                functions[shapes] = tf.function(function, jit_compile=xla, autograph=False)
             return functions[shapes](*args)
 
         return run_shape
