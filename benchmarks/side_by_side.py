@@ -11,14 +11,15 @@ def take_turns(script, contenders, *, rounds, arguments=(), before_round=None):
     """Run every contender once a round and collect what it prints.
 
     Args:
-        script: the benchmark's own file; called with `--only NAME` and the arguments, it prints a number as JSON.
+        script: the benchmark's own file; called with `--only NAME` and the arguments, it prints as JSON seconds, or
+            several numbers by name.
         contenders: names; the last word of those with several is the Keras backend.
         rounds: how many times each is run.
         arguments: passed on.
         before_round: function called before each round.
 
     Returns:
-        {name: [seconds of each round]}.
+        {name: [what was printed in each round]}.
     """
     times = {name: [] for name in contenders}
     for number in range(rounds):
@@ -31,7 +32,10 @@ def take_turns(script, contenders, *, rounds, arguments=(), before_round=None):
             if ended.returncode:
                 raise SystemExit(f"{name} failed:\n{ended.stderr}")
             times[name].append(json.loads(ended.stdout.strip().splitlines()[-1]))
-            print(f"round {number + 1}: {name:24s} {times[name][-1]:.4f} s", flush=True)
+            told = times[name][-1]
+            told = told if isinstance(told, dict) else {"s": told}
+            told = "  ".join(f"{value:.4f} {key}" for key, value in told.items())
+            print(f"round {number + 1}: {name:24s} {told}", flush=True)
     return times
 
 

@@ -122,3 +122,16 @@ def test_a_file_of_something_else(tmp_path):
     with pytest.raises(UserError, match="arrays.keras cannot be loaded as a Keras model") as caught:
         files.load_model(tmp_path / "arrays.keras")
     assert "\n" not in str(caught.value)
+
+
+def test_random_initial_weights_are_not_drawn_while_loading_and_are_again_after(tmp_path, monkeypatch):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dense(4, dtype="float16")])
+    model.save(tmp_path / "model.keras")
+    drawn = []
+    monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", lambda *args, **kwargs: drawn.append(1))
+    loaded = files.load_model(tmp_path / "model.keras")
+    assert not drawn
+    keras.initializers.GlorotUniform()((2, 2))
+    assert drawn
+    for ours, theirs in zip(loaded.get_weights(), model.get_weights(), strict=True):
+        assert ours.dtype == theirs.dtype and (ours == theirs).all()

@@ -17,6 +17,7 @@ def small_model(padding="same", pool=2, activation="relu", use_bias=True, **conv
         image
     )
     x = layers.MaxPooling2D(pool, name="p1")(x)
+    x = layers.Dense(8)(layers.GroupNormalization(2)(x))
     inner = keras.Sequential([keras.Input(x.shape[1:]), layers.Conv2D(4, 3, padding=padding, name="c2")], name="inner")
     return keras.Model(image, layers.GlobalAveragePooling2D()(inner(x)))
 
@@ -66,6 +67,29 @@ def test_of_equal_maxima_the_first_gets_the_gradient():
     expected = np.zeros((4, 4), bool)
     expected[::2, ::2] = True  # the upper left element of each window
     np.testing.assert_array_equal(changed, expected)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("size", [(11, 14), (12, 9)])
+@pytest.mark.parametrize("strides, kernel", [(2, 3), ((1, 3), (5, 2)), (2, 1)])
+def test_dense_layers_normalisations_and_strides_are_the_same(training, size, strides, kernel):
+    image = keras.Input((*size, 6))
+    x = layers.Conv2D(8, kernel, strides=strides, padding="same", activation="relu")(image)
+    x = layers.GroupNormalization(4, epsilon=1e-3)(x)
+    x = layers.Conv2D(4, kernel, strides=strides, use_bias=False)(layers.ZeroPadding2D(2)(x))
+    x = layers.Dense(5, activation="tanh")(x)
+    model = keras.Model(image, layers.Dense(3, use_bias=False)(layers.Flatten()(x)))
+    for weight in model.weights:
+        weight.assign(RNG.normal(size=weight.shape))
+    images = RNG.normal(size=(3, *size, 6)).astype("float32")
+    expected, weights = model.predict(images, verbose=0), model.get_weights()
+    use_fast_paths(model, training=training)
+    model.predict_function = None
+    np.testing.assert_allclose(
+        model.predict(images, verbose=0), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
+    )
+    for after, before in zip(model.get_weights(), weights):
+        np.testing.assert_array_equal(after, before)
 
 
 @pytest.mark.parametrize("options", [{"strides": 2}, {"dilation_rate": 2}, {"pool": 1}])

@@ -18,6 +18,7 @@ from zoo.compiling import compiled
 from zoo.errors import UserError, nearest, reason
 from zoo.models.stable_diffusion.noise_sampler import PREDICTIONS, SAMPLERS, SCHEDULES, SPACINGS
 from zoo.models.stable_diffusion.pipeline import Pipeline
+from zoo.training.fast_paths import use_fast_paths
 
 KIND = "stable_diffusion"
 # What pipeline.json holds, by the kind of its values.
@@ -134,7 +135,15 @@ def load_painter(folder, *, encoder=True):
             raise UserError(f"{folder} has no {name}.keras: convert it again with `zoo convert stable-diffusion`.")
     parts = [files.load_model(folder / f"{name}.keras") if encoder or name != "encoder" else None for name in names]
     _check_parts(folder, settings, *parts)
-    return Painter(Pipeline(*parts, settings, compiled=compiled), tokenizer)
+    return Painter(fast_pipeline(*parts, settings), tokenizer)
+
+
+def fast_pipeline(text_encoder, encoder, decoder, denoiser, settings):
+    """A `Pipeline` of models that will not be trained, compiled and with the fast paths of the backend."""
+    for part in (text_encoder, encoder, decoder, denoiser):
+        if part is not None:
+            use_fast_paths(part, training=False)
+    return Pipeline(text_encoder, encoder, decoder, denoiser, settings, compiled=compiled)
 
 
 def read_settings(folder):

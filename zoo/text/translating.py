@@ -56,7 +56,7 @@ class Decoder:
         self.plain = suits(model)  # nothing is compiled, so any shape is as good as another
         self._network = TorchTransformer(model) if self.plain else _KerasTransformer(model)
         self._variables = model.variables
-        self._read, self._loops = compiled(self._network.read, self._variables, xla=True), {}
+        self._read, self._loops = compiled(self._network.read, self._variables, xla=True, traced=False), {}
 
     def decode(
         self,
@@ -202,7 +202,7 @@ class Decoder:
 
                 return ops.while_loop(going, body, (state,))[0]
 
-            self._loops[key] = compiled(loop, self._variables, xla=True)
+            self._loops[key] = compiled(loop, self._variables, xla=True, traced=False)
         return self._loops[key]
 
     def _checked(self, sources):

@@ -16,13 +16,12 @@ import keras
 import numpy as np
 
 from zoo import files
-from zoo.compiling import compiled
 from zoo.data.captions import SIZE, CaptionedImages, load_captioned
-from zoo.drawing.painter import Painter, load_tokenizer
+from zoo.drawing.painter import Painter, fast_pipeline, load_tokenizer
 from zoo.drawing.pictures import write_strip
 from zoo.errors import UserError
 from zoo.models.stable_diffusion import autoencoder, denoiser, noise_sampler, text_encoder
-from zoo.models.stable_diffusion.pipeline import Pipeline, to_bytes
+from zoo.models.stable_diffusion.pipeline import to_bytes
 from zoo.reports import drawing as reports
 from zoo.training import callbacks
 from zoo.training import diffusion_scores as scores
@@ -37,12 +36,13 @@ from zoo.training.schedules import risen_cosine
 
 set_compiler_flags()
 
-# Of each stage, unless the command says otherwise: epochs over the scans, pictures of a batch, highest learning rate.
+# Of each stage, unless the command says otherwise: epochs over the scans, pictures of a batch, highest learning rate,
+# and the most scans to train on.
 STAGES = {
-    "judge": {"epochs": 2, "batch_size": 64, "learning_rate": 1e-3},
-    "autoencoder": {"epochs": 1, "batch_size": 32, "learning_rate": 1e-3},
-    "text-encoder": {"epochs": 1, "batch_size": 128, "learning_rate": 1e-3},
-    "denoiser": {"epochs": 12, "batch_size": 64, "learning_rate": 1e-3},
+    "judge": {"epochs": 3, "batch_size": 64, "learning_rate": 1e-3, "limit": None},
+    "autoencoder": {"epochs": 1, "batch_size": 32, "learning_rate": 1e-3, "limit": 40_000},
+    "text-encoder": {"epochs": 1, "batch_size": 128, "learning_rate": 1e-3, "limit": None},
+    "denoiser": {"epochs": 8, "batch_size": 64, "learning_rate": 1e-3, "limit": None},
 }
 # What each stage needs of those before it, and what it makes.
 NEEDS = {
@@ -61,7 +61,7 @@ LATENT_SHAPE = (12, 12, 4)
 MAX_LENGTH = 16  # tokens of a caption, with start and end
 # Ho et al. 2020, section 4. It ends with hardly any signal left, so that black and white backgrounds can be drawn.
 SCHEDULE = {"kind": "linear", "beta_start": 1e-4, "beta_end": 0.02, "steps": 1000}
-SETTINGS = ("seed", "limit", "kl", "looks", "drop", "ema", "precision", "parity")
+SETTINGS = ("seed", "kl", "looks", "drop", "ema", "precision", "parity")
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
@@ -151,7 +151,7 @@ class Run:
     Attributes:
         dataset: `CaptionedImages`.
         data_sha256: its fingerprint.
-        numbers: epochs, batch_size and learning_rate.
+        numbers: those of `STAGES`, or the command's.
         args: the recipe's.
         out: folder of what all stages make.
         folder: the stage's own.
@@ -178,6 +178,8 @@ def run_stage(stage, dataset, args):
     out = files.prepare_folder(args.output)
     folder = files.prepare_folder(out / stage.replace("-", "_"))
     print(f"\n--- {stage}: {', '.join(f'{key} {value}' for key, value in numbers.items())} ---", flush=True)
+    if numbers["limit"]:
+        dataset = dataset.limited(numbers["limit"])
     run = Run(dataset, dataset.fingerprint(), numbers, args, out, folder)
     history, first_losses, measured = train_stage(run)
     reports.save_curves(folder / "training_curves.png", history)
@@ -385,7 +387,7 @@ def train_denoiser(run):
         for source in (latents, checked)
     )
     averaged = denoiser.denoiser(**variant)
-    painter = Painter(Pipeline(reader, None, decoder, averaged, settings, compiled=compiled), tokenizer)
+    painter = Painter(fast_pipeline(reader, None, decoder, averaged, settings), tokenizer)
     pictures = AsItLearns(run.folder / "as_it_learns.png", painter, averaged, run.dataset)
     rows, first = fit(
         run,

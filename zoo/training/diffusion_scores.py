@@ -9,13 +9,11 @@ import keras
 import numpy as np
 
 from zoo import files
-from zoo.compiling import compiled
 from zoo.data.captions import judge_colours
-from zoo.drawing.painter import Painter, load_painter
+from zoo.drawing.painter import Painter, fast_pipeline, load_painter
 from zoo.drawing.pictures import write_gif, write_strip
 from zoo.errors import UserError
 from zoo.models.stable_diffusion.noise_sampler import SAMPLERS, noised, scheduled
-from zoo.models.stable_diffusion.pipeline import Pipeline
 from zoo.reports import drawing as reports
 from zoo.training.diffusion_stages import features
 from zoo.training.fast_paths import use_fast_paths
@@ -129,7 +127,7 @@ def report(folder, dataset, output, *, count=1000, seed=0):
         if len(weight.shape) > 1:
             weight.assign(rng.normal(size=weight.shape) * float(np.std(keras.ops.convert_to_numpy(weight))))
     others = [files.load_model(folder / f"{name}.keras") for name in ("decoder", "denoiser")]
-    untrained = Painter(Pipeline(reader, None, *others, painter.settings, compiled=compiled), painter.tokenizer)
+    untrained = Painter(fast_pipeline(reader, None, *others, painter.settings), painter.tokenizer)
     texts, *wanted = some
     ablation = {
         "as it is": prompt_scores(judge, draw_prompts(painter, texts, guidance=best, seed=seed), *wanted),

@@ -32,7 +32,7 @@ MARKS = ("<pad>", "<start>", "<end>", "<unknown>")  # ids 0, 1, 2, 3 of the toke
 
 def judge(num_classes, *, seed=0):
     """The 48x48 CNN behind its preprocessing: pictures (B, H, W, 3), 0 to 255 -> logits (B, K)."""
-    classifier = cnn(num_classes=num_classes, units=128, seed=seed, name="classifier")
+    classifier = cnn(num_classes=num_classes, units=128, dropout=0.25, seed=seed, name="classifier")
     before = preprocessing("test", input_shape=(None, None, 3), image_size=SIZE, mean=MEAN, std=STD, name="prepare")
     return with_preprocessing(before, classifier, name="judge")
 

@@ -27,18 +27,26 @@ from keras import layers
 from zoo.training.fast_recurrence import fast_recurrence
 
 
-def use_fast_paths(model):
+def use_fast_paths(model, *, training=True):
     """Give every eligible layer of a model, nested ones included, the fast path of the current backend.
 
-    Eligible are channels-last `Conv2D` without strides, dilation or groups, and `MaxPooling2D` whose windows do not
-    overlap or pad. Other layers, and the TensorFlow backend, are left as they are.
+    Eligible are channels-last `Conv2D` without dilation or groups, `MaxPooling2D` whose windows do not overlap or pad,
+    `Dense`, `GroupNormalization` over the last axis, `LSTM` and `GRU`, if stock and of one dtype. Other layers, and
+    all but the recurrent ones on the TensorFlow backend, are left as they are.
+
+    Args:
+        model: `keras.Model`.
+        training: False for a model that will not be trained: on PyTorch the kernels of its convolutions are then put
+            into the order in memory in which they are used, which saves a copy at every call. (Fused optimizers walk
+            weights and their moments in the order of memory.)
     """
-    fast_convolution, fast_pooling = _paths()
+    paths = _paths()
     for layer in model._flatten_layers():
-        if type(layer) is layers.Conv2D and fast_convolution and _plain_convolution(layer):
-            layer.call = functools.partial(fast_convolution, layer)
-        if type(layer) is layers.MaxPooling2D and fast_pooling and _plain_pooling(layer):
-            layer.call = functools.partial(fast_pooling, tuple(layer.pool_size))
+        eligible, fast = paths.get(type(layer), (None, None))
+        if fast and eligible(layer):
+            layer.call = functools.partial(fast, layer)
+            if fast is _torch_convolution and not training:
+                _lay_out(layer.kernel)
         if recurrence := fast_recurrence(layer):
             layer.inner_loop = recurrence
 
@@ -57,28 +65,36 @@ def set_compiler_flags():
 
 
 def _paths():
-    """(convolution, pooling) of the backend; None where the stock path stays."""
+    """{type of layer: (function that says whether one is eligible, its fast path)} of the backend."""
     backend = keras.backend.backend()
     if backend == "torch":
-        return _torch_convolution, _torch_pooling
+        return {
+            layers.Conv2D: (_plain_convolution, _torch_convolution),
+            layers.MaxPooling2D: (_plain_pooling, _torch_pooling),
+            layers.Dense: (_plain_dense, _torch_dense),
+            layers.GroupNormalization: (_plain_group_norm, _torch_group_norm),
+        }
     if backend == "jax":
         import jax
 
         if jax.default_backend() == "cpu":
-            return None, _jax_pooling()
-    return None, None
+            return {layers.MaxPooling2D: (_plain_pooling, _jax_pooling())}
+    return {}
 
 
 def _plain_convolution(layer):
     odd = all(size % 2 for size in layer.kernel_size)
     return (
         layer.data_format == "channels_last"
-        and (layer.padding == "valid" or (layer.padding == "same" and odd))
-        and set(layer.strides) == set(layer.dilation_rate) == {1}
+        and (layer.padding == "valid" or (layer.padding == "same" and (odd or set(layer.strides) != {1})))
+        and set(layer.dilation_rate) == {1}
         and layer.groups == 1
-        and not layer.lora_enabled
-        and layer.compute_dtype == layer.variable_dtype
+        and _plain_dense(layer)
     )
+
+
+def _plain_dense(layer):
+    return not layer.lora_enabled and layer.quantization_mode is None and layer.compute_dtype == layer.variable_dtype
 
 
 def _plain_pooling(layer):
@@ -89,20 +105,55 @@ def _plain_pooling(layer):
     )
 
 
+def _plain_group_norm(layer):
+    return layer.axis == -1 and layer.scale and layer.center and layer.compute_dtype == layer.variable_dtype
+
+
 def _torch_convolution(layer, inputs):
     import torch
 
     kernel = layer.kernel.value.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)  # HWIO -> OIHW
     bias = layer.bias.value if layer.use_bias else None
-    padding = [size // 2 for size in layer.kernel_size] if layer.padding == "same" else 0
-    outputs = torch.nn.functional.conv2d(inputs.permute(0, 3, 1, 2), kernel, bias, padding=padding)  # (B, C, H, W)
+    inputs, padding = inputs.permute(0, 3, 1, 2), 0  # (B, C, H, W)
+    if layer.padding == "same" and set(layer.strides) == {1}:
+        padding = [size // 2 for size in layer.kernel_size]
+    elif layer.padding == "same":  # with strides, more of it comes at the bottom and the right
+        sides = zip(inputs.shape[2:], layer.kernel_size, layer.strides)
+        missing = [max(0, (-(-length // stride) - 1) * stride + size - length) for length, size, stride in sides]
+        (top, bottom), (left, right) = ((count // 2, count - count // 2) for count in missing)
+        inputs = torch.nn.functional.pad(inputs, (left, right, top, bottom))
+    outputs = torch.nn.functional.conv2d(inputs, kernel, bias, stride=layer.strides, padding=padding)
     return layer.activation(outputs.permute(0, 2, 3, 1))  # (B, H, W, C)
 
 
-def _torch_pooling(size, inputs):
+def _lay_out(kernel):
+    """Bring a convolution's kernel, of shape HWIO and to stay so, into the order OHWI in memory."""
     import torch
 
-    return torch.nn.functional.max_pool2d(inputs.permute(0, 3, 1, 2), size).permute(0, 2, 3, 1)
+    with torch.no_grad():
+        ordered = kernel.value.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+        kernel.value.data = ordered.permute(2, 3, 1, 0)
+
+
+def _torch_pooling(layer, inputs):
+    import torch
+
+    return torch.nn.functional.max_pool2d(inputs.permute(0, 3, 1, 2), tuple(layer.pool_size)).permute(0, 2, 3, 1)
+
+
+def _torch_dense(layer, inputs, training=None):
+    import torch
+
+    bias = layer.bias.value if layer.use_bias else None
+    return layer.activation(torch.nn.functional.linear(inputs, layer.kernel.value.t(), bias))
+
+
+def _torch_group_norm(layer, inputs):
+    import torch
+
+    inputs = inputs.permute(0, 3, 1, 2)  # (B, C, H, W)
+    outputs = torch.nn.functional.group_norm(inputs, layer.groups, layer.gamma.value, layer.beta.value, layer.epsilon)
+    return outputs.permute(0, 2, 3, 1)
 
 
 @functools.cache
@@ -140,4 +191,4 @@ def _jax_pooling():
         return (jnp.pad(spread, pad) if any(b for _, b in pad) else spread,)
 
     pooling.defvjp(forward, backward)
-    return pooling
+    return lambda layer, inputs: pooling(tuple(layer.pool_size), inputs)
