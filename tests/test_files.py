@@ -1,8 +1,10 @@
 """Loading files of other people: what loads, and what is said about classes that are not here."""
 
+import io
 import os
 import subprocess
 import sys
+import zipfile
 
 import keras
 import numpy as np
@@ -30,6 +32,7 @@ def cube(x):
 """
 MAKE = """
 import sys
+import zipfile
 import keras
 import my_layers
 
@@ -135,3 +138,33 @@ def test_random_initial_weights_are_not_drawn_while_loading_and_are_again_after(
     assert drawn
     for ours, theirs in zip(loaded.get_weights(), model.get_weights(), strict=True):
         assert ours.dtype == theirs.dtype and (ours == theirs).all()
+
+
+def test_large_models_are_read_where_they_are(tmp_path, monkeypatch):
+    """The same weights, with nothing written beside the file; damaged and incomplete files are told apart as ever."""
+    monkeypatch.setattr(files, "LARGE_MODEL", 1000)
+    image = keras.Input((9, 9, 2))
+    inner = keras.Sequential([keras.Input((9, 9, 4)), keras.layers.Conv2D(8, 3), keras.layers.GroupNormalization(2)])
+    shared = keras.layers.Dense(8, dtype="float16")
+    x = inner(keras.layers.Conv2D(4, 3, padding="same")(image))
+    model = keras.Model(image, shared(shared(keras.ops.silu(x))))
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        weight.assign(rng.normal(size=weight.shape))
+    path = tmp_path / "large.keras"
+    files.save_model(model, path)
+    monkeypatch.setattr(keras.saving, "load_model", None)
+    loaded = files.load_model(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["large.keras"]
+    for ours, theirs in zip(loaded.get_weights(), model.get_weights(), strict=True):
+        assert ours.dtype == theirs.dtype and (ours == theirs).all()
+
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="not a whole .keras file"):
+        files.load_model(path)
+    with zipfile.ZipFile(path, "w") as archive, zipfile.ZipFile(io.BytesIO(whole)) as old:
+        for name in old.namelist():
+            archive.writestr(name, old.read(name).replace(b'"filters": 8', b'"filters": 6'))
+    with pytest.raises(UserError, match="cannot be loaded as a Keras model"):
+        files.load_model(path)

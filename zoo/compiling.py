@@ -1,8 +1,11 @@
 """Functions of tensors that call models, compiled once for each shape."""
 
+import time
 import warnings
 
 import keras
+
+SHORT = 0.5  # seconds of a call in PyTorch of which Python's share is worth saving
 
 
 def compiled(function, variables, *, xla=False, traced=True):
@@ -12,8 +15,9 @@ def compiled(function, variables, *, xla=False, traced=True):
         function: takes and returns tensors, or tuples of them; it calls models.
         variables: those of the models. Weights that change later are noticed.
         xla: on TensorFlow, compile with XLA too, which a loop of small steps gains from.
-        traced: on PyTorch, record the operations at the first call with tensors of a shape, and from then on run them
-            without Keras' Python around each layer. Not for functions whose tensors have another shape at each call.
+        traced: on PyTorch, record the operations of the first call with tensors of a shape that follows a short one,
+            and from then on run them without Keras' Python around each layer. (While it records, PyTorch keeps all
+            tensors, too many of a long call.) Not for functions whose tensors have another shape at each call.
 
     Returns:
         a function with the same arguments; gradients are not kept.
@@ -59,7 +63,7 @@ def _torch(function, variables, traced):
             self.given = [function(*keras.tree.pack_sequence_as(self.like[0], flat))]
             return tuple(keras.tree.flatten(self.given[0]))
 
-    recordings = {}  # shapes of the tensors: (recording, structure of what it gives)
+    recordings, seconds = {}, {}  # by shapes of the tensors: (recording, structure of what it gives); of the last call
 
     @torch.inference_mode()
     def run(*args):
@@ -71,12 +75,17 @@ def _torch(function, variables, traced):
             recording, given = recordings[shapes]
             with torch.jit.optimized_execution(False):  # which takes longer at small sizes than it saves
                 return keras.tree.pack_sequence_as(given, recording(*flat))
-        recorded = Recorded(args)
-        with warnings.catch_warnings():  # of Python numbers that become constants, as they may for one shape
-            warnings.simplefilter("ignore")
-            recording = torch.jit.trace(recorded, tuple(flat), check_trace=False)
-        given = recorded.given[0]
-        recordings[shapes] = recording, keras.tree.map_structure(lambda x: 0, given)
+        if seconds.get(shapes, SHORT) < SHORT:
+            recorded = Recorded(args)
+            with warnings.catch_warnings():  # of Python numbers that become constants, as they may for one shape
+                warnings.simplefilter("ignore")
+                recording = torch.jit.trace(recorded, tuple(flat), check_trace=False)
+            given = recorded.given.pop()
+            recordings[shapes] = recording, keras.tree.map_structure(lambda x: 0, given)
+            return given
+        began = time.perf_counter()
+        given = function(*args)
+        seconds[shapes] = time.perf_counter() - began
         return given
 
     return run

@@ -3,9 +3,11 @@
 import contextlib
 import hashlib
 import importlib.util
+import io
 import json
 import os
 import pathlib
+import struct
 import sys
 import zipfile
 
@@ -81,9 +83,6 @@ def save_model(model, path):
 def check_model_file(path):
     """Prove that a `.keras` file is whole and, if a card lies beside it, the one the card describes.
 
-    Returns:
-        its sha256.
-
     Raises:
         UserError: if the file is missing, truncated or altered.
     """
@@ -95,8 +94,8 @@ def check_model_file(path):
         raise UserError(
             f"There is no model file at {path}: give the path of a .keras file.{nearest(path.name, siblings)}"
         )
-    card, found = read_card(path), sha256(path)
-    if card and card.get("sha256") != found:
+    card = read_card(path)
+    if card and card.get("sha256") != (found := sha256(path)):
         raise UserError(
             f"{path} has sha256 {found[:12]}… but its card {path.with_suffix('.json').name} says "
             f"{str(card.get('sha256'))[:12]}…: the file was altered or cut short, fetch it again."
@@ -108,7 +107,6 @@ def check_model_file(path):
         raise UserError(f"{path} is not a whole .keras file ({error}): fetch or save it again.") from error
     if damaged:
         raise UserError(f"{path} is damaged (checksum of {damaged} is wrong): fetch or save it again.")
-    return found
 
 
 def load_model(path):
@@ -124,8 +122,11 @@ def load_model(path):
     import keras
 
     try:
-        with _without_tensorflow(), _through_disk(), _without_random_numbers():
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
+        with _without_tensorflow(), _without_random_numbers():
+            place = _place_of_weights(path)
+            return (
+                _load_in_place(path, *place) if place else keras.saving.load_model(path, compile=False, safe_mode=True)
+            )
     except Exception as error:  # Keras raises many kinds; all of them mean that this file cannot be used
         if missing := _unknown_objects(path):
             raise UserError(_needs(path, missing)) from error
@@ -135,6 +136,75 @@ def load_model(path):
                 "again with stock layers or registered classes in its place."
             ) from error
         raise UserError(f"{path} cannot be loaded as a Keras model: {reason(error)}.") from error
+
+
+def _place_of_weights(path):
+    """(first byte, bytes) of the weights in the file of a large model, None if they cannot be read where they are."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+        if len(names) > 3 or "model.weights.h5" not in names:  # there is more to a model with assets
+            return None
+        member = archive.getinfo("model.weights.h5")
+    if member.file_size < LARGE_MODEL or member.compress_type != zipfile.ZIP_STORED:
+        return None
+    with open(path, "rb") as file:
+        file.seek(member.header_offset + 26)
+        return member.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))), member.file_size
+
+
+def _load_in_place(path, begin, length):
+    """Load a model as `keras.saving.load_model`, which would first copy all weights to memory or to another file."""
+    import keras
+
+    saving, scope = keras.src.saving.saving_lib, keras.src.saving.serialization_lib.ObjectSharingScope
+    with zipfile.ZipFile(path) as archive, scope():
+        config = json.loads(archive.read("config.json")) | {"compile_config": None}
+        model = keras.saving.deserialize_keras_object(config, safe_mode=True)
+    with open(path, "rb", buffering=0) as file:
+        weights, failed, messages = saving.H5IOStore(_Part(file, begin, length), mode="r"), set(), {}
+        try:
+            saving._load_state(
+                model,
+                weights_store=weights,
+                assets_store=None,
+                inner_path="",
+                visited_saveables=set(),
+                failed_saveables=failed,
+                error_msgs=messages,
+            )
+        finally:
+            weights.close()
+    if failed:
+        saving._raise_loading_failure(messages)
+    return model
+
+
+class _Part(io.BytesIO):
+    """Some bytes of an open file as a file to be read."""
+
+    def __init__(self, file, begin, length):
+        super().__init__()
+        self.file, self.begin, self.length, self.place = file, begin, length, 0
+
+    def seek(self, offset, whence=io.SEEK_SET):
+        self.place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.length}[whence]
+        return self.place
+
+    def tell(self):
+        return self.place
+
+    def readinto(self, buffer):
+        self.file.seek(self.begin + self.place)
+        done = 0
+        with memoryview(buffer).cast("B") as view:
+            while done < len(view) and (count := self.file.readinto(view[done:])):  # at most 2 GB at once
+                done += count
+        self.place += done
+        return done
+
+    def read(self, size=-1):
+        buffer = bytearray(max(0, self.length - self.place) if size is None or size < 0 else size)
+        return bytes(buffer[: self.readinto(buffer)])
 
 
 def _files_in(folder):
@@ -251,7 +321,7 @@ def _without_tensorflow():
 
 @contextlib.contextmanager
 def _through_disk():
-    """Let Keras hold a large model's weights in a temporary file beside it, not in memory, while saving and loading.
+    """Let Keras hold a large model's weights in a temporary file beside it, not in memory, while saving.
 
     Where the free memory is twice their size, Keras 3.15 holds them there once more.
     """

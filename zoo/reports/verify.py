@@ -102,7 +102,8 @@ def verify(model_path, *, backends=None, tolerance=TOLERANCE, say=print):
     for name in backends or ():
         check(name, "a backend to run")
     backends = list(dict.fromkeys(backends or installed()))
-    digest = files.check_model_file(model_path)
+    files.check_model_file(model_path)
+    digest = files.sha256(model_path)
     golden = Record.load(golden_path(model_path)) if golden_path(model_path).is_file() else None
     say(f"{model_path}, sha256 {digest[:12]}…, tolerance {tolerance:g}")
     for line in _about_golden(golden, golden_path(model_path), digest, backends):

@@ -17,6 +17,7 @@ project (see `benchmarks/cnn_training.py`):
 library as `dot` fusions, the same float32 arithmetic runs twice as fast on a CPU.
 """
 
+import collections
 import functools
 import importlib.metadata
 import os
@@ -36,9 +37,9 @@ def use_fast_paths(model, *, training=True):
 
     Args:
         model: `keras.Model`.
-        training: False for a model that will not be trained: on PyTorch the kernels of its convolutions are then put
-            into the order in memory in which they are used, which saves a copy at every call. (Fused optimizers walk
-            weights and their moments in the order of memory.)
+        training: False for a model that will not be trained. On PyTorch the kernels of its convolutions are then put
+            into the order in memory in which they are used, which saves a copy at every call (fused optimizers walk
+            weights and their moments in the order of memory), and tensors are let go of after their last use.
     """
     paths = _paths()
     for layer in model._flatten_layers():
@@ -49,6 +50,8 @@ def use_fast_paths(model, *, training=True):
                 _lay_out(layer.kernel)
         if recurrence := fast_recurrence(layer):
             layer.inner_loop = recurrence
+        if isinstance(layer, keras.Function) and keras.backend.backend() == "torch" and not training:
+            layer._run_through_graph = functools.partial(_run_and_let_go, layer)
 
 
 def set_compiler_flags():
@@ -133,6 +136,30 @@ def _lay_out(kernel):
     with torch.no_grad():
         ordered = kernel.value.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
         kernel.value.data = ordered.permute(2, 3, 1, 0)
+
+
+def _run_and_let_go(function, inputs, operation_fn=lambda operation: operation, call_fn=None):
+    """`keras.Function._run_through_graph`, but each tensor goes after its last use; Keras 3.15 keeps all to the end."""
+    nodes = [
+        node
+        for depth in sorted(function._nodes_by_depth, reverse=True)
+        for node in function._nodes_by_depth[depth]
+        if node.operation and not node.is_input
+    ]
+    uses = collections.Counter(id(x) for node in nodes for x in node.input_tensors)
+    uses.update(id(x) for x in function.outputs)
+    tensors = {id(x): tensor for x, tensor in zip(function.inputs, keras.tree.flatten(inputs))}
+    call_fn = call_fn or (lambda operation, *args, **kwargs: operation(*args, **kwargs))
+    for node in nodes:
+        args, kwargs = node.arguments.fill_in(tensors)
+        outputs = call_fn(operation_fn(node.operation), *args, **kwargs)
+        tensors |= {id(x): tensor for x, tensor in zip(node.outputs, keras.tree.flatten(outputs))}
+        del args, kwargs, outputs
+        for x in node.input_tensors:
+            uses[id(x)] -= 1
+            if not uses[id(x)]:
+                del tensors[id(x)]
+    return keras.tree.pack_sequence_as(function._outputs_struct, [tensors[id(x)] for x in function.outputs])
 
 
 def _torch_pooling(layer, inputs):
