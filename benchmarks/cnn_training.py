@@ -74,7 +74,7 @@ def measure_keras(kind, steps):
     import keras
 
     from zoo.models.cnn import cnn
-    from zoo.training.fast_paths import set_compiler_flags, use_fast_paths
+    from zoo.speed.fast_paths import set_compiler_flags, use_fast_paths
     from zoo.training.optimizers import Adam
 
     class Clock(keras.callbacks.Callback):

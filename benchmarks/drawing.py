@@ -132,7 +132,7 @@ def zoo_drawing(folder, size):
 def measure(contender, folder, size, count):
     """{"load", "first", "next": seconds, "peak": GB}."""
     if contender.startswith("zoo"):
-        from zoo.training.fast_paths import set_compiler_flags
+        from zoo.speed.fast_paths import set_compiler_flags
 
         set_compiler_flags()
         load = zoo_drawing

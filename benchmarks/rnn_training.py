@@ -92,8 +92,8 @@ def measure_keras(kind, cell, units, steps, writing):
     import keras
 
     from zoo.models.rnn_language_model import rnn_language_model
+    from zoo.speed.fast_paths import set_compiler_flags, use_fast_paths
     from zoo.text.writing import Writer
-    from zoo.training.fast_paths import set_compiler_flags, use_fast_paths
     from zoo.training.optimizers import Adam
 
     if kind == "zoo":

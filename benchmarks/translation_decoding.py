@@ -95,7 +95,7 @@ def main():
     parser.add_argument("--only", help="measure this contender here and print seconds as JSON")
     args = parser.parse_args()
     if args.only:
-        from zoo.training.fast_paths import set_compiler_flags
+        from zoo.speed.fast_paths import set_compiler_flags
 
         set_compiler_flags()
         measure = measure_zoo if args.only.startswith("zoo") else measure_transformers

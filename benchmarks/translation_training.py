@@ -132,7 +132,7 @@ def measure_keras(kind, size, count):
     import keras
 
     from zoo.models.transformer import transformer
-    from zoo.training.fast_paths import set_compiler_flags, use_fast_paths
+    from zoo.speed.fast_paths import set_compiler_flags, use_fast_paths
     from zoo.training.initial_weights import set_initial_weights
     from zoo.training.losses import SmoothedCrossEntropy
     from zoo.training.optimizers import Adam

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from zoo.training.fast_paths import set_compiler_flags
+from zoo.speed.fast_paths import set_compiler_flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BACKENDS = ("tensorflow", "jax", "torch")

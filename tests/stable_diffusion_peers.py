@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from zoo.convert.stable_diffusion import to_diffusers
-from zoo.convert.unset_weights import fill, unset
+from zoo.unset_weights import fill, unset
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")

@@ -92,6 +92,10 @@ def test_a_run_leaves_everything_behind(finished):
     texts = ["a red seven on white", ""]
     ids = stages.encode_captions(painter.tokenizer, texts, painter.settings["max_length"])
     assert [painter.tokens(text)[0] for text in texts] == ids.tolist()
+    # Words of no caption are named, and what they stand in is drawn.
+    with pytest.warns(UserWarning, match="^The prompt has words that mean nothing to this model: 'dragon', 'Castle'.$"):
+        *_, last = painter.draw("a red dragon on white Castle dragon", steps=2, guidance=2.0)
+    assert painter.pictures(last.latents).shape == (1, 48, 48, 3)
 
 
 @pytest.mark.heavy

@@ -11,26 +11,29 @@ FRAMEWORKS = {"tensorflow", "jax", "torch"}
 ALLOWED = {
     "blocks": {"blocks"},
     "models": {"blocks", "models"},
-    "convert": {"convert", "models", "text", "files", "backends", "errors"},
+    "convert": {"convert", "models", "text", "files", "unset_weights", "backends", "errors"},
     "data": {"data", "errors"},
-    "compiling": set(),
-    "drawing": {"drawing", "models", "reports", "compiling", "files", "errors"},
+    "drawing": {"drawing", "models", "reports", "speed", "files", "errors"},
     "errors": set(),
     "backends": {"errors"},
-    "files": {"errors"},
+    "files": {"unset_weights", "errors"},
     "registry": {"backends", "files", "errors"},  # the models are named in it, and imported when they are built
     "reports": {"reports", "files", "backends", "errors"},
-    "text": {"text", "models", "blocks", "compiling", "files", "errors"},
-    "training": {"training", "data", "models", "reports", "text", "drawing", "compiling", "files", "errors"},
+    "speed": {"speed"},
+    "text": {"text", "models", "blocks", "speed", "files", "errors"},
+    "training": {
+        *("training", "data", "models", "reports", "text", "drawing", "speed", "files", "unset_weights", "errors"),
+    },
+    "unset_weights": set(),
 }
 # Lazy imports of a framework are allowed where its own fast path is the point.
 FRAMEWORK_FILES = {
     "zoo/convert/tensor_files.py",
-    "zoo/compiling.py",
+    "zoo/speed/compiling.py",
     "zoo/text/torch_transformer.py",
     "zoo/text/writing.py",
-    "zoo/training/fast_paths.py",
-    "zoo/training/fast_recurrence.py",
+    "zoo/speed/fast_paths.py",
+    "zoo/speed/fast_recurrence.py",
     "zoo/training/optimizers.py",
 }
 

@@ -14,8 +14,8 @@ import pytest
 
 import zoo
 from zoo import files, registry
-from zoo.convert.unset_weights import unset
 from zoo.errors import UserError
+from zoo.unset_weights import unset
 
 pytestmark = pytest.mark.once
 

@@ -118,8 +118,8 @@ def _parser():
     add("model", help="a folder that `zoo convert stable-diffusion` wrote, or its name in ZOO_MODELS_DIR")
     add("prompt", help="what to draw")
     add("--negative", default="", metavar="TEXT", help="what the picture should not be")
-    add("--steps", type=int, default=30, metavar="N", help="more are slower and finer; default 30")
-    add("--guidance", type=float, default=7.5, metavar="X", help="how closely to follow the prompt; default 7.5")
+    add("--steps", type=int, metavar="N", help="more are slower and finer; default 30, or the model's own")
+    add("--guidance", type=float, metavar="X", help="how closely to follow the prompt; default 7.5, or the model's own")
     add("--sampler", metavar="NAME", help=f"{', '.join(SAMPLERS)}; default what the model was published with")
     add(
         "--eta", type=float, default=0.0, metavar="X", help="noise that ddim adds in every step, from 0 to 1; default 0"
@@ -333,7 +333,7 @@ def _draw(args):
             f"There is no sampler {args.sampler!r}: choose one of {known}.{nearest(args.sampler, SAMPLERS)}"
         )
     for option, value, least in (("steps", args.steps, 1), ("count", args.count, 1), ("seed", args.seed, 0)):
-        if value < least:
+        if value is not None and value < least:
             raise UserError(f"--{option} must be at least {least}, got {value}.")
     for option, value in (("mask", args.mask), ("strength", args.strength)):
         if value is not None and args.start is None:

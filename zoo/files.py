@@ -11,9 +11,8 @@ import struct
 import sys
 import zipfile
 
-import numpy as np
-
 from zoo.errors import UserError, nearest, reason
+from zoo.unset_weights import blank
 
 # Keras itself is imported where a model is saved or loaded: reading a card must not wait for a framework.
 
@@ -122,7 +121,7 @@ def load_model(path):
     import keras
 
     try:
-        with _without_tensorflow(), _without_random_numbers():
+        with _without_tensorflow(), blank():
             place = _place_of_weights(path)
             return (
                 _load_in_place(path, *place) if place else keras.saving.load_model(path, compile=False, safe_mode=True)
@@ -336,30 +335,3 @@ def _through_disk():
         yield
     finally:
         saving.is_memory_sufficient = original
-
-
-@contextlib.contextmanager
-def _without_random_numbers():
-    """Let random initializers give zeros, for models whose weights come from a file right after.
-
-    Keras draws them all the same, and on JAX compiles that for each shape: 14 of the 16 s that a small diffusion took.
-    """
-    import keras
-
-    def zeros(self, shape, dtype=None):
-        return keras.ops.convert_to_tensor(np.zeros(shape, "float32"), dtype=dtype or keras.config.floatx())
-
-    drawing = keras.src.initializers.random_initializers.RandomInitializer
-    kinds = [kind for kind in _all_subclasses(drawing) if "__call__" in vars(kind)]
-    originals = [kind.__call__ for kind in kinds]
-    for kind in kinds:
-        kind.__call__ = zeros
-    try:
-        yield
-    finally:
-        for kind, original in zip(kinds, originals):
-            kind.__call__ = original
-
-
-def _all_subclasses(kind):
-    return [one for direct in kind.__subclasses__() for one in (direct, *_all_subclasses(direct))]

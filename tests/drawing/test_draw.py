@@ -1,6 +1,8 @@
 """`zoo draw` as people type it: the same pictures on every backend, what the files carry, what mistakes are told."""
 
+import json
 import re
+import shutil
 import time
 
 import numpy as np
@@ -125,3 +127,17 @@ def test_mistakes_are_told_before_anything_is_drawn(arguments, words, tmp_path, 
 def test_a_folder_that_holds_no_pipeline(tmp_path):
     with pytest.raises(UserError, match="There is no pipeline.json in"):
         command._main(["draw", str(tmp_path), "a fox"])
+
+
+def test_a_model_says_how_many_steps_and_how_much_guidance_it_takes(tmp_path, capsys):
+    own = tmp_path / "own"
+    shutil.copytree(folder(), own)
+    settings = json.loads((own / "pipeline.json").read_text()) | {"steps": 3, "guidance": 2.5}
+    (own / "pipeline.json").write_text(json.dumps(settings))
+    drawn = tmp_path / "fox.png"
+    command._main(["draw", str(own), "a fox", "--size", "16x16", "--output", str(drawn)])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("3 steps of")
+    assert Image.open(drawn).text["guidance"] == "2.5"
+    (own / "pipeline.json").write_text(json.dumps(settings | {"steps": "many"}))
+    with pytest.raises(UserError, match="says steps is 'many', where a value of type int was expected"):
+        command._main(["draw", str(own), "a fox", "--output", str(drawn)])

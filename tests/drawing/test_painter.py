@@ -14,13 +14,13 @@ import pytest
 from PIL import Image
 
 from tests.drawing.tiny_diffusion import SCHEDULER, SCHEDULERS, WORDS, feed, tiny
-from zoo.compiling import compiled
 from zoo.convert import stable_diffusion
 from zoo.drawing import pictures
 from zoo.drawing.painter import load_painter, read_settings
 from zoo.errors import UserError
 from zoo.models.stable_diffusion.noise_sampler import random_noise
 from zoo.models.stable_diffusion.pipeline import Pipeline
+from zoo.speed.compiling import compiled
 
 pytest.importorskip("diffusers"), pytest.importorskip("transformers"), pytest.importorskip("torch")
 
@@ -207,8 +207,7 @@ def test_a_step_is_compiled_once_for_all_samplers_and_numbers():
     before = len(painter(4).calls)
     for sampler, steps, guidance in (("plms", 3, 7.5), ("heun", 2, 2.0), ("dpm++", 5, 4.0)):
         assert ours(sampler=sampler, steps=steps, guidance=guidance).std() > 20
-    calls = len(painter(4).calls) - before
-    assert calls == (4 + 3 + 5 if keras.backend.backend() == "torch" else 0)
+    assert len(painter(4).calls) == before
 
 
 # ------------------------------------------------------------------------------------------------------------ prompts

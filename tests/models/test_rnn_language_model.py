@@ -14,7 +14,7 @@ from zoo.models.rnn_language_model import (
     rnn_language_model,
     step_model,
 )
-from zoo.training.fast_paths import use_fast_paths
+from zoo.speed.fast_paths import use_fast_paths
 from zoo.training.initial_weights import set_initial_weights
 
 NUMPY = ops.convert_to_numpy

@@ -21,7 +21,6 @@ from tests.stable_diffusion_peers import (
 )
 from zoo import files, registry
 from zoo.blocks.residual import doubled, picture, token_places, tokens
-from zoo.convert.unset_weights import unset
 from zoo.models.stable_diffusion import autoencoder as autoencoders
 from zoo.models.stable_diffusion import denoiser as denoisers
 from zoo.models.stable_diffusion import text_encoder as text_encoders
@@ -29,6 +28,7 @@ from zoo.models.stable_diffusion.autoencoder import autoencoder, decoder, encode
 from zoo.models.stable_diffusion.denoiser import denoiser
 from zoo.models.stable_diffusion.text_encoder import text_encoder
 from zoo.reports.ledger import ledger
+from zoo.unset_weights import unset
 
 TEXT = {"vocabulary_size": 30, "num_layers": 3, "width": 24, "inner": 40, "num_heads": 3, "max_length": 11}
 VAE = {"widths": (8, 16), "blocks": 1, "groups": 4}

@@ -400,7 +400,7 @@ def test_training_memory_of_the_cnn(batch_size):
     on top of the weights and optimizer slots that were there before the step."""
     from torch.profiler import ProfilerActivity, profile
 
-    from zoo.training.fast_paths import use_fast_paths
+    from zoo.speed.fast_paths import use_fast_paths
 
     model = cnn(num_classes=10)
     model.compile(keras.optimizers.Adam(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))

@@ -13,7 +13,7 @@ import torch
 
 from tests.models.test_cnn import torch_cnn
 from zoo.models.cnn import cnn
-from zoo.training.fast_paths import use_fast_paths
+from zoo.speed.fast_paths import use_fast_paths
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.optimizers import Adam
 

@@ -20,8 +20,8 @@ import itertools
 
 import numpy as np
 
-from zoo.convert.unset_weights import fill, unset
 from zoo.errors import UserError
+from zoo.unset_weights import fill, unset
 
 # Where the layers of one of theirs are, by what ours are called after the place's name.
 _PROJECTIONS = (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("output", "out_proj"))

@@ -63,8 +63,8 @@ import numpy as np
 from zoo import backends, files
 from zoo.convert.clip_tokenizer import read_tokenizer
 from zoo.convert.tensor_files import Checkpoint, checked, read_floats, read_json, refuse_differences
-from zoo.convert.unset_weights import fill, unset
 from zoo.errors import UserError
+from zoo.unset_weights import fill, unset
 
 KIND = "stable_diffusion"
 MODELS = ("text_encoder", "encoder", "decoder", "denoiser")  # files of a converted folder, each with ".keras"

@@ -20,8 +20,8 @@ def draw(
     prompt,
     *,
     negative="",
-    steps=30,
-    guidance=7.5,
+    steps=None,
+    guidance=None,
     sampler=None,
     eta=0.0,
     seed=0,
@@ -39,7 +39,8 @@ def draw(
 
     Args:
         folder: what `zoo convert stable-diffusion` wrote.
-        prompt, negative, steps, guidance, eta, count, seed, size: see `Painter.draw`.
+        prompt, negative, eta, count, seed, size: see `Painter.draw`.
+        steps, guidance: numbers; None for those of the model's pipeline.json, else 30 and 7.5.
         sampler: a name; None for what the model was published with.
         start: picture file to begin with, or None.
         strength: None for 0.8, or with a mask 1.
@@ -55,6 +56,8 @@ def draw(
     for path, suffixes in ((output, [".png"]), (gif, [".gif"]), (strip, [".png", ".jpg", ".jpeg", ".webp"])):
         _check_writable(path, suffixes)
     settings = read_settings(folder)
+    steps = settings.get("steps", 30) if steps is None else steps
+    guidance = settings.get("guidance", 7.5) if guidance is None else guidance
     options = {"negative": negative, "steps": steps, "guidance": guidance, "eta": eta, "count": count, "seed": seed}
     options |= {"sampler": sampler or settings["sampler"], "size": size}
     if start is not None:

@@ -14,11 +14,11 @@ import pathlib
 import warnings
 
 from zoo import files
-from zoo.compiling import compiled
 from zoo.errors import UserError, nearest, reason
 from zoo.models.stable_diffusion.noise_sampler import PREDICTIONS, SAMPLERS, SCHEDULES, SPACINGS
 from zoo.models.stable_diffusion.pipeline import Pipeline
-from zoo.training.fast_paths import use_fast_paths
+from zoo.speed.compiling import compiled
+from zoo.speed.fast_paths import use_fast_paths
 
 KIND = "stable_diffusion"
 # What pipeline.json holds, by the kind of its values.
@@ -39,6 +39,7 @@ SETTINGS = {
     "offset": int,
     "final_alpha_one": bool,
 }
+OPTIONAL = {"steps": int, "guidance": float}  # what `zoo draw` takes where the command says nothing
 SCHEDULE = {"kind": SCHEDULES, "beta_start": float, "beta_end": float, "steps": int}
 
 
@@ -62,8 +63,17 @@ class Painter:
         ids = [self.settings["start_id"], *ids, self.settings["end_id"]]
         return ids + [self.settings["pad_id"]] * (length - len(ids)), cut
 
+    def unknown(self, prompt):
+        """The words of a prompt that the tokenizer does not know and takes for one and the same, a list."""
+        mark = self.tokenizer.token_to_id(getattr(self.tokenizer.model, "unk_token", None) or "")
+        if mark is None or mark == self.settings["end_id"]:  # CLIP's knows every byte
+            return []
+        encoding = self.tokenizer.encode(prompt, add_special_tokens=False)
+        found = (prompt[slice(*place)] for id_, place in zip(encoding.ids, encoding.offsets) if id_ == mark)
+        return list(dict.fromkeys(found))
+
     def draw(self, prompt, *, negative="", count=1, seed=0, sampler=None, guidance=7.5, size=None, **options):
-        """Draw pictures of a prompt. What does not fit into the text encoder is left out, with a warning.
+        """Draw pictures of a prompt. A warning names what does not fit into the text encoder, and unknown words.
 
         Args:
             prompt: str.
@@ -97,6 +107,9 @@ class Painter:
             if cut:
                 most = self.settings["max_length"] - 2
                 warnings.warn(f"The {kind} is longer than {most} tokens: {cut!r} was left out.", stacklevel=2)
+            if words := self.unknown(text):
+                told = ", ".join(map(repr, words))
+                warnings.warn(f"The {kind} has words that mean nothing to this model: {told}.", stacklevel=2)
         try:
             return self.pipeline.draw(
                 found[0],
@@ -165,6 +178,7 @@ def read_settings(folder):
         raise UserError(f"{path} does not describe a pipeline of kind {KIND!r}: give another folder.")
     _check_values(path, settings, SETTINGS)
     _check_values(path, settings["schedule"], SCHEDULE)
+    _check_values(path, settings, {key: kind for key, kind in OPTIONAL.items() if key in settings})
     return settings
 
 

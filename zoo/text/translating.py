@@ -17,9 +17,9 @@ import functools
 import numpy as np
 from keras import ops
 
-from zoo.compiling import compiled
 from zoo.errors import UserError
 from zoo.models.transformer import memory_model, numbers_of, step_model
+from zoo.speed.compiling import compiled
 from zoo.text import decoding, search
 from zoo.text.torch_transformer import TorchTransformer, suits
 

@@ -1,1 +1,1 @@
-"""Everything between data and a trained model: optimizers, checkpoints, callbacks, the fast paths."""
+"""Everything between data and a trained model: optimizers, checkpoints, callbacks, what recipes share."""

@@ -23,16 +23,17 @@ from zoo.errors import UserError
 from zoo.models.stable_diffusion import autoencoder, denoiser, noise_sampler, text_encoder
 from zoo.models.stable_diffusion.pipeline import to_bytes
 from zoo.reports import drawing as reports
+from zoo.speed.fast_paths import set_compiler_flags, use_fast_paths
 from zoo.training import callbacks
 from zoo.training import diffusion_scores as scores
 from zoo.training import diffusion_stages as parts
 from zoo.training.checkpoints import resume
-from zoo.training.fast_paths import set_compiler_flags, use_fast_paths
 from zoo.training.image_recipe import environment
 from zoo.training.initial_weights import set_initial_weights, set_random_streams
 from zoo.training.loop import train
 from zoo.training.optimizers import Adam
 from zoo.training.schedules import risen_cosine
+from zoo.unset_weights import blank
 
 set_compiler_flags()
 
@@ -235,7 +236,8 @@ def fit(run, model, batches, validation, *, loss, more=(), ema=None, **compile_o
 
 def train_judge(run):
     """The CNN that says what a picture shows; its accuracy is that on test pictures, drawn once."""
-    model = parts.judge(len(run.dataset.class_names), seed=run.args.seed)
+    with blank():
+        model = parts.judge(len(run.dataset.class_names), seed=run.args.seed)
     if run.args.parity:
         model.get_layer("classifier").get_layer("dropout1").rate = 0.0
         model.get_layer("classifier").get_layer("dropout2").rate = 0.0
@@ -260,10 +262,11 @@ def train_judge(run):
 
 def train_autoencoder(run):
     """Encoder and decoder; the error of test pictures is told in grey levels of 255."""
-    encoder, decoder = (
-        getattr(autoencoder, name)(**autoencoder.VARIANTS["tiny"], latent_channels=LATENT_SHAPE[-1])
-        for name in ("encoder", "decoder")
-    )
+    with blank():
+        encoder, decoder = (
+            getattr(autoencoder, name)(**autoencoder.VARIANTS["tiny"], latent_channels=LATENT_SHAPE[-1])
+            for name in ("encoder", "decoder")
+        )
     looks = files.load_model(run.out / "judge.keras") if run.args.looks else None
     for place, model in enumerate((encoder, decoder)):
         set_initial_weights(model, seed=run.args.seed + place, initializer="transformer")
@@ -309,9 +312,10 @@ def train_text_encoder(run):
     """The text encoder, by contrast with pictures that a copy of the judge's trunk looks at."""
     tokenizer = parts.caption_tokenizer(run.dataset)
     entries = tokenizer.get_vocab_size()
-    encoder = text_encoder.text_encoder(
-        vocabulary_size=entries, **text_encoder.VARIANTS["tiny"] | {"max_length": MAX_LENGTH}
-    )
+    with blank():
+        encoder = text_encoder.text_encoder(
+            vocabulary_size=entries, **text_encoder.VARIANTS["tiny"] | {"max_length": MAX_LENGTH}
+        )
     set_initial_weights(encoder, seed=run.args.seed, initializer="transformer")
     trunk = parts.features(files.load_model(run.out / "judge.keras"))
     model = parts.pairs_in_training(encoder, trunk, end_id=2)
@@ -365,7 +369,8 @@ def train_denoiser(run):
     tokenizer = load_tokenizer(run.out / "tokenizer.json", settings)
     contexts = encode_contexts(reader, tokenizer, [*parts.every_caption(run.dataset), ""])
     variant = denoiser.VARIANTS["tiny"] | {"context_width": contexts.shape[-1]}
-    model = denoiser.denoiser(**variant)
+    with blank():
+        model, averaged = (denoiser.denoiser(**variant) for _ in range(2))
     set_initial_weights(model, seed=run.args.seed, initializer="transformer")
     if run.args.precision != "float32":
         start = model.get_weights()
@@ -386,7 +391,6 @@ def train_denoiser(run):
         )
         for source in (latents, checked)
     )
-    averaged = denoiser.denoiser(**variant)
     painter = Painter(fast_pipeline(reader, None, decoder, averaged, settings), tokenizer)
     pictures = AsItLearns(run.folder / "as_it_learns.png", painter, averaged, run.dataset)
     rows, first = fit(

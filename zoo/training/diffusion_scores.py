@@ -15,8 +15,8 @@ from zoo.drawing.pictures import write_gif, write_strip
 from zoo.errors import UserError
 from zoo.models.stable_diffusion.noise_sampler import SAMPLERS, noised, scheduled
 from zoo.reports import drawing as reports
+from zoo.speed.fast_paths import use_fast_paths
 from zoo.training.diffusion_stages import features
-from zoo.training.fast_paths import use_fast_paths
 
 STEPS = 20
 GUIDANCES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)

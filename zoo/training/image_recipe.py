@@ -19,9 +19,9 @@ from zoo import data, files
 from zoo.errors import UserError
 from zoo.models.preprocessing import preprocessing, with_preprocessing
 from zoo.reports import classification
+from zoo.speed.fast_paths import set_compiler_flags, use_fast_paths
 from zoo.training import callbacks
 from zoo.training.checkpoints import resume
-from zoo.training.fast_paths import set_compiler_flags, use_fast_paths
 from zoo.training.initial_weights import set_random_streams
 from zoo.training.loop import train as train_model
 from zoo.training.optimizers import DECAY_KINDS, Adam

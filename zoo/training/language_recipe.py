@@ -14,14 +14,15 @@ from zoo import data, files
 from zoo.errors import UserError
 from zoo.models import rnn_language_model as rnn
 from zoo.reports import language
+from zoo.speed.fast_paths import set_compiler_flags, use_fast_paths
 from zoo.text import tokenizers, writing
 from zoo.training import callbacks
 from zoo.training.checkpoints import resume
-from zoo.training.fast_paths import set_compiler_flags, use_fast_paths
 from zoo.training.image_recipe import environment, learning_rate
 from zoo.training.initial_weights import set_initial_weights, set_random_streams
 from zoo.training.loop import train
 from zoo.training.optimizers import Adam
+from zoo.unset_weights import blank
 
 set_compiler_flags()
 
@@ -105,10 +106,11 @@ def build(args, vocabulary_size):
     numbers = {key: getattr(args, key) for key in ("cell", "embedding_dim", "units", "num_layers", "tie_embeddings")}
     numbers |= {"vocabulary_size": vocabulary_size, "dropout": 0.0 if args.parity else args.dropout, "seed": args.seed}
     try:
-        model = rnn.rnn_language_model(**numbers)
-        training_model = rnn.rnn_language_model(
-            **numbers, carry_batch=None if args.windows else args.batch_size, name=f"{model.name}_train"
-        )
+        with blank():
+            model = rnn.rnn_language_model(**numbers)
+            training_model = rnn.rnn_language_model(
+                **numbers, carry_batch=None if args.windows else args.batch_size, name=f"{model.name}_train"
+            )
     except ValueError as error:
         raise UserError(str(error)) from error
     set_initial_weights(model, seed=args.seed, initializer="recurrent")

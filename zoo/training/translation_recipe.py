@@ -13,17 +13,18 @@ from zoo import data, files
 from zoo.errors import UserError, nearest
 from zoo.models import transformer as models
 from zoo.reports import translation as reports
+from zoo.speed.fast_paths import set_compiler_flags, use_fast_paths
 from zoo.text.joint_tokenizer import JointTokenizer
 from zoo.text.translator import Translator
 from zoo.training import callbacks
 from zoo.training.checkpoints import resume
-from zoo.training.fast_paths import set_compiler_flags, use_fast_paths
 from zoo.training.image_recipe import environment
 from zoo.training.initial_weights import set_initial_weights, set_random_streams
 from zoo.training.loop import train
 from zoo.training.losses import SmoothedCrossEntropy
 from zoo.training.optimizers import Adam
 from zoo.training.schedules import InverseSquareRoot, risen_cosine
+from zoo.unset_weights import blank
 
 set_compiler_flags()
 
@@ -115,15 +116,16 @@ def build(args, tokenizer):
     """The model, with weights made by NumPy from the seed."""
     sizes = models.VARIANTS[args.variant] | {size: getattr(args, size) for size in SIZES if getattr(args, size)}
     try:
-        model = models.transformer(
-            vocabulary_size=tokenizer.vocabulary_size,
-            **sizes,
-            pre_norm=args.pre_norm,
-            dropout=0.0 if args.parity else args.dropout,
-            pad_id=tokenizer.pad_id,
-            seed=args.seed,
-            name=f"transformer_{args.source}_{args.target}",
-        )
+        with blank():
+            model = models.transformer(
+                vocabulary_size=tokenizer.vocabulary_size,
+                **sizes,
+                pre_norm=args.pre_norm,
+                dropout=0.0 if args.parity else args.dropout,
+                pad_id=tokenizer.pad_id,
+                seed=args.seed,
+                name=f"transformer_{args.source}_{args.target}",
+            )
     except ValueError as error:
         raise UserError(str(error)) from error
     set_initial_weights(model, seed=args.seed, initializer="transformer")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from zoo.training.fast_paths import use_fast_paths
+from zoo.speed.fast_paths import use_fast_paths
 from zoo.training.initial_weights import set_initial_weights
 
 RNG = np.random.default_rng(0)

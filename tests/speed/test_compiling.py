@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from zoo.compiling import compiled
+from zoo.speed.compiling import compiled
 
 
 @pytest.mark.parametrize("traced", [True, False])

@@ -1,14 +1,14 @@
-"""Faster convolution, pooling and recurrence for the same layers, weights and files.
+"""Faster paths through stock layers: the same layers, weights and files.
 
-`use_fast_paths(model)` replaces the `call` of stock `Conv2D` and `MaxPooling2D` layers of one model object, and the
-loop of `LSTM` and `GRU` layers (`zoo.training.fast_recurrence`), by an
-equivalent that suits the backend. Nothing about the model's configuration, weights or saved file changes, and the
-result is the same up to the order of float32 sums. What is wrong with the stock path, measured on the CNN of this
-project (see `benchmarks/cnn_training.py`):
+`use_fast_paths(model)` replaces the `call` of stock layers of one model object, and the loop of `LSTM` and `GRU` layers
+(`zoo.speed.fast_recurrence`), by an equivalent that suits the backend. Nothing about the model's configuration, weights
+or saved file changes, and the result is the same up to the order of float32 sums. What is wrong with the stock path
+(see `benchmarks/`):
 
 - PyTorch: Keras 3.15 copies every channels-last tensor to channels-first and back around each convolution and pooling
-  (`_transpose_spatial_inputs`), and adds the bias in a pass of its own. Here the tensors stay channels-last (PyTorch's
-  `torch.channels_last` memory format) and the bias goes into the convolution.
+  (`_transpose_spatial_inputs`), adds biases in a pass of its own, normalises groups in a dozen passes, and keeps every
+  tensor of a forward pass to its end. Here the tensors stay channels-last (PyTorch's `torch.channels_last` memory
+  format), biases go into the convolution or product, and the normalisation is PyTorch's own.
 - JAX on a CPU: XLA differentiates a maximum pooling by `select_and_scatter`, which runs on one thread. Here the
   position of each maximum is kept from the forward pass, and the gradient is one elementwise pass.
 - TensorFlow: the stock path is good; nothing is replaced.
@@ -25,7 +25,7 @@ import os
 import keras
 from keras import layers
 
-from zoo.training.fast_recurrence import fast_recurrence
+from zoo.speed.fast_recurrence import fast_recurrence
 
 
 def use_fast_paths(model, *, training=True):

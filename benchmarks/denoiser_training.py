@@ -1,0 +1,110 @@
+"""Pictures a second when training the denoiser of the captioned pictures, beside diffusers' U-Net in plain PyTorch.
+
+    python benchmarks/denoiser_training.py --rounds 3
+
+The "tiny" denoiser on latents of 12x12x4 and contexts of 16x128, batches of 64, mean squared error, Adam, float32.
+"zoo" is what the recipe does, but for the moving average of the weights. diffusers' `UNet2DConditionModel` has the same
+numbers and is trained by an eager loop. Every measurement is a process of its own, contenders take turns, and the first
+steps (compilation) are not counted.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.side_by_side import ratios, take_turns
+
+CONTENDERS = ("diffusers", *(f"zoo {backend}" for backend in ("tensorflow", "jax", "torch")))
+BATCH, WARM_UP = 64, 3
+
+
+def examples():
+    """(latents, timesteps, contexts), noise."""
+    rng = np.random.default_rng(0)
+    latents, noise = rng.standard_normal((2, BATCH, 12, 12, 4), dtype="float32")
+    context = rng.standard_normal((BATCH, 16, 128), dtype="float32")
+    return (latents, rng.integers(0, 1000, BATCH).astype("float32"), context), noise
+
+
+def timed(step, steps):
+    """Median seconds of `step()` after the first few calls."""
+    seconds = []
+    for _ in range(WARM_UP + steps):
+        began = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[WARM_UP:])
+
+
+def measure_diffusers(steps):
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from zoo.models.stable_diffusion.denoiser import VARIANTS
+
+    numbers = VARIANTS["tiny"]
+    down = tuple("CrossAttnDownBlock2D" if one else "DownBlock2D" for one in numbers["attention"])
+    model = UNet2DConditionModel(
+        block_out_channels=numbers["widths"],
+        layers_per_block=numbers["blocks"],
+        down_block_types=down,
+        up_block_types=tuple(kind.replace("Down", "Up") for kind in reversed(down)),
+        attention_head_dim=numbers["num_heads"],
+        cross_attention_dim=numbers["context_width"],
+        norm_num_groups=numbers["groups"],
+    )
+    optimizer = torch.optim.Adam(model.parameters())
+    (latents, timestep, context), noise = examples()
+    latents, noise = (torch.tensor(x).permute(0, 3, 1, 2).contiguous() for x in (latents, noise))
+    timestep, context = torch.tensor(timestep), torch.tensor(context)
+
+    def step():
+        optimizer.zero_grad()
+        loss = torch.nn.functional.mse_loss(model(latents, timestep, context).sample, noise)
+        loss.backward()
+        optimizer.step()
+        loss.item()
+
+    return timed(step, steps)
+
+
+def measure_zoo(steps):
+    from zoo.models.stable_diffusion.denoiser import VARIANTS, denoiser
+    from zoo.speed.fast_paths import set_compiler_flags, use_fast_paths
+    from zoo.training.optimizers import Adam
+
+    set_compiler_flags()
+    model = denoiser(**VARIANTS["tiny"])
+    model.compile(optimizer=Adam(1e-3), loss="mse")
+    use_fast_paths(model)
+    x, y = examples()
+    return timed(lambda: model.train_on_batch(x, y), steps)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--only", help="measure this contender here and print seconds as JSON")
+    args = parser.parse_args()
+    if args.only:
+        return print(json.dumps((measure_zoo if args.only.startswith("zoo") else measure_diffusers)(args.steps)))
+    times = take_turns(__file__, CONTENDERS, rounds=args.rounds, arguments=["--steps", args.steps])
+    print(f"\n{os.cpu_count()} cores\n\n| contender | ms/step | pictures/s | diffusers = 1 (rounds) |")
+    print("| --- | ---: | ---: | --- |")
+    for name, ratio in ratios(times, "diffusers").items():
+        median = statistics.median(times[name])
+        print(f"| {name} | {1000 * median:.0f} | {BATCH / median:.0f} | {ratio} |")
+
+
+if __name__ == "__main__":
+    main()
