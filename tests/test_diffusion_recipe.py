@@ -13,6 +13,7 @@ import time
 import numpy as np
 import pytest
 
+from recipes import publish_diffusion
 from zoo import files
 from zoo.data import captions
 from zoo.drawing.painter import load_painter
@@ -123,6 +124,32 @@ def test_scores(finished, tmp_path, monkeypatch):
         *_, last = painter.draw(text, steps=2, guidance=2.0, seed=5 + place)
         alone = painter.pictures(last.latents)[0]
         assert np.abs(alone.astype(int) - together[place]).max() <= 1
+
+
+@pytest.mark.heavy
+def test_published(finished, tmp_path, monkeypatch):
+    """A folder that `zoo draw` takes, with cards that are checked, and the steps and guidance that the scores chose."""
+    folder, run = finished()[0], tmp_path / "run"
+    shutil.copytree(folder, run)
+    arguments = [str(run), str(tmp_path / "published"), "--data-licence", "none"]
+    with pytest.raises(UserError, match=r"There is no .*scores.metrics.json: finish and score the run"):
+        publish_diffusion.main(publish_diffusion.parse_args(arguments))
+    scores = dict.fromkeys(publish_diffusion.SCORES, 0.5) | {"steps": 3, "guidance": 1.5}
+    (run / "scores").mkdir()
+    (run / "scores" / "metrics.json").write_text(json.dumps(scores))
+    publish_diffusion.main(publish_diffusion.parse_args(arguments))
+    painter = load_painter(tmp_path / "published")
+    assert painter.settings["steps"] == 3 and painter.settings["guidance"] == 1.5
+    for part in publish_diffusion.PARTS:
+        path = tmp_path / "published" / f"{part}.keras"
+        card = files.read_card(path)
+        assert card["parameters"] > 0 and "--resume" not in card["command"] and card["bytes"] == path.stat().st_size
+        path.write_bytes(path.read_bytes() + b" ")
+        with pytest.raises(UserError, match="was altered or cut short"):
+            files.load_model(path)
+    (run / "decoder.keras").write_bytes(b"")
+    with pytest.raises(UserError, match="decoder.keras is not what the stage autoencoder made"):
+        publish_diffusion.main(publish_diffusion.parse_args(arguments))
 
 
 @pytest.mark.heavy
