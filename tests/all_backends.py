@@ -29,7 +29,7 @@ def run(title, arguments):
     # processes with a thread a core take several times as long as one after the other.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // 2)))
     ended = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *arguments],
+        [sys.executable, "-m", "pytest", "-q", "--durations=15", *arguments],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from zoo.speed.fast_paths import set_compiler_flags
@@ -14,6 +15,26 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 BACKENDS = ("tensorflow", "jax", "torch")
 
 set_compiler_flags()  # as the recipes do, before JAX starts
+
+
+@pytest.fixture(scope="session", autouse=True)
+def initial_weights_drawn_by_numpy():
+    """On JAX, which compiles the drawing of random numbers for each shape: half of the time of many tests."""
+    import keras
+
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    rng, kinds = np.random.default_rng(0), keras.src.initializers.random_initializers
+
+    def draw(self, shape, dtype=None):
+        fan_in, fan_out = kinds.compute_fans(shape)
+        limit = (6 / (fan_in + fan_out)) ** 0.5  # Glorot's, which layers have unless they say otherwise
+        return keras.ops.convert_to_tensor(rng.uniform(-limit, limit, shape), dtype=dtype or "float32")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kinds.VarianceScaling, "__call__", draw)
+        yield
 
 
 def pytest_collection_modifyitems(config, items):

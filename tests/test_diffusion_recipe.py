@@ -153,31 +153,24 @@ def test_published(finished, tmp_path, monkeypatch):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("stage", ["autoencoder", "denoiser"])
-def test_killed_and_resumed_is_the_run_that_was_not(finished, tmp_path, run, stage):
-    """The denoiser's moving average and the autoencoder, SIGKILL after an epoch, against the run in one piece."""
-    folder, _ = finished()
-    made = diffusion_recipe.MAKES[stage]
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    for copy in (whole, cut):
-        copy.mkdir()
-        for path in folder.iterdir():
-            if path.is_file() and path.name not in made:
-                shutil.copy(path, copy)
-    arguments = ["-c", PROGRAM, *FLAGS, "--stage", stage]
-    ended = run([*arguments, "--output", whole])
-    assert ended.returncode == 0, ended.stderr
-    process = run([*arguments, "--output", cut], wait=False)
-    while process.poll() is None and not (cut / stage / "checkpoint.npz").exists():
-        time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert not (cut / made[0]).exists(), "it was done before it was killed"
-    resumed = run([*arguments, "--output", cut, "--resume"])
+def test_killed_in_every_stage_and_resumed_is_the_run_that_was_not(finished, tmp_path, run):
+    """SIGKILL after the first epoch of each of the four stages, against a run in one piece."""
+    whole, _ = finished()
+    arguments = ["-c", PROGRAM, *FLAGS, "--output", tmp_path]
+    for stage, made in diffusion_recipe.MAKES.items():
+        process = run([*arguments, *(["--resume"] if stage != "judge" else [])], wait=False)
+        while process.poll() is None and not (tmp_path / stage.replace("-", "_") / "checkpoint.npz").exists():
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        told = process.communicate()
+        assert process.returncode == -signal.SIGKILL, told
+        assert not (tmp_path / made[-1]).exists(), "it was done before it was killed"
+    resumed = run([*arguments, "--resume"])
     assert resumed.returncode == 0 and "Resuming after epoch 1 of 2" in resumed.stdout, resumed.stdout + resumed.stderr
-    weights = [files.load_model(copy / made[0]).get_weights() for copy in (whole, cut)]
-    for one, other in zip(*weights, strict=True):
-        np.testing.assert_array_equal(one, other)
+    for name in (name for made in diffusion_recipe.MAKES.values() for name in made if name.endswith(".keras")):
+        weights = [files.load_model(folder / name).get_weights() for folder in (whole, tmp_path)]
+        for one, other in zip(*weights, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize(
