@@ -37,13 +37,12 @@ from zoo.unset_weights import blank
 
 set_compiler_flags()
 
-# Of each stage, unless the command says otherwise: epochs over the scans, pictures of a batch, highest learning rate,
-# and the most scans to train on.
+# Of each stage, unless the command says otherwise: epochs over the scans, pictures of a batch, highest learning rate.
 STAGES = {
-    "judge": {"epochs": 3, "batch_size": 64, "learning_rate": 1e-3, "limit": None},
-    "autoencoder": {"epochs": 1, "batch_size": 32, "learning_rate": 1e-3, "limit": 40_000},
-    "text-encoder": {"epochs": 1, "batch_size": 128, "learning_rate": 1e-3, "limit": None},
-    "denoiser": {"epochs": 8, "batch_size": 64, "learning_rate": 1e-3, "limit": None},
+    "judge": {"epochs": 3, "batch_size": 64, "learning_rate": 1e-3},
+    "autoencoder": {"epochs": 1, "batch_size": 16, "learning_rate": 1e-3},
+    "text-encoder": {"epochs": 1, "batch_size": 128, "learning_rate": 1e-3},
+    "denoiser": {"epochs": 8, "batch_size": 64, "learning_rate": 1e-3},
 }
 # What each stage needs of those before it, and what it makes.
 NEEDS = {
@@ -62,7 +61,7 @@ LATENT_SHAPE = (12, 12, 4)
 MAX_LENGTH = 16  # tokens of a caption, with start and end
 # Ho et al. 2020, section 4. It ends with hardly any signal left, so that black and white backgrounds can be drawn.
 SCHEDULE = {"kind": "linear", "beta_start": 1e-4, "beta_end": 0.02, "steps": 1000}
-SETTINGS = ("seed", "kl", "looks", "drop", "ema", "precision", "parity")
+SETTINGS = ("seed", "limit", "kl", "looks", "drop", "ema", "precision", "parity")
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
 
 
@@ -179,8 +178,6 @@ def run_stage(stage, dataset, args):
     out = files.prepare_folder(args.output)
     folder = files.prepare_folder(out / stage.replace("-", "_"))
     print(f"\n--- {stage}: {', '.join(f'{key} {value}' for key, value in numbers.items())} ---", flush=True)
-    if numbers["limit"]:
-        dataset = dataset.limited(numbers["limit"])
     run = Run(dataset, dataset.fingerprint(), numbers, args, out, folder)
     history, first_losses, measured = train_stage(run)
     reports.save_curves(folder / "training_curves.png", history)
