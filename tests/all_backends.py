@@ -12,18 +12,21 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ACROSS = "across backends"
 
 
-def run(title, arguments):
-    """(exit code, output, seconds) of one pytest process."""
+def run(title, arguments, cache):
+    """(exit code, output, seconds) of one pytest process; processes on JAX share what they compile in a folder."""
     began = time.perf_counter()
     environment = os.environ | {
         "KERAS_BACKEND": "torch" if title == ACROSS else title,
         "ZOO_TESTS_ONCE": "1" if title == ACROSS else "",
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
     # Each of the two gets its share of the cores: OpenMP's threads wait for each other in busy loops, so that two
     # processes with a thread a core take several times as long as one after the other.
@@ -41,9 +44,12 @@ def run(title, arguments):
 
 def main(arguments):
     failed = []
-    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
+    with (
+        tempfile.TemporaryDirectory(prefix="zoo-tests-jax-") as cache,
+        concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool,
+    ):
         # The longest first.
-        waiting = {pool.submit(run, title, arguments): title for title in (ACROSS, "jax", "tensorflow", "torch")}
+        waiting = {pool.submit(run, title, arguments, cache): title for title in (ACROSS, "jax", "tensorflow", "torch")}
         print(f"Testing {', '.join(waiting.values())}: a few minutes each, two at a time.", flush=True)
         for future in concurrent.futures.as_completed(waiting):
             title, (code, output, seconds) = waiting[future], future.result()

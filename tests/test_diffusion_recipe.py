@@ -26,7 +26,7 @@ recipe = importlib.import_module("recipes.diffusion_captions")
 SMALL = """
 from zoo.models.stable_diffusion import autoencoder, denoiser, text_encoder
 autoencoder.VARIANTS["tiny"].update(widths=(8, 8, 8), groups=4)
-denoiser.VARIANTS["tiny"].update(widths=(8, 8, 8), groups=4, num_heads=2, context_width=8)
+denoiser.VARIANTS["tiny"].update(widths=(8, 8), attention=(False, True), groups=4, num_heads=2, context_width=8)
 text_encoder.VARIANTS["tiny"].update(num_layers=1, width=8, inner=8, num_heads=2)
 """
 PROGRAM = (
