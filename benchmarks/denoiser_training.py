@@ -47,21 +47,11 @@ def timed(step, steps):
 
 def measure_diffusers(steps):
     import torch
-    from diffusers import UNet2DConditionModel
 
+    from tests.stable_diffusion_peers import their_unet
     from zoo.models.stable_diffusion.denoiser import VARIANTS
 
-    numbers = VARIANTS["tiny"]
-    down = tuple("CrossAttnDownBlock2D" if one else "DownBlock2D" for one in numbers["attention"])
-    model = UNet2DConditionModel(
-        block_out_channels=numbers["widths"],
-        layers_per_block=numbers["blocks"],
-        down_block_types=down,
-        up_block_types=tuple(kind.replace("Down", "Up") for kind in reversed(down)),
-        attention_head_dim=numbers["num_heads"],
-        cross_attention_dim=numbers["context_width"],
-        norm_num_groups=numbers["groups"],
-    )
+    model = their_unet(**VARIANTS["tiny"]).train()
     optimizer = torch.optim.Adam(model.parameters())
     (latents, timestep, context), noise = examples()
     latents, noise = (torch.tensor(x).permute(0, 3, 1, 2).contiguous() for x in (latents, noise))

@@ -39,45 +39,17 @@ def make_folder(folder, size):
     """A pipeline of diffusers with random weights, saved."""
     import diffusers
     import torch
-    import transformers
+
+    from tests.stable_diffusion_peers import their_text_encoder, their_unet, their_vae
 
     torch.manual_seed(0)
     reads, draws, codes = (part.VARIANTS[size] for part in (text_encoder, denoiser, autoencoder))
     reads = {"vocabulary_size": 512} | reads
     pipeline = diffusers.StableDiffusionPipeline(
         tokenizer=tokenizer(reads["vocabulary_size"], reads["max_length"]),
-        text_encoder=transformers.CLIPTextModel(
-            transformers.CLIPTextConfig(
-                vocab_size=reads["vocabulary_size"],
-                hidden_size=reads["width"],
-                intermediate_size=reads["inner"],
-                num_hidden_layers=reads["num_layers"],
-                num_attention_heads=reads["num_heads"],
-                max_position_embeddings=reads["max_length"],
-                bos_token_id=reads["vocabulary_size"] - 2,
-                eos_token_id=reads["vocabulary_size"] - 1,
-                pad_token_id=reads["vocabulary_size"] - 1,
-            )
-        ),
-        vae=diffusers.AutoencoderKL(
-            block_out_channels=codes["widths"],
-            down_block_types=("DownEncoderBlock2D",) * len(codes["widths"]),
-            up_block_types=("UpDecoderBlock2D",) * len(codes["widths"]),
-            layers_per_block=codes["blocks"],
-            norm_num_groups=codes["groups"],
-            latent_channels=4,
-            sample_size=IMAGE_SIZE[size],
-        ),
-        unet=diffusers.UNet2DConditionModel(
-            block_out_channels=draws["widths"],
-            layers_per_block=draws["blocks"],
-            down_block_types=tuple("CrossAttnDownBlock2D" if one else "DownBlock2D" for one in draws["attention"]),
-            up_block_types=tuple("CrossAttnUpBlock2D" if one else "UpBlock2D" for one in draws["attention"][::-1]),
-            attention_head_dim=draws["num_heads"],
-            cross_attention_dim=draws["context_width"],
-            norm_num_groups=draws["groups"],
-            sample_size=IMAGE_SIZE[size] >> len(codes["widths"]) - 1,
-        ),
+        text_encoder=their_text_encoder(**reads),
+        vae=their_vae(**codes, sample_size=IMAGE_SIZE[size]),
+        unet=their_unet(**draws, sample_size=IMAGE_SIZE[size] >> len(codes["widths"]) - 1),
         scheduler=diffusers.DDIMScheduler(
             beta_schedule="scaled_linear",
             beta_start=0.00085,
