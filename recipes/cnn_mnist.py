@@ -9,11 +9,12 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # works from a checkout, installed or not
 
+import zoo
 from zoo import data
-from zoo.errors import run_command
 from zoo.models.cnn import cnn
 from zoo.training import image_recipe as recipe
 from zoo.training.initial_weights import set_initial_weights
+from zoo.training.launching import run_recipe
 
 
 def parse_args(argv=None):
@@ -32,15 +33,16 @@ def main(args):
         return recipe.report(model, dataset, pathlib.Path(args.output) / "evaluation", limit=args.limit)
 
     train, validation = data.split_validation(dataset, fraction=1 / 12, seed=args.seed, limit=args.limit)
-    classifier = cnn(num_classes=len(dataset.class_names), dropout=0.0 if args.parity else 0.5)
-    set_initial_weights(classifier, seed=args.seed, initializer="he")
-    classifier.summary()
-    training_model, model = recipe.build(classifier, dataset, args)
-    history, first_losses = recipe.fit(training_model, train, validation, dataset, args)
+    with zoo.strategy(args.devices, kind=args.parallel, precision=args.precision):
+        classifier = cnn(num_classes=len(dataset.class_names), dropout=0.0 if args.parity else 0.5)
+        set_initial_weights(classifier, seed=args.seed, initializer="he")
+        classifier.summary()
+        training_model, model = recipe.build(classifier, dataset, args)
+        history, first_losses = recipe.fit(training_model, train, validation, dataset, args)
     if args.parity:
         print("First losses:", " ".join(f"{loss:.6f}" for loss in first_losses))
     return recipe.finish(model, history, first_losses, dataset, args, began=began)
 
 
 if __name__ == "__main__":
-    run_command(main, parse_args())
+    run_recipe(main, parse_args())

@@ -8,9 +8,9 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # works from a checkout, installed or not
 
-from zoo.errors import run_command
 from zoo.training import diffusion_recipe as recipe
 from zoo.training import diffusion_scores as scores
+from zoo.training.launching import run_recipe
 
 
 def parse_args(argv=None):
@@ -25,9 +25,10 @@ def main(args):
     metrics = {stage: recipe.run_stage(stage, dataset, args) for stage in stages}
     if args.evaluate:
         folder = output if args.evaluate is True else args.evaluate
-        metrics["scores"] = scores.report(folder, dataset, output / "scores", count=args.prompts, seed=args.seed)
+        options = {"count": args.prompts, "seed": args.seed, "guidance": args.guidance}
+        metrics["scores"] = scores.report(folder, dataset, output / "scores", **options)
     return metrics
 
 
 if __name__ == "__main__":
-    run_command(main, parse_args())
+    run_recipe(main, parse_args())

@@ -9,9 +9,10 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # works from a checkout, installed or not
 
-from zoo.errors import run_command
+import zoo
 from zoo.text.writing import load_with_tokenizer
 from zoo.training import language_recipe as recipe
+from zoo.training.launching import run_recipe
 
 
 def parse_args(argv=None):
@@ -29,13 +30,14 @@ def main(args):
         return recipe.report(model, tokenizer, dataset, pathlib.Path(args.output) / "evaluation")
 
     tokenizer = recipe.make_tokenizer(dataset, args)
-    training_model, model = recipe.build(args, tokenizer.get_vocab_size())
-    model.summary()
-    history, first_losses = recipe.fit(training_model, model, tokenizer, dataset, args)
+    with zoo.strategy(args.devices, kind=args.parallel, precision=args.precision):
+        training_model, model = recipe.build(args, tokenizer.get_vocab_size())
+        model.summary()
+        history, first_losses = recipe.fit(training_model, model, tokenizer, dataset, args)
     if args.parity:
         print("First losses:", " ".join(f"{loss:.6f}" for loss in first_losses))
     return recipe.finish(model, tokenizer, history, first_losses, dataset, args, began=began)
 
 
 if __name__ == "__main__":
-    run_command(main, parse_args())
+    run_recipe(main, parse_args())

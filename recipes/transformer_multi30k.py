@@ -9,9 +9,11 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # works from a checkout, installed or not
 
-from zoo.errors import run_command
+import zoo
+from zoo.models.transformer import LAYOUT
 from zoo.text.translator import load_translator
 from zoo.training import translation_recipe as recipe
+from zoo.training.launching import run_recipe
 
 
 def parse_args(argv=None):
@@ -31,13 +33,14 @@ def main(args):
         return recipe.report(translator.model, translator.tokenizer, dataset, folder)
 
     tokenizer = recipe.make_tokenizer(dataset, args)
-    model = recipe.build(args, tokenizer)
-    model.summary()
-    history, first_losses = recipe.fit(model, tokenizer, dataset, args)
+    with zoo.strategy(args.devices, kind=args.parallel, layout=LAYOUT, precision=args.precision):
+        model = recipe.build(args, tokenizer)
+        model.summary()
+        history, first_losses = recipe.fit(model, tokenizer, dataset, args)
     if args.parity:
         print("First losses:", " ".join(f"{loss:.6f}" for loss in first_losses))
     return recipe.finish(model, tokenizer, history, first_losses, dataset, args, began=began)
 
 
 if __name__ == "__main__":
-    run_command(main, parse_args())
+    run_recipe(main, parse_args())

@@ -113,11 +113,14 @@ def test_scores(finished, tmp_path, monkeypatch):
     )["scores"]
     made = {path.name for path in (tmp_path / "scores").iterdir()}
     assert made == {
-        *("report.txt", "metrics.json", "steps.png", "samples.png"),
+        *("report.txt", "metrics.json", "steps.png", "samples.png", "pictures.npz"),
         *("reverse.png", "reverse.gif", "forward.png"),
     }
     assert set(scores["by_steps"]) == {"ddpm", "ddim", "plms", "euler", "euler_ancestral", "heun", "dpm++"}
     assert scores["frechet"] > scores["frechet_floor"] > 0 and set(scores["ablation"]) >= {"guidance 1", "no captions"}
+    short = [*FLAGS, "--evaluate", str(folder), "--prompts", "12", "--guidance", str(scores["guidance"])]
+    again = recipe.main(recipe.parse_args([*short, "--output", str(tmp_path / "short")]))["scores"]
+    assert all(again[key] == scores[key] for key in ("seen", "never_seen", "frechet")) and "ablation" not in again
     painter = load_painter(folder)
     texts = ["a red one on white", "a blue two on black", "three, white on red"]
     together = diffusion_scores.draw_prompts(painter, texts, steps=2, seed=5, batch_size=2)

@@ -34,6 +34,8 @@ FRAMEWORK_FILES = {
     "zoo/text/writing.py",
     "zoo/speed/fast_paths.py",
     "zoo/speed/fast_recurrence.py",
+    "zoo/training/distribution.py",
+    "zoo/training/launching.py",
     "zoo/training/optimizers.py",
 }
 

@@ -2,6 +2,7 @@
 
     zoo.list_models(), zoo.create_model(name), zoo.load_model(name or path)
     zoo.ledger(model)    where every parameter of a model comes from
+    zoo.strategy(devices)    a scope to build and train in on several devices
 
     zoo.registry  the models by name
     zoo.models    functions that build the models
@@ -26,6 +27,7 @@ _FUNCTIONS = {
     "ledger": "zoo.reports.ledger",
     "list_models": "zoo.registry",
     "load_model": "zoo.registry",
+    "strategy": "zoo.training.distribution",
 }
 
 

@@ -32,6 +32,16 @@ def reason(error):
     return (lines or [type(error).__name__])[0][:200].rstrip(".")
 
 
+_silent = False
+
+
+def stay_silent():
+    """Let this process print nothing more: another one of the same run says all there is to say."""
+    global _silent
+    _silent = True
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")
+
+
 def run_command(main, *arguments):
     """Run a command's `main`; end the process with one clear line, never a traceback, when the user must act.
 
@@ -61,6 +71,8 @@ def _leave(message, code):
     tracebacks of their own while Python shuts down. Files are written atomically, so nothing is lost.
     """
     sys.stdout.flush()
+    if _silent:
+        os._exit(code)
     # Training is cut short in the middle of a progress line; wrong input is found before anything is printed.
     print(message if code == UserError.exit_code else f"\n{message}", file=sys.stderr, flush=True)
     os._exit(code)

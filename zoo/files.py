@@ -17,6 +17,24 @@ from zoo.unset_weights import blank
 # Keras itself is imported where a model is saved or loaded: reading a card must not wait for a framework.
 
 LARGE_MODEL = 2**28  # bytes of weights
+_discarding = False
+
+
+def discard_writes():
+    """From now on, throw away what this process writes: another one of the same run writes the same."""
+    global _discarding
+    _discarding = True
+
+
+def discarding():
+    """Whether what this process writes is thrown away."""
+    return _discarding
+
+
+def remove(path):
+    """Delete a file if it is there, in the one process of a run that writes."""
+    if not _discarding:
+        pathlib.Path(path).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -29,6 +47,8 @@ def atomic(path):
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
         yield temporary
+        if _discarding:
+            return
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -113,6 +113,8 @@ def test_each_pair_is_in_one_batch_with_its_weight():
         assert len(source) == 96 // width  # one shape a width
         rows = weights.any(axis=1)
         np.testing.assert_array_equal(weights[rows] > 0, wanted[rows] > 0)
+        np.testing.assert_allclose(weights.mean(), 1, rtol=1e-6)
+        assert len(np.unique(weights[weights > 0])) == 1
         np.testing.assert_array_equal(given[:, 0], 1)
         np.testing.assert_array_equal(given[:, 1:][wanted[:, 1:] > 0], wanted[:, :-1][wanted[:, 1:] > 0])
         counted += rows.sum()

@@ -15,7 +15,7 @@ class Batches(keras.utils.PyDataset):
     Args:
         x, y: arrays with the same first dimension.
         batch_size: rows a batch.
-        seed: seed of the order.
+        seed: seed of the order; None for that of the arrays (validation).
 
     Call `set_epoch` at the start of each epoch (`zoo.training.callbacks.EpochOrder` does) to move to its order.
 
@@ -35,7 +35,8 @@ class Batches(keras.utils.PyDataset):
         self.set_epoch(0)
 
     def set_epoch(self, epoch):
-        self.order = epoch_order(len(self.x), seed=self.seed, epoch=epoch)
+        count = len(self.x)
+        self.order = np.arange(count) if self.seed is None else epoch_order(count, seed=self.seed, epoch=epoch)
 
     def __len__(self):
         return -(-len(self.x) // self.batch_size)

@@ -188,8 +188,8 @@ class PairBatches(keras.utils.PyDataset):
         pad_id, start_id: tokens.
         seed: seed of the order, a function of (seed, epoch) alone; None for a fixed order (validation).
 
-    Each batch: ((source (B, S), target input (B, S)), target (B, S), weights (B, S)), the last 1 at tokens of the
-    target and 0 at padding.
+    Each batch: ((source (B, S), target input (B, S)), target (B, S), weights (B, S)), the last equal at all
+    tokens of the target, 0 at padding, and 1 on average.
 
     Raises:
         UserError: if there are no pairs, or one is longer than the widest of `LENGTHS`.
@@ -238,4 +238,4 @@ class PairBatches(keras.utils.PyDataset):
             given[place, : len(target)] = [self.start_id, *target[:-1]]
             wanted[place, : len(target)] = target
             weights[place, : len(target)] = place < len(rows)
-        return (source, given), wanted, weights
+        return (source, given), wanted, weights / weights.mean()

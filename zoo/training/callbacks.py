@@ -73,17 +73,26 @@ class StopOnInterrupt(keras.callbacks.Callback):
 
 
 class FirstLosses(keras.callbacks.Callback):
-    """Collect the loss of each of the first `count` steps, to compare backends step by step."""
+    """Collect the loss of each of the first `count` steps, to compare backends and numbers of devices step by step.
+
+    Keras logs the mean of the epoch so far, in which a batch weighs as much as it has rows.
+
+    Attributes:
+        batches: what is trained on; `zoo.training.loop.train` sets it.
+    """
 
     def __init__(self, count=20):
         super().__init__()
-        self.count, self.losses, self._previous_sum = count, [], 0.0
+        self.count, self.losses, self.batches = count, [], None
+        self._sum, self._rows = 0.0, 0
 
     def on_train_batch_end(self, batch, logs=None):
         if len(self.losses) < self.count and batch == len(self.losses):
-            total = float(logs["loss"]) * (batch + 1)  # Keras logs the mean of the epoch so far
-            self.losses.append(total - self._previous_sum)
-            self._previous_sum = total
+            rows = len(keras.tree.flatten(self.batches[batch])[0])
+            self._rows += rows
+            total = float(logs["loss"]) * self._rows
+            self.losses.append((total - self._sum) / rows)
+            self._sum = total
 
 
 class History(keras.callbacks.Callback):
@@ -109,7 +118,7 @@ class History(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         row = {"epoch": epoch + 1} | {key: float(value) for key, value in logs.items()}
-        row["learning_rate"] = float(self.model.optimizer.learning_rate)
+        row["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         row["seconds"] = round(self._seconds, 2)
         row[f"{self.unit}_per_second"] = round(self.examples / self._seconds, 1)
         self.rows.append(row)
@@ -202,7 +211,7 @@ class AverageWeights(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         with files.atomic(self._path(epoch + 1)) as temporary:
             np.savez(temporary, *[keras.ops.convert_to_numpy(v) for v in self.model.trainable_variables])
-        self._path(epoch + 1 - self.last).unlink(missing_ok=True)
+        files.remove(self._path(epoch + 1 - self.last))
 
     def restore(self, model, *, epochs):
         """Put the mean of the weights after the last epochs into a model; `epochs` is how many there were."""

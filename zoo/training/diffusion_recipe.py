@@ -6,6 +6,7 @@ and tokenizer.json, then denoiser.keras and pipeline.json; beside them a folder 
 """
 
 import argparse
+import contextlib
 import dataclasses
 import pathlib
 import shlex
@@ -24,7 +25,7 @@ from zoo.models.stable_diffusion import autoencoder, denoiser, noise_sampler, te
 from zoo.models.stable_diffusion.pipeline import to_bytes
 from zoo.reports import drawing as reports
 from zoo.speed.fast_paths import set_compiler_flags, use_fast_paths
-from zoo.training import callbacks
+from zoo.training import callbacks, distribution
 from zoo.training import diffusion_scores as scores
 from zoo.training import diffusion_stages as parts
 from zoo.training.checkpoints import resume
@@ -61,8 +62,7 @@ LATENT_SHAPE = (12, 12, 4)
 MAX_LENGTH = 16  # tokens of a caption, with start and end
 # Ho et al. 2020, section 4. It ends with hardly any signal left, so that black and white backgrounds can be drawn.
 SCHEDULE = {"kind": "linear", "beta_start": 1e-4, "beta_end": 0.02, "steps": 1000}
-SETTINGS = ("seed", "limit", "kl", "looks", "drop", "ema", "precision", "parity")
-PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
+SETTINGS = ("seed", "limit", "kl", "looks", "drop", "ema", "parity")
 
 
 def argument_parser(doc, *, output):
@@ -82,13 +82,14 @@ def argument_parser(doc, *, output):
     add("--looks", type=float, default=0.0, help="weight of its perceptual term, which needs the judge")
     add("--drop", type=float, default=0.1, help="share of captions left out, for guidance")
     add("--ema", type=float, default=0.999, help="momentum of the moving average of the denoiser's weights")
-    add("--precision", choices=tuple(PRECISIONS), default="float32", help="of the denoiser's arithmetic in training")
+    distribution.add_flags(add)
     add("--seed", type=int, default=0)
     add("--limit", type=int, default=None, help="at most this many scans to train, validate and test")
     add("--parity", action="store_true", help="no dropout: the same losses on every backend")
     add("--output", default=output, help="folder for everything the run makes")
     add("--resume", action="store_true", help="go on: finished stages stay, an interrupted one continues")
     add("--evaluate", metavar="FOLDER", nargs="?", const=True, default=None, help="score a finished folder instead")
+    add("--guidance", type=float, default=None, help="do not choose it, and score in short: accuracy and distance only")
     add("--prompts", type=int, default=1000, help="how many of each kind are drawn for the scores")
     return parser
 
@@ -99,7 +100,7 @@ def check_arguments(args):
         value = getattr(args, flag)
         if value is not None and value < 1:
             raise UserError(f"--{flag.replace('_', '-')} must be at least 1, got {value}.")
-    for flag in ("learning_rate", "kl", "looks", "seed"):
+    for flag in ("learning_rate", "kl", "looks", "seed", "guidance"):
         if (getattr(args, flag) or 0) < 0:
             raise UserError(f"--{flag.replace('_', '-')} must not be negative, got {getattr(args, flag)}.")
     for flag in ("drop", "ema"):
@@ -179,7 +180,14 @@ def run_stage(stage, dataset, args):
     folder = files.prepare_folder(out / stage.replace("-", "_"))
     print(f"\n--- {stage}: {', '.join(f'{key} {value}' for key, value in numbers.items())} ---", flush=True)
     run = Run(dataset, dataset.fingerprint(), numbers, args, out, folder)
-    history, first_losses, measured = train_stage(run)
+    history, first_losses, finish = train_stage(run)
+    return finish_stage(stage, run, history, first_losses, finish, began=began)
+
+
+@distribution.by_the_first
+def finish_stage(stage, run, history, first_losses, finish, *, began):
+    """Let a stage evaluate and save what it trained; write its curves and metrics."""
+    folder, numbers, args, measured = run.folder, run.numbers, run.args, finish()
     reports.save_curves(folder / "training_curves.png", history)
     seconds = sum(row["seconds"] for row in history)
     metrics = {
@@ -188,9 +196,9 @@ def run_stage(stage, dataset, args):
         **{key: getattr(args, key) for key in SETTINGS},
         **measured,
         "first_losses": first_losses,
-        "data": dataset.name,
+        "data": run.dataset.name,
         "data_sha256": run.data_sha256,
-        "sha256": {name: files.sha256(out / name) for name in MAKES[stage]},
+        "sha256": {name: files.sha256(run.out / name) for name in MAKES[stage]},
         "training_seconds": round(seconds, 1),
         "wall_seconds": round(time.perf_counter() - began, 1),
         "images_per_second": round(sum(row["images_per_second"] * row["seconds"] for row in history) / seconds, 1),
@@ -198,7 +206,7 @@ def run_stage(stage, dataset, args):
         **environment(),
     }
     files.write_json(folder / "metrics.json", metrics)
-    (folder / "checkpoint.npz").unlink(missing_ok=True)
+    files.remove(folder / "checkpoint.npz")
     told = ", ".join(f"{key} {value:.4g}" for key, value in measured.items() if isinstance(value, float))
     print(f"{stage}: {told} ({metrics['images_per_second']:,.0f} images/s)", flush=True)
     return metrics
@@ -231,43 +239,47 @@ def fit(run, model, batches, validation, *, loss, more=(), ema=None, **compile_o
     return log.rows, first.losses
 
 
+def on_devices(run, layout=None):
+    """The scope that the command asks for; see `zoo.training.distribution.strategy`."""
+    return distribution.strategy(run.args.devices, kind=run.args.parallel, layout=layout, precision=run.args.precision)
+
+
+# Each of the following trains one part and returns (history rows, first 20 losses, a function): the function evaluates
+# and saves what was trained, and returns what is to be told of it.
+
+
 def train_judge(run):
     """The CNN that says what a picture shows; its accuracy is that on test pictures, drawn once."""
-    with blank():
-        model = parts.judge(len(run.dataset.class_names), seed=run.args.seed)
-    if run.args.parity:
-        model.get_layer("classifier").get_layer("dropout1").rate = 0.0
-        model.get_layer("classifier").get_layer("dropout2").rate = 0.0
-    set_initial_weights(model, seed=run.args.seed, initializer="he")
-    set_random_streams(model, seed=run.args.seed)
     batches, validation, test = (
         parts.judge_batches(run.dataset, part, run.numbers["batch_size"], seed=run.args.seed)
         for part in ("train", "validation", "test")
     )
-    rows, first = fit(
-        run,
-        model,
-        batches,
-        validation,
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
-    )
-    accuracy = float(model.evaluate(test, verbose=0, return_dict=True)["accuracy"])
-    files.save_model(model, run.out / "judge.keras")
-    return rows, first, {"parameters": model.count_params(), "test_accuracy": accuracy}
+    with on_devices(run):
+        with blank():
+            model = parts.judge(len(run.dataset.class_names), seed=run.args.seed)
+        if run.args.parity:
+            model.get_layer("classifier").get_layer("dropout1").rate = 0.0
+            model.get_layer("classifier").get_layer("dropout2").rate = 0.0
+        set_initial_weights(model, seed=run.args.seed, initializer="he")
+        set_random_streams(model, seed=run.args.seed)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        rows, first = fit(run, model, batches, validation, loss=loss, weighted_metrics=["accuracy"])
+
+    def finish():
+        trained, right = distribution.plain(model), 0
+        use_fast_paths(trained)
+        for place in range(len(test)):
+            images, labels = test[place]
+            right += int((np.asarray(trained.predict_on_batch(images)).argmax(-1) == labels).sum())
+        files.save_model(trained, run.out / "judge.keras")
+        accuracy = right / (len(test) * test.batch_size)
+        return {"parameters": trained.count_params(), "test_accuracy": accuracy}
+
+    return rows, first, finish
 
 
 def train_autoencoder(run):
     """Encoder and decoder; the error of test pictures is told in grey levels of 255."""
-    with blank():
-        encoder, decoder = (
-            getattr(autoencoder, name)(**autoencoder.VARIANTS["tiny"], latent_channels=LATENT_SHAPE[-1])
-            for name in ("encoder", "decoder")
-        )
-    looks = files.load_model(run.out / "judge.keras") if run.args.looks else None
-    for place, model in enumerate((encoder, decoder)):
-        set_initial_weights(model, seed=run.args.seed + place, initializer="transformer")
-    model = parts.autoencoder_in_training(encoder, decoder, looks)
     batches, validation, test = (
         parts.autoencoder_batches(
             run.dataset,
@@ -275,62 +287,80 @@ def train_autoencoder(run):
             run.numbers["batch_size"],
             seed=run.args.seed,
             latent_shape=LATENT_SHAPE,
-            looks=looks is not None,
+            looks=bool(run.args.looks),
         )
         for part in ("train", "validation", "test")
     )
     losses, weights = {"image": keras.losses.MeanAbsoluteError(), "kl": parts.AsIs()}, {"image": 1.0, "kl": run.args.kl}
-    if looks is not None:
+    if run.args.looks:
         losses["looks"], weights["looks"] = parts.AsIs(), run.args.looks
-    rows, first = fit(
-        run,
-        model,
-        batches,
-        validation,
-        loss=losses,
-        loss_weights=weights,
-    )
-    error, shown = 0.0, None
-    for place in range(len(test)):
-        (images, noise), _ = test[place]
-        restored = np.asarray(keras.ops.convert_to_numpy(model.predict_on_batch((images, noise))["image"]))
-        error += float(np.abs(np.clip(restored, -1, 1) - images).mean()) * 127.5 / len(test)
-        shown = (images, restored) if shown is None else shown
-    # Twelve pictures, below each what became of it, a pixel drawn as 2x2.
-    pairs = to_bytes(np.stack(shown, axis=1)[:12]).repeat(2, axis=2).repeat(2, axis=3)  # (12, 2, 96, 96, 3)
-    write_strip(run.folder / "restored.png", pairs)
-    files.save_model(encoder, run.out / "encoder.keras")
-    files.save_model(decoder, run.out / "decoder.keras")
-    parameters = encoder.count_params() + decoder.count_params()
-    return rows, first, {"parameters": parameters, "test_error_grey_levels": error}
+    with on_devices(run):
+        looks = files.load_model(run.out / "judge.keras") if run.args.looks else None
+        with blank():
+            encoder, decoder = (
+                getattr(autoencoder, name)(**autoencoder.VARIANTS["tiny"], latent_channels=LATENT_SHAPE[-1])
+                for name in ("encoder", "decoder")
+            )
+        for place, model in enumerate((encoder, decoder)):
+            set_initial_weights(model, seed=run.args.seed + place, initializer="transformer")
+        model = parts.autoencoder_in_training(encoder, decoder, looks)
+        rows, first = fit(run, model, batches, validation, loss=losses, loss_weights=weights)
+
+    def finish():
+        trained = [distribution.plain(encoder), distribution.plain(decoder)]
+        whole = parts.autoencoder_in_training(*trained)
+        use_fast_paths(whole)
+        error, shown = 0.0, None
+        for place in range(len(test)):
+            (images, noise), _ = test[place]
+            restored = np.asarray(keras.ops.convert_to_numpy(whole.predict_on_batch((images, noise))["image"]))
+            error += float(np.abs(np.clip(restored, -1, 1) - images).mean()) * 127.5 / len(test)
+            shown = (images, restored) if shown is None else shown
+        # Twelve pictures, below each what became of it, a pixel drawn as 2x2.
+        pairs = to_bytes(np.stack(shown, axis=1)[:12]).repeat(2, axis=2).repeat(2, axis=3)  # (12, 2, 96, 96, 3)
+        write_strip(run.folder / "restored.png", pairs)
+        for name, part in zip(("encoder", "decoder"), trained):
+            files.save_model(part, run.out / f"{name}.keras")
+        return {"parameters": sum(part.count_params() for part in trained), "test_error_grey_levels": error}
+
+    return rows, first, finish
 
 
 def train_text_encoder(run):
     """The text encoder, by contrast with pictures that a copy of the judge's trunk looks at."""
     tokenizer = parts.caption_tokenizer(run.dataset)
     entries = tokenizer.get_vocab_size()
-    with blank():
-        encoder = text_encoder.text_encoder(
-            vocabulary_size=entries, **text_encoder.VARIANTS["tiny"] | {"max_length": MAX_LENGTH}
-        )
-    set_initial_weights(encoder, seed=run.args.seed, initializer="transformer")
-    trunk = parts.features(files.load_model(run.out / "judge.keras"))
-    model = parts.pairs_in_training(encoder, trunk, end_id=2)
-    rng = np.random.default_rng(run.args.seed)
-    for name in ("text_projection", "image_projection"):
-        (kernel,) = model.get_layer(name).weights
-        kernel.assign(rng.normal(size=kernel.shape) / kernel.shape[0] ** 0.5)
     batches, validation = (
         parts.pair_batches(
             run.dataset, part, run.numbers["batch_size"], seed=run.args.seed, tokenizer=tokenizer, length=MAX_LENGTH
         )
         for part in ("train", "validation")
     )
-    rows, first = fit(run, model, batches, validation, loss=parts.Contrast())
-    measured = retrieval(model, run.dataset, tokenizer, seed=run.args.seed)
-    files.save_model(encoder, run.out / "text_encoder.keras")
-    files.write_text(run.out / "tokenizer.json", tokenizer.to_str(pretty=True))
-    return rows, first, {"parameters": encoder.count_params(), "vocabulary": entries} | measured
+    with on_devices(run) as devices, contextlib.ExitStack() as stack:
+        if devices.parts > 1 and keras.backend.backend() != "jax":
+            print("The contrast is between all rows of a batch: this stage is trained on one device.", flush=True)
+            stack.enter_context(distribution.alone())
+        with blank():
+            encoder = text_encoder.text_encoder(
+                vocabulary_size=entries, **text_encoder.VARIANTS["tiny"] | {"max_length": MAX_LENGTH}
+            )
+        set_initial_weights(encoder, seed=run.args.seed, initializer="transformer")
+        trunk = parts.features(files.load_model(run.out / "judge.keras"))
+        model = parts.pairs_in_training(encoder, trunk, end_id=2)
+        rng = np.random.default_rng(run.args.seed)
+        for name in ("text_projection", "image_projection"):
+            (kernel,) = model.get_layer(name).weights
+            kernel.assign(rng.normal(size=kernel.shape) / kernel.shape[0] ** 0.5)
+        rows, first = fit(run, model, batches, validation, loss=parts.Contrast())
+
+    def finish():
+        measured = retrieval(distribution.plain(model), run.dataset, tokenizer, seed=run.args.seed)
+        trained = distribution.plain(encoder)
+        files.save_model(trained, run.out / "text_encoder.keras")
+        files.write_text(run.out / "tokenizer.json", tokenizer.to_str(pretty=True))
+        return {"parameters": trained.count_params(), "vocabulary": entries} | measured
+
+    return rows, first, finish
 
 
 def retrieval(model, dataset, tokenizer, *, seed, rounds=20, among=100):
@@ -365,17 +395,6 @@ def train_denoiser(run):
     settings = settings_of(latents.scale)
     tokenizer = load_tokenizer(run.out / "tokenizer.json", settings)
     contexts = encode_contexts(reader, tokenizer, [*parts.every_caption(run.dataset), ""])
-    variant = denoiser.VARIANTS["tiny"] | {"context_width": contexts.shape[-1]}
-    with blank():
-        model, averaged = (denoiser.denoiser(**variant) for _ in range(2))
-    set_initial_weights(model, seed=run.args.seed, initializer="transformer")
-    if run.args.precision != "float32":
-        start = model.get_weights()
-        before = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(PRECISIONS[run.args.precision])
-        model = denoiser.denoiser(**variant)
-        keras.config.set_dtype_policy(before)
-        model.set_weights(start)
     batches, validation = (
         parts.denoiser_batches(
             source,
@@ -388,25 +407,28 @@ def train_denoiser(run):
         )
         for source in (latents, checked)
     )
+    variant = denoiser.VARIANTS["tiny"] | {"context_width": contexts.shape[-1]}
+    with blank():
+        averaged = denoiser.denoiser(**variant)
     painter = Painter(fast_pipeline(reader, None, decoder, averaged, settings), tokenizer)
     pictures = AsItLearns(run.folder / "as_it_learns.png", painter, averaged, run.dataset)
-    rows, first = fit(
-        run,
-        model,
-        batches,
-        validation,
-        loss=keras.losses.MeanSquaredError(),
-        more=[pictures],
-        ema=run.args.ema,
-    )
-    averaged.set_weights(
-        [keras.ops.convert_to_numpy(weight) for weight in model.weights]
-    )  # `fit` ends with the average
-    by_timestep = loss_by_timestep(averaged, validation, levels)
-    reports.save_loss_by_timestep(run.folder / "loss_by_timestep.png", by_timestep)
-    files.save_model(averaged, run.out / "denoiser.keras")
-    files.write_json(run.out / "pipeline.json", settings)
-    return rows, first, {"parameters": averaged.count_params(), "latent_scale": latents.scale}
+    with on_devices(run, denoiser.LAYOUT):
+        with blank():
+            model = denoiser.denoiser(**variant)
+        set_initial_weights(model, seed=run.args.seed, initializer="transformer")
+        loss = keras.losses.MeanSquaredError()
+        rows, first = fit(run, model, batches, validation, loss=loss, more=[pictures], ema=run.args.ema)
+
+    def finish():
+        # `fit` ends with the average
+        averaged.set_weights([np.array(keras.ops.convert_to_numpy(weight)) for weight in model.weights])
+        by_timestep = loss_by_timestep(averaged, validation, levels)
+        reports.save_loss_by_timestep(run.folder / "loss_by_timestep.png", by_timestep)
+        files.save_model(averaged, run.out / "denoiser.keras")
+        files.write_json(run.out / "pipeline.json", settings)
+        return {"parameters": averaged.count_params(), "latent_scale": latents.scale}
+
+    return rows, first, finish
 
 
 class AsItLearns(keras.callbacks.Callback):
@@ -434,7 +456,8 @@ class AsItLearns(keras.callbacks.Callback):
         if epoch and store.is_file():
             with store.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 rows = list(stored["rows"][:epoch])
-        rows.append(scores.draw_prompts(self.painter, self.prompts, **self.options))
+        with distribution.aside():
+            rows.append(scores.draw_prompts(self.painter, self.prompts, **self.options))
         with files.atomic(store) as temporary:
             np.savez_compressed(temporary, rows=np.stack(rows))
         reports.save_grid(self.path, rows, self.prompts)

@@ -47,15 +47,20 @@ def prompt_scores(judge, pictures, labels, inks, backgrounds):
     return {name: float(share.mean()) for name, share in zip(SHARES, right)}
 
 
-def report(folder, dataset, output, *, count=1000, seed=0):
+def report(folder, dataset, output, *, count=1000, seed=0, guidance=None):
     """Score a finished folder; write tables and pictures to `output`, and return the metrics.
+
+    Prompt accuracy and Fréchet distance are told first, then samplers with their numbers of steps, then what each part
+    does; the last two only where the guidance is chosen here.
 
     Args:
         folder: what the recipe made, judge.keras included.
         dataset: `CaptionedImages`.
-        output: folder for report.txt, metrics.json, samples.png, steps.png, reverse.png, reverse.gif and forward.png.
+        output: folder for report.txt, metrics.json, samples.png, pictures.npz (the first hundred); the long report adds
+            steps.png, reverse.png, reverse.gif and forward.png.
         count: how many prompts of each kind.
         seed: of prompts and noise.
+        guidance: a number for the short report, with the guidance that was chosen before; None to choose it.
 
     Raises:
         UserError: if a part is missing.
@@ -78,13 +83,16 @@ def report(folder, dataset, output, *, count=1000, seed=0):
         told.append(line)
 
     # (a) Prompt accuracy. The guidance is chosen on prompts of its own.
-    trial = dataset.prompts(max(20, count // 5), seed=seed + 1)
-    by_guidance = {guidance: scored(trial, guidance=guidance, seed=10**6) for guidance in GUIDANCES}
-    best = max(GUIDANCES, key=lambda guidance: (by_guidance[guidance]["all"], -guidance))
     tell(f"{keras.backend.backend()} backend, {STEPS} steps of {painter.settings['sampler']}\n")
-    tell("guidance  " + "".join(f"{name:>12}" for name in SHARES) + f"     ({len(trial[0])} prompts to choose by)")
-    for guidance, shares in by_guidance.items():
-        tell(f"{guidance:8}  " + _row(shares) + ("  <- taken" if guidance == best else ""))
+    best = guidance
+    if guidance is None:
+        trial = dataset.prompts(max(20, count // 5), seed=seed + 1)
+        by_guidance = {value: scored(trial, guidance=value, seed=10**6) for value in GUIDANCES}
+        best = max(GUIDANCES, key=lambda value: (by_guidance[value]["all"], -value))
+        metrics["by_guidance"] = by_guidance
+        tell("guidance  " + "".join(f"{name:>12}" for name in SHARES) + f"     ({len(trial[0])} prompts to choose by)")
+        for value, shares in by_guidance.items():
+            tell(f"{value:8}  " + _row(shares) + ("  <- taken" if value == best else ""))
     kinds = {"seen": dataset.prompts(count, seed=seed), "never seen": dataset.prompts(count, held_out=True, seed=seed)}
     tell(f"\ncombinations  ({count} prompts each, guidance {best})")
     pictures = {}
@@ -105,22 +113,39 @@ def report(folder, dataset, output, *, count=1000, seed=0):
     tell(f"\nFréchet distance to {len(looks['test'])} test pictures, features of the judge (dense1, 128 numbers):")
     tell(f"drawn {distance:.3f}, real validation pictures {floor:.3f}: {distance / floor:.2f} times")
 
-    # (c) Samplers and numbers of steps.
-    some = [part[: -(-count // 2)] for part in kinds["seen"]]
+    with files.atomic(output / "pictures.npz") as temporary:
+        np.savez_compressed(temporary, pictures=pictures["seen"][:100])
+    texts = [*kinds["seen"][0][:16], *kinds["never seen"][0][:16]]
+    reports.save_gallery(output / "samples.png", np.concatenate([part[:16] for part in pictures.values()]), texts)
+    if guidance is None:
+        some = [part[: -(-count // 2)] for part in kinds["seen"]]
+        metrics |= _steps(painter, judge, looks["test"], some, output, guidance=best, seed=seed, tell=tell)
+        metrics["ablation"] = _ablation(folder, painter, judge, some, guidance=best, seed=seed, tell=tell)
+        draw_processes(painter, files.load_model(folder / "encoder.keras"), dataset, output, guidance=best)
+    files.write_text(output / "report.txt", "\n".join(told) + "\n")
+    files.write_json(output / "metrics.json", metrics)
+    return metrics
+
+
+def _steps(painter, judge, looks, some, output, *, guidance, seed, tell):
+    """(c) Samplers and numbers of steps."""
+    seen_by_judge = features(judge)
     table = {}
     tell(f"\nFréchet distance / all three right by sampler and steps ({len(some[0])} prompts)")
     tell(f"{'':16}" + "".join(f"{steps:>16}" for steps in (*COUNTS, LONG)))
     for sampler in SAMPLERS:
         table[sampler] = {}
         for steps in (*COUNTS, *((LONG,) if sampler == "ddpm" else ())):
-            drawn = draw_prompts(painter, some[0], steps=steps, guidance=best, sampler=sampler, seed=seed)
-            distance = reports.frechet_distance(looks["test"], _features(seen_by_judge, drawn))
+            drawn = draw_prompts(painter, some[0], steps=steps, guidance=guidance, sampler=sampler, seed=seed)
+            distance = reports.frechet_distance(looks, _features(seen_by_judge, drawn))
             table[sampler][steps] = distance, prompt_scores(judge, drawn, *some[1:])["all"]
         tell(f"{sampler:16}" + "".join(f"{f'{d:.2f} / {share:.3f}':>16}" for d, share in table[sampler].values()))
-    metrics["by_steps"] = table
     reports.save_steps(output / "steps.png", table)
+    return {"by_steps": table}
 
-    # (d) What each part does.
+
+def _ablation(folder, painter, judge, some, *, guidance, seed, tell):
+    """(d) What each part does."""
     rng = np.random.default_rng(seed)
     reader = files.load_model(folder / "text_encoder.keras")
     for weight in reader.weights:
@@ -130,24 +155,17 @@ def report(folder, dataset, output, *, count=1000, seed=0):
     untrained = Painter(fast_pipeline(reader, None, *others, painter.settings), painter.tokenizer)
     texts, *wanted = some
     ablation = {
-        "as it is": prompt_scores(judge, draw_prompts(painter, texts, guidance=best, seed=seed), *wanted),
+        "as it is": prompt_scores(judge, draw_prompts(painter, texts, guidance=guidance, seed=seed), *wanted),
         "guidance 1": prompt_scores(judge, draw_prompts(painter, texts, guidance=1.0, seed=seed), *wanted),
         "no captions": prompt_scores(judge, draw_prompts(painter, [""] * len(texts), guidance=1.0, seed=seed), *wanted),
         "untrained text encoder": prompt_scores(
-            judge, draw_prompts(untrained, texts, guidance=best, seed=seed), *wanted
+            judge, draw_prompts(untrained, texts, guidance=guidance, seed=seed), *wanted
         ),
     }
-    metrics["ablation"] = ablation
     tell(f"\n{'what each part does':24}" + "".join(f"{name:>12}" for name in SHARES))
     for name, shares in ablation.items():
         tell(f"{name:24}" + _row(shares))
-
-    texts = [*kinds["seen"][0][:16], *kinds["never seen"][0][:16]]
-    reports.save_gallery(output / "samples.png", np.concatenate([part[:16] for part in pictures.values()]), texts)
-    draw_processes(painter, files.load_model(folder / "encoder.keras"), dataset, output, guidance=best)
-    files.write_text(output / "report.txt", "\n".join(told) + "\n")
-    files.write_json(output / "metrics.json", metrics)
-    return metrics
+    return ablation
 
 
 def draw_processes(painter, encoder, dataset, output, *, guidance, count=4, seed=0):

@@ -20,7 +20,7 @@ from zoo.errors import UserError
 from zoo.models.preprocessing import preprocessing, with_preprocessing
 from zoo.reports import classification
 from zoo.speed.fast_paths import set_compiler_flags, use_fast_paths
-from zoo.training import callbacks
+from zoo.training import callbacks, distribution
 from zoo.training.checkpoints import resume
 from zoo.training.initial_weights import set_random_streams
 from zoo.training.loop import train as train_model
@@ -65,6 +65,7 @@ def argument_parser(doc, *, epochs, decay_kind, output):
         help="at most this many images to train, validate and test",
     )
     add("--parity", action="store_true", help="no dropout and no augmentation: the same losses on every backend")
+    distribution.add_flags(add)
     add("--output", default=output, help="folder for everything the run makes")
     add("--resume", action="store_true", help="continue an interrupted run from its last finished epoch")
     add("--evaluate", metavar="FILE", default=None, help="evaluate a saved model instead of training")
@@ -129,7 +130,7 @@ def fit(model, train, validation, dataset, args):
             learning_rate(args, steps=args.epochs * len(batches)), decay=args.weight_decay, decay_kind=args.decay_kind
         ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=["accuracy"],
+        weighted_metrics=["accuracy"],
     )
     use_fast_paths(model)
     settings = {key: getattr(args, key) for key in SETTINGS} | {"data": dataset.fingerprint()}
@@ -142,8 +143,7 @@ def fit(model, train, validation, dataset, args):
         log=log,
         epochs=args.epochs,
         callbacks=[first, log],
-        validation_data=validation if len(validation[0]) else None,
-        validation_batch_size=256,
+        validation_data=data.Batches(*validation, batch_size=256, seed=None) if len(validation[0]) else None,
     )
     return log.rows, first.losses
 
@@ -203,9 +203,10 @@ def report(model, dataset, folder, *, limit=None, extra=None):
     return metrics
 
 
+@distribution.by_the_first
 def finish(model, history, first_losses, dataset, args, *, began):
     """Save the model, draw the curves, report, and remove the checkpoint that is no longer needed."""
-    folder = pathlib.Path(args.output)
+    folder, model = pathlib.Path(args.output), distribution.plain(model)
     files.save_model(model, folder / "model.keras")
     classification.save_training_curves(folder / "training_curves.png", history)
     seconds = sum(row["seconds"] for row in history)
@@ -219,7 +220,7 @@ def finish(model, history, first_losses, dataset, args, *, began):
         "model_sha256": files.sha256(folder / "model.keras"),
     }
     metrics = report(model, dataset, folder, limit=args.limit, extra=extra)
-    (folder / "checkpoint.npz").unlink(missing_ok=True)
+    files.remove(folder / "checkpoint.npz")
     print(f"Model, report and pictures are in {folder}/ ({metrics['images_per_second']:,.0f} images/s in training).")
     return metrics
 

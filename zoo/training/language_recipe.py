@@ -16,7 +16,7 @@ from zoo.models import rnn_language_model as rnn
 from zoo.reports import language
 from zoo.speed.fast_paths import set_compiler_flags, use_fast_paths
 from zoo.text import tokenizers, writing
-from zoo.training import callbacks
+from zoo.training import callbacks, distribution
 from zoo.training.checkpoints import resume
 from zoo.training.image_recipe import environment, learning_rate
 from zoo.training.initial_weights import set_initial_weights, set_random_streams
@@ -63,6 +63,7 @@ def argument_parser(doc, *, output):
     add("--seed", type=int, default=0)
     add("--limit", type=int, default=None, help="at most this many characters of the text")
     add("--parity", action="store_true", help="no dropout: the same losses on every backend")
+    distribution.add_flags(add)
     add("--output", default=output, help="folder for everything the run makes")
     add("--resume", action="store_true", help="continue an interrupted run from its last finished epoch")
     add("--evaluate", metavar="FILE", default=None, help="evaluate a saved model instead of training")
@@ -105,11 +106,13 @@ def build(args, vocabulary_size):
     """
     numbers = {key: getattr(args, key) for key in ("cell", "embedding_dim", "units", "num_layers", "tie_embeddings")}
     numbers |= {"vocabulary_size": vocabulary_size, "dropout": 0.0 if args.parity else args.dropout, "seed": args.seed}
+    rows = distribution.current().rows(args.batch_size)
     try:
-        with blank():
+        with blank(), distribution.aside():
             model = rnn.rnn_language_model(**numbers)
+        with blank():
             training_model = rnn.rnn_language_model(
-                **numbers, carry_batch=None if args.windows else args.batch_size, name=f"{model.name}_train"
+                **numbers, carry_batch=None if args.windows else rows, name=f"{model.name}_train"
             )
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -122,7 +125,7 @@ def build(args, vocabulary_size):
 def copy_weights(source, target):
     """Give one model the weights of another of the same architecture; carried states stay."""
     for old, new in zip(source.trainable_variables, target.trainable_variables, strict=True):
-        new.assign(ops.copy(old))  # on JAX an array that two models held would be gone once one of them is trained
+        new.assign(np.array(ops.convert_to_numpy(old)))
 
 
 def fit(training_model, model, tokenizer, dataset, args):
@@ -171,8 +174,9 @@ def sample(training_model, model, tokenizer, dataset, args, length=200):
     """What the model writes now, after the first line of the validation part."""
     copy_weights(training_model, model)
     prompt = dataset.part("validation").strip().partition("\n")[0][:80] + "\n"
-    text = writing.write(model, tokenizer, prompt, length=length, seed=args.seed, temperature=0.8)
-    return prompt + "".join(text)
+    with distribution.aside():
+        text = writing.write(model, tokenizer, prompt, length=length, seed=args.seed, temperature=0.8)
+        return prompt + "".join(text)
 
 
 def nats(model, ids, *, length=256):
@@ -222,6 +226,7 @@ def report(model, tokenizer, dataset, folder, *, extra=None):
     return metrics
 
 
+@distribution.by_the_first
 def finish(model, tokenizer, history, first_losses, dataset, args, *, began):
     """Save the model and its tokenizer, draw the curves, report, and remove what only a resumed run needs."""
     folder = pathlib.Path(args.output)
@@ -241,6 +246,6 @@ def finish(model, tokenizer, history, first_losses, dataset, args, *, began):
     }
     metrics = report(model, tokenizer, dataset, folder, extra=extra)
     for leftover in ("checkpoint.npz", "best.npz"):
-        (folder / leftover).unlink(missing_ok=True)
+        files.remove(folder / leftover)
     print(f"Model, tokenizer, samples and curves are in {folder}/ ({metrics['tokens_per_second']:,.0f} tokens/s).")
     return metrics

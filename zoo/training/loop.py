@@ -4,39 +4,58 @@ import sys
 
 import keras
 
+from zoo.errors import TrainingError
 from zoo.training import callbacks as own
+from zoo.training import distribution
 
 
-def train(model, batches, *, log, epochs, callbacks, **options):
-    """Train a compiled model from the epoch after the last row of `log`.
+def train(model, batches, *, log, epochs, callbacks, validation_data=None):
+    """Train a compiled model from the epoch after the last row of `log`, on the devices of the open scope.
 
     Args:
         model: compiled.
-        batches: has `set_epoch`; its order is its own.
+        batches: global batches; has `set_epoch`, its order is its own.
         log: the `zoo.training.callbacks.History` among the callbacks, which writes the checkpoint.
         epochs: how many in all.
         callbacks: those of the recipe, in the order in which they act.
-        **options: of `model.fit`.
+        validation_data: batches, or None.
 
     Raises:
-        KeyboardInterrupt: on Ctrl-C, with what was kept. TrainingError: if the loss is not a number.
+        KeyboardInterrupt: on Ctrl-C, with what was kept. TrainingError: if the loss is not a number, or another process
+            of the run has gone.
     """
     clear_every_gradient(model)
+    if hasattr(batches, "batch_size"):
+        distribution.current().rows(batches.batch_size)  # which devices must be able to divide
+    mine, validation = distribution.share(batches), distribution.share(validation_data)
+    distribution.prepare(model, mine)
+    for callback in callbacks:
+        if isinstance(callback, own.FirstLosses):
+            callback.batches = mine
     try:
         with own.StopOnInterrupt() as stop:
             model.fit(
-                batches,
+                mine,
                 shuffle=False,
                 initial_epoch=len(log.rows),
                 epochs=epochs,
                 callbacks=[stop, own.EpochOrder(batches), own.StopOnNaN(), *callbacks],
                 verbose=1 if sys.stdout.isatty() else 2,
-                **options,
+                validation_data=validation,
             )
     except KeyboardInterrupt:
-        done = len(log.rows)
-        kept = f"epoch 1 to {done} kept in {log.folder}, go on with --resume" if done else "no epoch was finished yet"
-        raise KeyboardInterrupt(kept) from None
+        raise KeyboardInterrupt(_kept(log)) from None
+    except Exception as error:
+        if not distribution.lost_process(error):
+            raise
+        raise TrainingError(f"Another process of this run has gone, and the run with it: {_kept(log)}.") from error
+    distribution.wait_for_all()
+
+
+def _kept(log):
+    """What is left of a run that was cut short."""
+    done = len(log.rows)
+    return f"epoch 1 to {done} kept in {log.folder}, go on with --resume" if done else "no epoch was finished yet"
 
 
 def clear_every_gradient(model):

@@ -6,7 +6,11 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("zoo")
 class SmoothedCrossEntropy(keras.losses.Loss):
-    """Cross-entropy of token ids with label smoothing, averaged over the tokens that weigh something, in nats.
+    """Cross-entropy of token ids with label smoothing, in nats, each token times its weight, averaged over all.
+
+    The mean over the tokens of a text without its padding is that of weights that are 0 at padding and, elsewhere, the
+    share of tokens in all positions turned upside down, as `zoo.data.PairBatches` gives them. (Dividing by the sum of
+    the weights here would give another mean where several devices each have a part of the batch.)
 
     With logits z (..., V), wanted token y and smoothing e, what is wanted is 1 - e at y, plus e / V everywhere:
 
@@ -22,7 +26,7 @@ class SmoothedCrossEntropy(keras.losses.Loss):
         ValueError: if `smoothing` is out of range.
     """
 
-    def __init__(self, smoothing=0.0, name="smoothed_cross_entropy", reduction="mean_with_sample_weight", **kwargs):
+    def __init__(self, smoothing=0.0, name="smoothed_cross_entropy", reduction="sum_over_batch_size", **kwargs):
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing must be in [0, 1), got {smoothing}.")
         super().__init__(name=name, reduction=reduction, **kwargs)

@@ -16,7 +16,7 @@ from zoo.reports import translation as reports
 from zoo.speed.fast_paths import set_compiler_flags, use_fast_paths
 from zoo.text.joint_tokenizer import JointTokenizer
 from zoo.text.translator import Translator
-from zoo.training import callbacks
+from zoo.training import callbacks, distribution
 from zoo.training.checkpoints import resume
 from zoo.training.image_recipe import environment
 from zoo.training.initial_weights import set_initial_weights, set_random_streams
@@ -69,6 +69,7 @@ def argument_parser(doc, *, output):
     add("--seed", type=int, default=0)
     add("--limit", type=int, default=None, help="at most this many pairs to train, validate and test")
     add("--parity", action="store_true", help="no dropout: the same losses on every backend")
+    distribution.add_flags(add)
     add("--output", default=output, help="folder for everything the run makes")
     add("--resume", action="store_true", help="continue an interrupted run from its last finished epoch")
     add("--evaluate", metavar="FILE", default=None, help="evaluate a saved model instead of training")
@@ -192,7 +193,9 @@ def rate(args, *, steps):
 def validation_bleu(model, tokenizer, dataset):
     """Greedy BLEU on the validation part."""
     sources, references = zip(*dataset.validation)
-    return reports.bleu(Translator(model, tokenizer).translate(list(sources), beams=1), references)[0]
+    with distribution.aside():
+        translator = Translator(distribution.plain(model), tokenizer)
+        return reports.bleu(translator.translate(list(sources), beams=1), references)[0]
 
 
 def report(model, tokenizer, dataset, folder, *, extra=None):
@@ -220,9 +223,10 @@ def report(model, tokenizer, dataset, folder, *, extra=None):
     return metrics
 
 
+@distribution.by_the_first
 def finish(model, tokenizer, history, first_losses, dataset, args, *, began):
     """Save the model and its tokenizer, draw the curves, report, and remove what only a resumed run needs."""
-    folder = pathlib.Path(args.output)
+    folder, model = pathlib.Path(args.output), distribution.plain(model)
     files.save_model(model, folder / "model.keras")
     tokenizer.save(folder / "model.tokenizer.json")
     reports.save_training_curves(folder / "training_curves.png", history)
@@ -239,7 +243,7 @@ def finish(model, tokenizer, history, first_losses, dataset, args, *, began):
     }
     metrics = report(model, tokenizer, dataset, folder, extra=extra)
     for leftover in ("checkpoint.npz", *(path.name for path in folder.glob("epoch_*.npz"))):
-        (folder / leftover).unlink(missing_ok=True)
+        files.remove(folder / leftover)
     print(
         f"Model, tokenizer, translations and pictures are in {folder}/ ({metrics['tokens_per_second']:,.0f} tokens/s)."
     )

@@ -22,6 +22,22 @@ from keras import layers, ops
 from zoo.blocks.attention import attention, attention_layers
 from zoo.blocks.residual import convolution, doubled, group_norm, picture, residual_block, token_places, tokens
 
+# How devices divide the weights between them, as in `zoo.models.transformer`; of a residual block the first convolution
+# is divided by what it gives, the second by what it takes.
+LAYOUT = {
+    ".*_(query|key|value)/kernel": (None, "model"),
+    ".*_(query|key|value)/bias": ("model",),
+    ".*_output/kernel": ("model", None),
+    ".*_inner/kernel": (None, "model"),
+    ".*_inner/bias": ("model",),
+    ".*_outer/kernel": ("model", None),
+    ".*_conv1/kernel": (None, None, None, "model"),
+    ".*_conv1/bias": ("model",),
+    ".*_time/kernel": (None, "model"),
+    ".*_time/bias": ("model",),
+    ".*_norm2/(gamma|beta)": ("model",),
+    ".*_conv2/kernel": (None, None, "model", None),
+}
 VARIANTS = {
     # Chosen here, for latents of 12x12 and the context of the tiny text encoder
     "tiny": {

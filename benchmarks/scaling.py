@@ -1,0 +1,157 @@
+"""Rows a second from 1 to N devices, how much of N times one device that is, and whether the gradients are the same.
+
+    KERAS_BACKEND=jax python benchmarks/scaling.py --devices cpu:4         simulated devices, which share the cores
+    KERAS_BACKEND=torch python benchmarks/scaling.py --devices 8           GPUs
+
+Trains a model of the zoo on random batches, in float32, with 1, 2, 4, … devices; every number of devices in a process
+of its own, the global batch the same (strong scaling). "efficiency" is rows a second over N times those of one device.
+"gradients" is the largest difference of the summed gradients to those of one device, over the largest gradient: taken
+from one step of plain gradient descent with rate 1, by which weights move by their gradients.
+"""
+
+import argparse
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import keras
+import numpy as np
+
+from zoo import files
+from zoo.data import Batches
+from zoo.models import transformer as transformers
+from zoo.models.cnn import cnn
+from zoo.models.stable_diffusion import denoiser as denoisers
+from zoo.speed.fast_paths import set_compiler_flags, use_fast_paths
+from zoo.training import callbacks, distribution
+from zoo.training.diffusion_stages import Ordered
+from zoo.training.initial_weights import set_initial_weights
+from zoo.training.launching import run_recipe
+from zoo.training.loop import train
+from zoo.training.optimizers import Adam
+
+set_compiler_flags()
+WARM_UP = 3
+
+
+def make_cnn(rows, steps):
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(rows * steps, 48, 48, 3)).astype("float32")
+    model = cnn(num_classes=10, dropout=0.0)
+    set_initial_weights(model, seed=0, initializer="he")
+    return model, Batches(images, rng.integers(0, 10, len(images)), batch_size=rows), _cross_entropy()
+
+
+def make_transformer(rows, steps):
+    rng = np.random.default_rng(0)
+    model = transformers.transformer(vocabulary_size=8000, **transformers.VARIANTS["tiny"])
+    set_initial_weights(model, seed=0, initializer="transformer")
+
+    def make(places, rng, key):
+        source, target, wanted = rng.integers(1, 8000, (3, rows, 32)).astype("int32")
+        return (source, target), wanted
+
+    return model, Ordered(rows * steps, rows, seed=int(rng.integers(100)), make=make), _cross_entropy()
+
+
+def make_denoiser(rows, steps):
+    model = denoisers.denoiser(**denoisers.VARIANTS["tiny"])
+    set_initial_weights(model, seed=0, initializer="transformer")
+
+    def make(places, rng, key):
+        latents, noise = rng.standard_normal((2, rows, 12, 12, 4), dtype="float32")
+        timestep = rng.integers(0, 1000, rows).astype("float32")
+        return (latents, timestep, rng.standard_normal((rows, 16, 128), dtype="float32")), noise
+
+    return model, Ordered(rows * steps, rows, seed=0, make=make), keras.losses.MeanSquaredError()
+
+
+def _cross_entropy():
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+MODELS = {"cnn": make_cnn, "transformer": make_transformer, "denoiser": make_denoiser}
+LAYOUTS = {"transformer": transformers.LAYOUT, "denoiser": denoisers.LAYOUT}
+
+
+class Times(keras.callbacks.Callback):
+    """The moments at which steps ended."""
+
+    def __init__(self):
+        super().__init__()
+        self.at = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.at.append(time.perf_counter())
+
+
+def measure(args):
+    """One number of devices: seconds a step, and the gradient of the first batch."""
+    with distribution.strategy(
+        args.devices, kind=args.parallel, layout=LAYOUTS.get(args.model), precision=args.precision
+    ):
+        model, batches, loss = MODELS[args.model](args.rows, 1)
+        before = [np.array(keras.ops.convert_to_numpy(v)) for v in model.trainable_variables]
+        _fit(model, batches, loss, keras.optimizers.SGD(1.0), [])
+        after = [np.array(keras.ops.convert_to_numpy(v)) for v in model.trainable_variables]
+        gradient = np.concatenate([(a - b).ravel() for a, b in zip(before, after)])
+        model, batches, loss = MODELS[args.model](args.rows, WARM_UP + args.steps)
+        times = Times()
+        _fit(model, batches, loss, Adam(1e-3), [times])
+    if not files.discarding():
+        np.savez(args.measured, gradient=gradient, seconds=statistics.median(np.diff(times.at[WARM_UP - 1 :])))
+
+
+def _fit(model, batches, loss, optimizer, more):
+    model.compile(optimizer=optimizer, loss=loss)
+    use_fast_paths(model)
+    with tempfile.TemporaryDirectory() as folder:
+        log = callbacks.History(pathlib.Path(folder), settings={}, examples=1)
+        train(model, batches, log=log, epochs=1, callbacks=more)
+
+
+def main(args):
+    if args.measured:
+        return measure(args)
+    platform, count = distribution.parse(args.devices)
+    counts = sorted({1, *(2**k for k in range(20) if 2**k < (count or 1)), count or 1})
+    print(f"{keras.backend.backend()}, {args.model}, {args.rows} rows a batch, {os.cpu_count()} cores\n")
+    print("| devices | ms/step | rows/s | efficiency | gradients |\n| ---: | ---: | ---: | ---: | ---: |")
+    one = None
+    for number in counts:
+        with tempfile.TemporaryDirectory() as folder:
+            measured = pathlib.Path(folder) / "measured.npz"
+            devices = f"cpu:{number}" if platform == "cpu" else str(number)
+            options = ["--model", args.model, "--rows", str(args.rows), "--steps", str(args.steps)]
+            options += ["--devices", devices, "--parallel", args.parallel, "--precision", args.precision]
+            command = [sys.executable, __file__, *options, "--measured", str(measured)]
+            ended = subprocess.run(command, capture_output=True, text=True)
+            if ended.returncode:
+                raise SystemExit(f"{number} devices failed:\n{ended.stderr}")
+            with np.load(measured) as stored:
+                seconds, gradient = float(stored["seconds"]), stored["gradient"]
+        one = one or (seconds, gradient)
+        difference = np.abs(gradient - one[1]).max() / np.abs(one[1]).max()
+        efficiency = one[0] / seconds / number
+        print(
+            f"| {number} | {1000 * seconds:.0f} | {args.rows / seconds:.0f} | {efficiency:.2f} | {difference:.1e} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", choices=tuple(MODELS), default="denoiser")
+    parser.add_argument("--rows", type=int, default=64, help="of a global batch")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--measured", help="measure here, and write this file")
+    distribution.add_flags(parser.add_argument)
+    arguments = parser.parse_args()
+    run_recipe(main, arguments) if arguments.measured else main(arguments)
