@@ -130,7 +130,7 @@ def _parser():
     add("--from", dest="start", metavar="IMAGE", help="begin with this picture")
     add("--strength", type=float, metavar="X", help="how much of it may go; default 0.8, with a mask 1")
     add("--mask", metavar="IMAGE", help="of the same size, white where --from is to be drawn anew")
-    add("--strip", metavar="FILE", help="write a row of pictures of how it came about")
+    add("--strip", metavar="FILE", help="write a row of pictures of how it came about (small ones: always)")
     add("--gif", metavar="FILE", help="write an animation of how it came about")
     add("--output", metavar="FILE", help="the PNG file to write; with --count, the seed is added to its name")
 
@@ -182,21 +182,27 @@ def _list(args):
         parameters = card.get("parameters") or (row.parameters if row else None)
         results = [text.format(card[key]) for key, text in METRICS if key in card]
         size = card.get("bytes") if path is None or path.suffix == ".json" else path.stat().st_size
-        unit, divisor = ("MB", 1e6) if (size or 0) >= 1e5 else ("kB", 1e3)
-        rows.append(
-            (
-                name,
-                row.task if row else "",
-                f"{parameters:,}" if parameters else "",
-                ", ".join(results),
-                f"{size / divisor:.{0 if size >= 10 * divisor else 1}f} {unit}" if size else "",
-            )
-        )
+        rows.append(_row(name, row.task if row else "", parameters, ", ".join(results), size))
         places.setdefault(_place(path, card), []).append(name)
+    for name, folder in sorted(registry.pipelines().items()):
+        cards = [files.read_card(path) or {} for path in sorted(folder.glob("*.keras"))]
+        scores = next((card["scores"] for card in cards if "scores" in card), None)
+        result = f"{scores['never_seen']['all']:.1%} of new prompts" if scores else ""
+        parameters = sum(card.get("parameters", 0) for card in cards)
+        size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        rows.append(_row(name, "text to image", parameters, result, size))
+        places.setdefault(f"{_place(folder, {})}, for zoo draw", []).append(name)
     print(_table(rows, right=(2, 3, 4)) + "\n")
     for place, names in sorted(places.items(), key=lambda item: item[0] == _place(None, None)):
         line = f"{place}: {', '.join(names)}"
         print(textwrap.fill(line, shutil.get_terminal_size().columns, break_long_words=False))
+
+
+def _row(name, task, parameters, result, size):
+    """One line of the list, as texts."""
+    unit, divisor = ("MB", 1e6) if (size or 0) >= 1e5 else ("kB", 1e3)
+    size = f"{size / divisor:.{0 if size >= 10 * divisor else 1}f} {unit}" if size else ""
+    return name, task, f"{parameters:,}" if parameters else "", result, size
 
 
 def _place(path, card):

@@ -233,6 +233,11 @@ def find_file(name):
     raise UserError(f"There is no model {name!r} in {looked}: choose one of {_names(known)}.{nearest(name, known)}")
 
 
+def pipelines():
+    """Return {name: folder} of the pipelines beside the pretrained files."""
+    return {path.parent.name: path.parent for folder in reversed(_folders()) for path in folder.glob("*/pipeline.json")}
+
+
 def locate_pipeline(name_or_path):
     """Return the folder of a pipeline: the path itself, or one of that name beside the pretrained files.
 
@@ -242,9 +247,7 @@ def locate_pipeline(name_or_path):
     text = os.fspath(name_or_path)
     if os.path.isdir(text):
         return pathlib.Path(text)
-    found = {
-        path.parent.name: path.parent for folder in reversed(_folders()) for path in folder.glob("*/pipeline.json")
-    }
+    found = pipelines()
     if text in found:
         return found[text]
     looked = " or ".join(str(folder) for folder in _folders())

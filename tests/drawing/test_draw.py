@@ -69,7 +69,14 @@ def test_a_part_of_a_picture_drawn_anew(tmp_path, capsys, monkeypatch):
     Image.fromarray(MASK).save("mask.png")
     arguments = ["--from", "start.png", "--mask", "mask.png", "--strength", "0.9", "--sampler", "ddim", "--eta", "0.2"]
     command._main(["draw", str(folder()), "The Fox: 2!", "--steps", "4", *arguments])
-    assert capsys.readouterr().out.startswith("the-fox-2.png: 24x16, seed 0\n3 of 4 steps of ddim in ")
+    told = capsys.readouterr().out.splitlines()
+    assert told[:2] == [
+        "the-fox-2.png: 24x16, seed 0",
+        "the-fox-2-steps.png: the picture after steps 1, 2, 3",  # pictures so small come with a strip
+    ]
+    assert told[2].startswith("3 of 4 steps of ddim in ")
+    with Image.open("the-fox-2-steps.png") as image:
+        assert image.size == (3 * 24, 16)
     with Image.open("the-fox-2.png") as image:
         facts = {"from": "start.png", "mask": "mask.png", "strength": "0.9", "eta": "0.2", "sampler": "ddim"}
         assert facts.items() <= image.text.items()

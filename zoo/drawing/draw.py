@@ -13,6 +13,7 @@ from zoo.errors import UserError
 from zoo.models.stable_diffusion.noise_sampler import skipped
 
 BAR = 30  # characters of the progress bar
+SMALL = 128  # pixels: up to this size a picture comes with a strip
 
 
 def draw(
@@ -45,7 +46,8 @@ def draw(
         start: picture file to begin with, or None.
         strength: None for 0.8, or with a mask 1.
         mask: picture file, white where `start` is to be drawn anew, or None.
-        strip, gif: files to write of how the pictures came about, or None.
+        strip, gif: files to write of how the pictures came about, or None; pictures of up to 128x128 always come with
+            a strip, beside them if no file is named.
         output: PNG file to write; the seed is added to its name where there are several. None for a name made of the
             prompt.
         say: is given each line of what was done.
@@ -53,9 +55,11 @@ def draw(
     Raises:
         UserError: if an option is out of range, or a file cannot be read or written; before anything is drawn.
     """
+    settings, output = read_settings(folder), pathlib.Path(output or _name(prompt))
+    if strip is None and settings["image_size"] <= SMALL:
+        strip = output.with_stem(f"{output.stem}-steps")
     for path, suffixes in ((output, [".png"]), (gif, [".gif"]), (strip, [".png", ".jpg", ".jpeg", ".webp"])):
         _check_writable(path, suffixes)
-    settings = read_settings(folder)
     steps = settings.get("steps", 30) if steps is None else steps
     guidance = settings.get("guidance", 7.5) if guidance is None else guidance
     options = {"negative": negative, "steps": steps, "guidance": guidance, "eta": eta, "count": count, "seed": seed}
@@ -96,7 +100,6 @@ def draw(
     facts |= {"from": start, "strength": strength} if start is not None else {}
     facts |= {"mask": mask} if mask is not None else {}
     facts["Software"] = f"zoo {__version__}"
-    output = pathlib.Path(output or _name(prompt))
     for place, picture in enumerate(drawn):
         path = output if count == 1 else output.with_stem(f"{output.stem}-{seed + place}")
         texts = facts | {"seed": seed + place}
