@@ -187,7 +187,7 @@ def _list(args):
     for name, folder in sorted(registry.pipelines().items()):
         cards = [files.read_card(path) or {} for path in sorted(folder.glob("*.keras"))]
         scores = next((card["scores"] for card in cards if "scores" in card), None)
-        result = f"{scores['never_seen']['all']:.1%} of new prompts" if scores else ""
+        result = f"{scores['never_seen']['all']:.1%} right" if scores else ""
         parameters = sum(card.get("parameters", 0) for card in cards)
         size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
         rows.append(_row(name, "text to image", parameters, result, size))
