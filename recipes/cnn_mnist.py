@@ -9,6 +9,10 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # works from a checkout, installed or not
 
+from zoo import backends
+
+backends.start_script()
+
 import zoo
 from zoo import data
 from zoo.models.cnn import cnn

@@ -8,6 +8,10 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # works from a checkout, installed or not
 
+from zoo import backends
+
+backends.start_script()
+
 from zoo.training import diffusion_recipe as recipe
 from zoo.training import diffusion_scores as scores
 from zoo.training.launching import run_recipe

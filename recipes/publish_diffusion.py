@@ -14,6 +14,10 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # works from a checkout, installed or not
 
+from zoo import backends
+
+backends.start_script()
+
 from zoo import files
 from zoo.errors import UserError, run_command
 
@@ -74,7 +78,7 @@ def main(args):
         card |= {"input": takes, "output": gives, "command": command}
         card |= {key: value for key, value in metrics.items() if key not in LEFT_OUT}
         if part == "denoiser":
-            card["scores"] = {key: scores[key] for key in SCORES if key in scores}
+            card["scores"] = {key: scores[key] for key in SCORES}
         files.write_json(path.with_suffix(".json"), card | {"data_licence": args.data_licence})
     settings = read(run / "pipeline.json") | {"steps": scores["steps"], "guidance": scores["guidance"]}
     files.write_json(target / "pipeline.json", settings)  # last: where it is, all is there

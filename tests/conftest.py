@@ -9,6 +9,10 @@ import sys
 import numpy as np
 import pytest
 
+from zoo import backends
+
+backends.start()
+
 from zoo.speed.fast_paths import set_compiler_flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -78,6 +82,14 @@ def multi30k():
         if path and (pathlib.Path(path) / "train.en.gz").is_file():
             return pathlib.Path(path)
     pytest.skip("Multi30k is not here (set MULTI30K_DIR)")
+
+
+def write_verses(path, words, characters):
+    """A text of which the next character can be learned: so many words out of ten, cut to so many characters."""
+    rng = np.random.default_rng(0)
+    known = ["the", "king", "and", "queen", "speak", "of", "love", "war", "Lord,", "night.\n"]
+    path.write_text(" ".join(known[place] for place in rng.integers(0, len(known), words))[:characters])
+    return path
 
 
 @pytest.fixture

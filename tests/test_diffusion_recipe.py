@@ -100,6 +100,12 @@ def test_a_run_leaves_everything_behind(finished):
     assert painter.pictures(last.latents).shape == (1, 48, 48, 3)
 
 
+def test_no_more_guidance_than_real_pictures_ask_for():
+    shares = {1.0: 0.8, 2.0: 0.93, 3.0: 0.96, 4.0: 0.99, 6.0: 0.98}
+    assert diffusion_scores.least_as_good(shares, 0.94) == 3.0
+    assert diffusion_scores.least_as_good(shares, 0.995) == 4.0  # none reaches it: the best
+
+
 @pytest.mark.heavy
 def test_scores(finished, tmp_path, monkeypatch):
     """They are written, and each picture of a list of prompts is the one that its prompt and seed alone give."""

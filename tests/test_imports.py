@@ -28,6 +28,7 @@ ALLOWED = {
 }
 # Lazy imports of a framework are allowed where its own fast path is the point.
 FRAMEWORK_FILES = {
+    "zoo/backends.py",
     "zoo/convert/tensor_files.py",
     "zoo/speed/compiling.py",
     "zoo/text/torch_transformer.py",

@@ -153,7 +153,23 @@ def test_backends_that_are_not_there(run, tmp_path):
     )
     ended = run(["-c", program], PYTHONPATH=str(tmp_path))
     assert ended.stdout == "torch\n", ended.stderr
-    assert "KERAS_BACKEND is not set and TensorFlow is not installed: using torch." in ended.stderr
+    assert "KERAS_BACKEND is not set and tensorflow is not installed: using torch." in ended.stderr
+
+
+@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+def test_what_start_leaves_out_can_be_imported_later(run, backend):
+    """Packages that Keras would import for what nothing here uses, and PyTorch's compiler, which takes seconds."""
+    program = (
+        "import sys\n"
+        "from zoo.backends import start; start()\n"
+        "left = [name for name in ('sklearn', 'matplotlib', 'torch._dynamo') if name in sys.modules]\n"
+        "import keras\n"
+        "keras.layers.Dropout(0.5)(keras.ops.ones((2, 2)), training=True)\n"
+        "import matplotlib.pyplot, sklearn\n"
+        "print(left, keras.backend.backend())"
+    )
+    ended = run(["-c", program], backend=backend)
+    assert ended.stdout == f"[] {backend}\n", ended.stderr
 
 
 def test_the_reader_of_a_pipe_may_leave():

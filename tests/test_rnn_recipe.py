@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from recipes import rnn_shakespeare
+from tests.conftest import write_verses
 from zoo import files
 from zoo.errors import UserError
 from zoo.models.rnn_language_model import rnn_language_model
@@ -25,11 +26,7 @@ TINY = ["--units", "16", "--embedding-dim", "8", "--length", "16", "--batch-size
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
     """A text of 6,000 characters in which the next character can be learned."""
-    path = tmp_path_factory.mktemp("text") / "verses.txt"
-    rng = np.random.default_rng(0)
-    words = ["the", "king", "and", "queen", "speak", "of", "love", "war", "Lord,", "night.\n"]
-    path.write_text(" ".join(words[i] for i in rng.integers(0, len(words), 1300))[:6000])
-    return path
+    return write_verses(tmp_path_factory.mktemp("text") / "verses.txt", words=1300, characters=6000)
 
 
 def train(text, output, *extra):

@@ -5,10 +5,14 @@ import importlib.util
 import os
 import sys
 import tempfile
+import types
 
-from zoo.errors import UserError, nearest
+from zoo.errors import UserError, nearest, run_command
 
 BACKENDS = ("tensorflow", "jax", "torch")
+
+# Keras imports these where they are installed, for wrappers and plots that nothing here uses: up to 2 of its 6 seconds.
+UNUSED = ("sklearn", "matplotlib")
 
 
 def installed():
@@ -31,10 +35,12 @@ def check(name, what="the backend"):
         raise UserError(f"{what} is {name}, which is not installed: pip install {name}, or use {_or(installed())}.")
 
 
-def start():
+def start(default="tensorflow"):
     """Import Keras on the backend that `KERAS_BACKEND` names, without the messages TensorFlow writes as it starts.
 
-    Where it names none and TensorFlow, Keras' default, is not installed, another one is taken, and a line says so.
+    Args:
+        default: the backend where `KERAS_BACKEND` is not set, here Keras' own default. If it is not installed another
+            one is taken, and a line says so.
 
     Raises:
         UserError: if it names an unknown backend, or one that is not installed.
@@ -43,16 +49,56 @@ def start():
         return
     if chosen := os.environ.get("KERAS_BACKEND"):
         check(chosen, "KERAS_BACKEND")
-    elif "tensorflow" not in installed():
+    elif default not in installed():
         os.environ["KERAS_BACKEND"] = installed()[0]
-        print(f"KERAS_BACKEND is not set and TensorFlow is not installed: using {installed()[0]}.", file=sys.stderr)
+        print(f"KERAS_BACKEND is not set and {default} is not installed: using {installed()[0]}.", file=sys.stderr)
+    elif default != "tensorflow":
+        os.environ["KERAS_BACKEND"] = default
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with _stderr_held_back():
+    # It also imports JAX on every backend, for the sake of Orbax's checkpoints.
+    unused = (*UNUSED, "jax") if os.environ.get("KERAS_BACKEND", "jax") != "jax" else UNUSED
+    with _stderr_held_back(), _hidden(unused), _without_torch_compiler():
         import keras  # noqa: F401
+
+
+def start_script():
+    """`start` for the top of a script: what it raises ends the process with one line."""
+    run_command(start)
 
 
 def _or(names):
     return " or ".join(names)
+
+
+@contextlib.contextmanager
+def _hidden(names):
+    """Let packages that are not imported yet look as if they were not installed."""
+    names = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(names))
+    try:
+        yield
+    finally:
+        for name in names:
+            sys.modules.pop(name, None)
+
+
+@contextlib.contextmanager
+def _without_torch_compiler():
+    """Let Keras mark what PyTorch's compiler must leave alone without importing that compiler, which takes 2 seconds.
+
+    PyTorch's own decorator, which imports it when a marked function is first called, takes the place of Keras' choice.
+    """
+    name = "torch._dynamo"
+    if os.environ.get("KERAS_BACKEND") != "torch" or name in sys.modules:
+        yield
+        return
+    import torch
+
+    sys.modules[name] = types.SimpleNamespace(disable=torch._compile._disable_dynamo)
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 @contextlib.contextmanager

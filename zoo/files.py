@@ -95,7 +95,7 @@ def save_model(model, path):
     import keras
 
     model = keras.Model(model.input, model.output, name=model.name)
-    with atomic(path) as temporary, _without_tensorflow(), _through_disk():
+    with atomic(path) as temporary, without_tensorflow(), _through_disk():
         model.save(temporary)
 
 
@@ -141,7 +141,7 @@ def load_model(path):
     import keras
 
     try:
-        with _without_tensorflow(), blank():
+        with without_tensorflow(), blank():
             place = _place_of_weights(path)
             return (
                 _load_in_place(path, *place) if place else keras.saving.load_model(path, compile=False, safe_mode=True)
@@ -319,7 +319,7 @@ def read_card(path):
 
 
 @contextlib.contextmanager
-def _without_tensorflow():
+def without_tensorflow():
     """Keep Keras on JAX and PyTorch from importing TensorFlow while saving and loading.
 
     Keras 3.15 imports it only to ask whether an object is one of its types (`serialize_keras_object`), which takes

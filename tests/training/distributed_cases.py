@@ -101,9 +101,9 @@ CASES = {"cnn": cnn_case, "rnn": rnn_case, "transformer": transformer_case, "den
 LAYOUTS = {"transformer": transformers.LAYOUT, "denoiser": denoisers.LAYOUT}
 
 
-def run(case, folder, *, devices, kind="data", dropout=0.0, precision="float32"):
+def run(case, folder, *, devices, kind="data", dropout=0.0):
     """Train a case for an epoch; writes what the first process has seen."""
-    with distribution.strategy(devices, kind=kind, layout=LAYOUTS.get(case), precision=precision) as on:
+    with distribution.strategy(devices, kind=kind, layout=LAYOUTS.get(case)) as on:
         model, batches, validation, compiling, numbers = CASES[case](dropout)
         set_random_streams(model, seed=0)
         model.compile(optimizer=Adam(2e-3, **{"epsilon": EPSILON} | numbers), **compiling)

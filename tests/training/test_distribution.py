@@ -14,7 +14,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, write_verses
 from zoo import files
 from zoo.data import Batches
 from zoo.errors import UserError
@@ -178,11 +178,7 @@ def test_two_processes_give_the_run_of_one(one_device, tmp_path):
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp("text") / "verses.txt"
-    rng = np.random.default_rng(0)
-    words = ["the", "king", "and", "queen", "speak", "of", "love", "war", "Lord,", "night.\n"]
-    path.write_text(" ".join(words[i] for i in rng.integers(0, len(words), 4000))[:18_000])
-    return path
+    return write_verses(tmp_path_factory.mktemp("text") / "verses.txt", words=4000, characters=18000)
 
 
 @pytest.mark.heavy

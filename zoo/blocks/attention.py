@@ -12,6 +12,17 @@ import numpy as np
 from keras import layers, ops
 
 PARTS = ("query", "key", "value", "output")
+# How devices divide the weights of attentions and feed-forward layers between them (Shoeybi et al. 2019, "Megatron-LM",
+# section 3): first products by columns, so that each device has whole heads, second ones by rows. Paths of weights, and
+# which axis is divided.
+LAYOUT = {
+    ".*_(query|key|value)/kernel": (None, "model"),
+    ".*_(query|key|value)/bias": ("model",),
+    ".*_output/kernel": ("model", None),
+    ".*_inner/kernel": (None, "model"),
+    ".*_inner/bias": ("model",),
+    ".*_outer/kernel": ("model", None),
+}
 
 
 def attention_layers(name, *, width, num_heads, biased=PARTS):

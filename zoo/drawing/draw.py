@@ -6,6 +6,8 @@ import sys
 import time
 import warnings
 
+import keras
+
 from zoo import __version__
 from zoo.drawing import pictures
 from zoo.drawing.painter import load_painter, read_settings
@@ -112,7 +114,7 @@ def draw(
         pictures.write_gif(gif, frames["gif"])
         say(f"{gif}: {len(frames['gif'])} of {step.total} steps")
     taken = f"{steps - left_out} of {steps}" if (left_out := skipped(steps, options.get("strength", 1.0))) else steps
-    say(f"{taken} steps of {options['sampler']} in {seconds:.1f} s")
+    say(f"{taken} steps of {options['sampler']} in {seconds:.1f} s on {keras.backend.backend()}")
 
 
 def _listed(numbers):

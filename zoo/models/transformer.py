@@ -18,6 +18,7 @@ import math
 import keras
 from keras import layers, ops
 
+from zoo.blocks.attention import LAYOUT as DIVIDED
 from zoo.blocks.attention import attention, attention_layers, attention_step, attention_weights, heads, sinusoids
 
 VARIANTS = {
@@ -26,15 +27,8 @@ VARIANTS = {
     # Vaswani et al. 2017, table 3
     "base": {"num_layers": 6, "width": 512, "inner": 2048, "num_heads": 8},
 }
-# How devices divide the weights between them (Shoeybi et al. 2019, "Megatron-LM", section 3): first products by
-# columns, so that each device has whole heads, second ones by rows. Paths of weights, and which axis is divided.
-LAYOUT = {
-    ".*attention_(query|key|value)/kernel": (None, "model"),
-    ".*attention_(query|key|value)/bias": ("model",),
-    ".*attention_output/kernel": ("model", None),
-    ".*_inner/kernel": (None, "model"),
-    ".*_inner/bias": ("model",),
-    ".*_outer/kernel": ("model", None),
+# How devices divide the weights between them.
+LAYOUT = DIVIDED | {
     ".*embedding/(reverse_)?embeddings": (None, "model"),
 }
 ACTIVATIONS = ("relu", "gelu", "silu")

@@ -32,7 +32,10 @@ from zoo.unset_weights import blank
 
 KINDS = ("data", "model")
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
-LOST = re.compile(r"connection (closed|reset|refused)|heartbeat|peer|unhealthy|collective ops is aborted|gloo", re.I)
+GONE = "Another process of this run has gone, and the run with it"
+SIGNS_OF_LOSS = re.compile(
+    r"connection (closed|reset|refused)|heartbeat|peer|unhealthy|collective ops is aborted|gloo", re.I
+)
 HEARTBEAT = 20  # seconds without a sign of life after which a process counts as lost
 
 
@@ -305,7 +308,7 @@ def _jax(platform, wanted, kind, layout):
             jax.config.update("jax_num_cpu_devices", max(wanted, jax.config.jax_num_cpu_devices))
         except RuntimeError:  # JAX has begun
             pass
-    processes = int(os.environ.get("KERAS_DISTRIBUTION_NUM_PROCESSES", 1))
+    processes = jax_processes()
     if processes > 1:
         _join_processes()
     accelerators = [] if jax.default_backend() == "cpu" else jax.local_devices()
@@ -331,6 +334,11 @@ def _jax(platform, wanted, kind, layout):
     else:
         one = keras.distribution.DataParallel(devices=names, auto_shard_dataset=False)
     return Devices(count, kind=kind, processes=processes, process=jax.process_index(), scope=one.scope, strategy=one)
+
+
+def jax_processes():
+    """How many processes `keras.distribution.initialize` is to join."""
+    return int(os.environ.get("KERAS_DISTRIBUTION_NUM_PROCESSES", 1))
 
 
 def _of_process(process):
@@ -532,10 +540,12 @@ def plain(model):
 
     Call it in the scope or after it. A model that was trained on several devices is of use only by them.
     """
-    config = model.get_config()
-    if _placed(model) or "mixed_" in json.dumps(config, default=str):
+    mixed = any(layer.dtype_policy.name.startswith("mixed_") for layer in model._flatten_layers())
+    if _placed(model) or mixed:
+        with files.without_tensorflow():
+            config = _in_float32(model.get_config())
         with aside(), blank():
-            copy = type(model).from_config(_in_float32(config))
+            copy = type(model).from_config(config)
         with aside():
             for new, old in zip(_lasting(copy), _lasting(model), strict=True):
                 new.assign(np.array(keras.ops.convert_to_numpy(old)))
@@ -567,4 +577,4 @@ def _in_float32(config):
 
 def lost_process(error):
     """Whether an error is what a process sees when another one of its run has gone."""
-    return _current.processes > 1 and bool(LOST.search(f"{type(error).__name__} {error}"))
+    return _current.processes > 1 and bool(SIGNS_OF_LOSS.search(f"{type(error).__name__} {error}"))

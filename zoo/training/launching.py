@@ -34,7 +34,7 @@ def _run(main, args):
         _end_with_parent()
     elif keras.backend.backend() == "torch" and (count := _processes(args.devices)) > 1:
         return _launch(count)
-    elif keras.backend.backend() == "jax" and int(os.environ.get("KERAS_DISTRIBUTION_NUM_PROCESSES", 1)) > 1:
+    elif keras.backend.backend() == "jax" and distribution.jax_processes() > 1:
         return _watch()
     return main(args)
 
@@ -79,7 +79,7 @@ def _launch(count):
         # The launcher ends the others by SIGTERM.
         killed = [rank for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM]
         if killed:
-            raise _lost(f"process {killed[0]} of {count}", codes[killed[0]]) from None
+            raise _lost(f"Process {killed[0]} of {count}", codes[killed[0]]) from None
         os._exit(codes.get(0, max(codes.values())))  # it has said itself why
 
 
@@ -93,19 +93,16 @@ def _watch():
         except KeyboardInterrupt:  # the child has got it too, and says what was kept
             continue
     if code == -signal.SIGABRT:
-        raise TrainingError(LOST)
+        raise TrainingError(f"{distribution.GONE}: start all of them again with --resume.")
     if code < 0:
-        raise _lost("this process", code)
+        raise _lost("This process", code)
     if code:
         os._exit(code)
 
 
-LOST = "Another process of this run has gone, and the run with it: start all of them again with --resume."
-
-
 def _lost(which, code):
     name = signal.Signals(-code).name
-    return TrainingError(f"{which[0].upper()}{which[1:]} was ended by {name}: start the run again with --resume.")
+    return TrainingError(f"{which} was ended by {name}: start the run again with --resume.")
 
 
 def _end_with_parent():

@@ -48,7 +48,7 @@ def train(model, batches, *, log, epochs, callbacks, validation_data=None):
     except Exception as error:
         if not distribution.lost_process(error):
             raise
-        raise TrainingError(f"Another process of this run has gone, and the run with it: {_kept(log)}.") from error
+        raise TrainingError(f"{distribution.GONE}: {_kept(log)}.") from error
     distribution.wait_for_all()
 
 

@@ -19,18 +19,13 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from zoo.blocks.attention import LAYOUT as DIVIDED
 from zoo.blocks.attention import attention, attention_layers
 from zoo.blocks.residual import convolution, doubled, group_norm, picture, residual_block, token_places, tokens
 
-# How devices divide the weights between them, as in `zoo.models.transformer`; of a residual block the first convolution
-# is divided by what it gives, the second by what it takes.
-LAYOUT = {
-    ".*_(query|key|value)/kernel": (None, "model"),
-    ".*_(query|key|value)/bias": ("model",),
-    ".*_output/kernel": ("model", None),
-    ".*_inner/kernel": (None, "model"),
-    ".*_inner/bias": ("model",),
-    ".*_outer/kernel": ("model", None),
+# How devices divide the weights between them; of a residual block the first convolution is divided by what it gives,
+# the second by what it takes.
+LAYOUT = DIVIDED | {
     ".*_conv1/kernel": (None, None, None, "model"),
     ".*_conv1/bias": ("model",),
     ".*_time/kernel": (None, "model"),
