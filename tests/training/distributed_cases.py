@@ -34,7 +34,7 @@ ROWS = 8  # of a global batch
 # Of Adam: where a gradient is zero but for rounding (biases of keys), the usual 1e-8 makes whole steps of it.
 EPSILON = 1e-4
 SIZES = {"num_layers": 1, "width": 16, "inner": 32, "num_heads": 4}
-UNET = {"widths": (16, 32), "blocks": 1, "attention": (False, True), "num_heads": 4, "context_width": 8, "groups": 4}
+UNET = {"widths": (16,), "blocks": 1, "attention": (True,), "num_heads": 4, "context_width": 8, "groups": 4}
 
 
 def cnn_case(dropout):

@@ -1,5 +1,6 @@
 """Strategy scopes: several devices give what one gives, processes that are lost end the run, and mistakes are told."""
 
+import functools
 import json
 import os
 import re
@@ -44,42 +45,43 @@ def assert_same(one, other, tolerance=1e-4):
 
 
 @pytest.fixture(scope="module")
-def one_device(tmp_path_factory):
-    """A function: results of a case on one device; each is trained once."""
-    folder, made = tmp_path_factory.mktemp("one"), {}
+def trained(tmp_path_factory):
+    """A function: results of a case on so many simulated devices. Every case is trained on every number once."""
+    folder = tmp_path_factory.mktemp("trained")
 
-    def get(case):
-        if case not in made:
-            command = [sys.executable, CASES, str(folder), "--devices", "cpu", "--cases", case]
-            ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-            assert ended.returncode == 0, ended.stderr
-            made[case] = results(folder, f"{case}-cpu")
-        return made[case]
+    @functools.cache
+    def train(*counts):
+        # PyTorch is started with so many processes; the others simulate the largest number of devices.
+        command = [sys.executable, CASES, str(folder), "--devices", f"cpu:{counts[0]}", "--counts", *map(str, counts)]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+        assert ended.returncode == 0, ended.stderr
+
+    def get(case, count):
+        train(*((count,) if BACKEND == "torch" else (4, 2, 1)))
+        return results(folder, f"{case}-cpu{count}")
 
     return get
 
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("count", [2, 4])
-def test_several_devices_give_the_run_of_one(one_device, tmp_path, run, count):
+def test_several_devices_give_the_run_of_one(trained, count):
     """The CNN with a last batch that nothing divides, an RNN with states, the transformer, the denoiser."""
-    ended = run([CASES, tmp_path, "--devices", f"cpu:{count}"])
-    assert ended.returncode == 0, ended.stderr
     for case in ("cnn", "rnn", "transformer", "denoiser"):
-        several = results(tmp_path, f"{case}-cpu{count}")
+        several = trained(case, count)
         assert several["count"] == count
-        assert_same(one_device(case), several)
+        assert_same(trained(case, 1), several)
 
 
 @pytest.mark.heavy
-def test_dropout_repeats_from_run_to_run(one_device, tmp_path, run):
+def test_dropout_repeats_from_run_to_run(trained, tmp_path, run):
     for name in ("first", "second"):
         ended = run([CASES, tmp_path / name, "--devices", "cpu:2", "--cases", "rnn", "--dropout", "0.4"])
         assert ended.returncode == 0, ended.stderr
     first, second = (results(tmp_path / name, "rnn-cpu2") for name in ("first", "second"))
     for key in (key for key in first if key.startswith("arr_") or key == "losses"):
         np.testing.assert_array_equal(first[key], second[key])
-    assert np.abs(first["losses"] - one_device("rnn")["losses"]).max() > 1e-4
+    assert np.abs(first["losses"] - trained("rnn", 1)["losses"]).max() > 1e-4
 
 
 def shards_of(stored):
@@ -89,15 +91,13 @@ def shards_of(stored):
 
 @pytest.mark.heavy
 @pytest.mark.skipif(BACKEND != "jax", reason="weights are divided on JAX only")
-def test_divided_weights(one_device, tmp_path, run):
+def test_divided_weights(trained, tmp_path, run):
     ended = run([CASES, tmp_path, "--devices", "cpu:4", "--parallel", "model", "--cases", "transformer", "denoiser"])
     assert ended.returncode == 0, ended.stderr
     for case in ("transformer", "denoiser"):
         model = results(tmp_path, f"{case}-cpu4-model")
-        assert_same(one_device(case), model)
-    shards = dict(
-        re.match(r"(\S+) (.*)", line).groups() for line in results(tmp_path, "transformer-cpu4-model")["shards"]
-    )
+        assert_same(trained(case, 1), model)
+    shards = shards_of(results(tmp_path, "transformer-cpu4-model"))
     # d = 16, f = 32 on four devices
     assert shards["encoder_0_self_attention_query/kernel"] == "(16, 4)"
     assert shards["encoder_0_self_attention_output/kernel"] == "(4, 16)"
@@ -138,17 +138,8 @@ def start_two(arguments):
                 "KERAS_DISTRIBUTION_PROCESS_ID": str(place),
             }
         else:
-            command += [
-                "-m",
-                "torch.distributed.run",
-                "--nnodes",
-                "2",
-                "--nproc-per-node",
-                "1",
-                "--node-rank",
-                str(place),
-            ]
-            command += ["--master-addr", "127.0.0.1", "--master-port", str(ports[0])]
+            command += f"-m torch.distributed.run --nnodes 2 --nproc-per-node 1 --node-rank {place}".split()
+            command += f"--master-addr 127.0.0.1 --master-port {ports[0]}".split()
         started.append(
             subprocess.Popen(
                 [*command, *map(str, arguments)],
@@ -163,7 +154,7 @@ def start_two(arguments):
 
 
 @pytest.mark.heavy
-def test_two_processes_give_the_run_of_one(one_device, tmp_path):
+def test_two_processes_give_the_run_of_one(trained, tmp_path):
     started = start_two(
         [CASES, tmp_path, "--devices", "cpu" if BACKEND != "torch" else "auto", "--cases", "cnn", "rnn"]
     )
@@ -173,7 +164,7 @@ def test_two_processes_give_the_run_of_one(one_device, tmp_path):
     for case in ("cnn", "rnn"):
         several = results(tmp_path, next(tmp_path.glob(f"{case}-*.npz")).stem)
         assert several["count"] == 2
-        assert_same(one_device(case), several)
+        assert_same(trained(case, 1), several)
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +174,7 @@ def text(tmp_path_factory):
 
 @pytest.mark.heavy
 def test_a_lost_process_ends_the_run_and_resuming_gives_the_run_that_was_not_cut(text, tmp_path):
-    arguments = [*RECIPE, "--text", text, "--epochs", "4", "--patience", "4", "--output"]
+    arguments = [*RECIPE, "--text", text, "--epochs", "3", "--patience", "3", "--output"]
     whole = start_two([*arguments, tmp_path / "whole"])
     told = [process.communicate(timeout=600)[0] for process in whole]
     assert [process.returncode for process in whole] == [0, 0], told
@@ -214,19 +205,7 @@ def test_a_lost_process_ends_the_run_and_resuming_gives_the_run_that_was_not_cut
 @pytest.mark.skipif(BACKEND != "torch", reason="only PyTorch has a process for each device")
 def test_a_lost_process_on_one_host(text, tmp_path, run):
     """The recipe has started its processes itself, and says which one is gone."""
-    arguments = [
-        *RECIPE,
-        "--text",
-        text,
-        "--epochs",
-        "30",
-        "--patience",
-        "30",
-        "--devices",
-        "cpu:2",
-        "--output",
-        tmp_path,
-    ]
+    arguments = [*RECIPE, "--text", text, *"--epochs 30 --patience 30 --devices cpu:2 --output".split(), tmp_path]
     process = run(arguments, wait=False)
     while process.poll() is None and not (tmp_path / "checkpoint.npz").exists():
         time.sleep(0.02)

@@ -29,6 +29,8 @@ def train(model, batches, *, log, epochs, callbacks, validation_data=None):
         distribution.current().rows(batches.batch_size)  # which devices must be able to divide
     mine, validation = distribution.share(batches), distribution.share(validation_data)
     distribution.prepare(model, mine)
+    if not model.optimizer.built:
+        model.optimizer.build(model.trainable_variables)  # TensorFlow takes longer when it is left to the first step
     for callback in callbacks:
         if isinstance(callback, own.FirstLosses):
             callback.batches = mine

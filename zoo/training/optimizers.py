@@ -52,6 +52,17 @@ class Adam(keras.optimizers.Adam):
         self.decay, self.decay_kind = decay, decay_kind
         self.l2 = decay if decay_kind == "l2" else 0.0
 
+    def _clip_gradients(self, gradients):
+        """Clip the gradients of the whole batch; Keras 3.15 clips those of each tf.distribute replica, then sums."""
+        if keras.backend.backend() == "tensorflow":
+            pairs = [(gradient, None) for gradient in gradients]
+            gradients = [gradient for gradient, _ in super()._all_reduce_sum_gradients(pairs)]
+        return super()._clip_gradients(gradients)
+
+    def _all_reduce_sum_gradients(self, grads_and_vars):
+        """Called by TensorFlow's Keras after clipping, when the sums have been made."""
+        return grads_and_vars
+
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
         momentum, velocity = self._momentums[index], self._velocities[index]
