@@ -73,10 +73,9 @@ def main(args):
     for part, (stage, takes, gives) in PARTS.items():
         path, metrics = target / f"{part}.keras", stages[stage]
         card = {"name": part, "file": path.name, "sha256": files.sha256(path), "bytes": path.stat().st_size}
-        # A run that was interrupted and resumed is, bit for bit, the one that was not.
-        command = shlex.join(word for word in shlex.split(metrics["command"]) if word != "--resume")
-        card |= {"input": takes, "output": gives, "command": command}
+        card |= {"input": takes, "output": gives, "command": repeatable(metrics["command"])}
         card |= {key: value for key, value in metrics.items() if key not in LEFT_OUT}
+        card["parameters"] = files.load_model(path).count_params()  # a stage may have made several parts
         if part == "denoiser":
             card["scores"] = {key: scores[key] for key in SCORES}
         files.write_json(path.with_suffix(".json"), card | {"data_licence": args.data_licence})
@@ -85,6 +84,15 @@ def main(args):
     size = sum(path.stat().st_size for path in target.iterdir())
     print(f"{target}: {len(PARTS)} models with their cards, {size / 1e6:.1f} MB in all.")
     print(f'Draw with it: zoo draw {shlex.quote(str(target))} "a green three on white"')
+
+
+def repeatable(command):
+    """A command without its folder, and without --resume: a run that went on is, bit for bit, one that went through."""
+    words = shlex.split(command)
+    while "--output" in words:
+        place = words.index("--output")
+        del words[place : place + 2]
+    return shlex.join(word for word in words if word != "--resume")
 
 
 def read(path):

@@ -96,6 +96,8 @@ def test_writing_is_the_full_models_choice():
 
 
 WRITE = """
+from zoo import backends
+backends.start()
 import sys
 from zoo.text.writing import load_with_tokenizer, write
 print("".join(write(*load_with_tokenizer(sys.argv[1]), "the ", length=80, seed=4, temperature=0.7, top_p=0.9)))

@@ -57,6 +57,8 @@ def test_a_raw_digit_is_classified_in_one_call():
 
 
 PREDICT = """
+from zoo import backends
+backends.start()
 import sys
 import keras, numpy as np
 file, images, target = sys.argv[1:]
@@ -130,6 +132,8 @@ def test_same_language_model_on_every_backend(tmp_path, run, name, shakespeare):
 
 
 TRANSLATE = """
+from zoo import backends
+backends.start()
 import sys
 import keras, numpy as np
 from zoo.text.translator import load_translator
@@ -173,3 +177,54 @@ def test_same_translation_model_on_every_backend(tmp_path, run, name, multi30k):
         difference = np.abs(found[backend][0] - logits).max()
         print(f"{name}: largest difference of logits, {backend} to torch: {difference:.1e}")
         assert difference <= 1e-4 and found[backend][1] == texts[:100]
+
+
+# ------------------------------------------------------------------------------------------------------ text to image
+
+
+DIFFUSION = FOLDER / "diffusion_captions"
+PROMPTS = ["a green three on white", "on a blue background a yellow ankle boot", "a dress in black on orange"]
+DRAW = """
+import sys
+from zoo import backends
+backends.start()
+import numpy as np
+from zoo.data.captions import COLOURS, judge_colours
+from zoo.drawing.painter import load_painter
+from zoo.files import load_model
+from zoo.training.diffusion_scores import draw_prompts
+folder, target, *prompts = sys.argv[1:]
+painter = load_painter(folder)
+pictures = draw_prompts(painter, prompts, steps=painter.settings["steps"], guidance=painter.settings["guidance"])
+logits = load_model(f"{folder}/judge.keras").predict(pictures, verbose=0)
+names = list(COLOURS)
+found = zip(logits.argmax(-1), *judge_colours(pictures))
+said = [[int(label), names[ink], names[ground]] for label, ink, ground in found]
+np.savez(target, pictures=pictures, said=np.array(said))
+"""
+
+
+@pytest.mark.once
+def test_the_diffusion_is_whole_and_small():
+    parts = ("judge", "encoder", "decoder", "text_encoder", "denoiser")
+    assert {path.stem for path in DIFFUSION.glob("*.keras")} == set(parts)
+    assert sum(path.stat().st_size for path in DIFFUSION.iterdir()) < 60e6
+    for part in parts:
+        card = json.loads((DIFFUSION / f"{part}.json").read_text())
+        assert files.sha256(DIFFUSION / f"{part}.keras") == card["sha256"]
+        assert files.load_model(DIFFUSION / f"{part}.keras").count_params() == card["parameters"]
+
+
+@pytest.mark.once
+@pytest.mark.heavy
+def test_same_drawings_on_every_backend(tmp_path, run):
+    """What is asked for, and the same within 2 of 255."""
+    drawn = {}
+    for backend in ("torch", "tensorflow", "jax"):
+        target = tmp_path / f"{backend}.npz"
+        ended = run(["-c", DRAW, DIFFUSION, target, *PROMPTS], backend=backend)
+        assert ended.returncode == 0, ended.stderr
+        with np.load(target) as stored:
+            drawn[backend], said = stored["pictures"].astype(int), stored["said"].tolist()
+        assert said == [["3", "green", "white"], ["19", "yellow", "blue"], ["13", "black", "orange"]]
+        assert np.abs(drawn[backend] - drawn["torch"]).max() <= 2

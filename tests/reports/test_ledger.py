@@ -333,6 +333,8 @@ def test_every_architecture_of_keras_applications(name):
 
 
 ELSEWHERE = """
+from zoo import backends
+backends.start()
 import keras
 from tests.reports.test_ledger import check, NOT_ON_TORCH
 from zoo.reports.ledger import ledger

@@ -101,9 +101,9 @@ CASES = {"cnn": cnn_case, "rnn": rnn_case, "transformer": transformer_case, "den
 LAYOUTS = {"transformer": transformers.LAYOUT, "denoiser": denoisers.LAYOUT}
 
 
-def run(case, folder, *, devices, kind="data", dropout=0.0):
+def run(case, folder, *, devices, kind="data", dropout=0.0, precision="float32"):
     """Train a case for an epoch; writes what the first process has seen."""
-    with distribution.strategy(devices, kind=kind, layout=LAYOUTS.get(case)) as on:
+    with distribution.strategy(devices, kind=kind, layout=LAYOUTS.get(case), precision=precision) as on:
         model, batches, validation, compiling, numbers = CASES[case](dropout)
         set_random_streams(model, seed=0)
         model.compile(optimizer=Adam(2e-3, **{"epsilon": EPSILON} | numbers), **compiling)
@@ -115,6 +115,7 @@ def run(case, folder, *, devices, kind="data", dropout=0.0):
         shards = {v.path: v.value.addressable_shards[0].data.shape for v in model.weights} if kind == "model" else {}
         weights = [np.asarray(keras.ops.convert_to_numpy(v)) for v in model.trainable_variables]
         plain = distribution.plain(model)
+        assert {layer.compute_dtype for layer in plain.layers} == {"float32"}
         same = [np.asarray(keras.ops.convert_to_numpy(v)) for v in plain.trainable_variables]
         assert all(np.array_equal(a, b) for a, b in zip(weights, same, strict=True))
     if not files.discarding():
@@ -126,6 +127,7 @@ def run(case, folder, *, devices, kind="data", dropout=0.0):
                 losses=first.losses,
                 count=on.count,
                 told=list(told.values()),
+                optimizer=type(model.optimizer).__name__,
                 shards=[f"{path} {shape}" for path, shape in shards.items()],
             )
 
@@ -134,7 +136,14 @@ def main(args):
     for devices in [args.devices] if args.counts is None else [f"cpu:{n}" for n in args.counts]:
         for case in args.cases:
             name = f"{case}-{devices.replace(':', '')}{'' if args.parallel == 'data' else '-model'}"
-            run(case, pathlib.Path(args.folder) / name, devices=devices, kind=args.parallel, dropout=args.dropout)
+            run(
+                case,
+                pathlib.Path(args.folder) / name,
+                devices=devices,
+                kind=args.parallel,
+                dropout=args.dropout,
+                precision=args.precision,
+            )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import ROOT, write_verses
+from tests.training import distributed_cases
 from zoo import files
 from zoo.data import Batches
 from zoo.errors import UserError
@@ -318,6 +319,22 @@ def test_one_device_changes_nothing():
         inputs = keras.Input((2,))
         model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
         assert distribution.plain(model) is model
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_learns_what_float32_learns(tmp_path, precision):
+    """To the digits it has; in float16 the loss is scaled, without which small gradients are zero."""
+    if BACKEND == "jax" and precision == "float16":
+        pytest.skip("float16 does not run on a CPU with JAX")
+    for name in ("float32", precision):
+        distributed_cases.run("transformer", tmp_path / name, devices="cpu", precision=name)
+    full, half = (results(tmp_path, name) for name in ("float32", precision))
+    assert str(full["optimizer"]) == "Adam"
+    assert str(half["optimizer"]) == ("LossScaleOptimizer" if precision == "float16" else "Adam")
+    np.testing.assert_allclose(half["losses"], full["losses"], rtol=0.02)
+    assert half["losses"][-1] < half["losses"][0]
+    assert np.abs(half["losses"] - full["losses"]).max() > 1e-6  # it was in use
 
 
 def test_precision_comes_back_as_float32():
