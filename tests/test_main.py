@@ -220,7 +220,7 @@ def test_quiz(run, tmp_path):
 # ----------------------------------------------------------------------------------------------------------- complete
 
 
-def test_complete(run, tmp_path):
+def test_complete(tmp_path, capsys):
     from zoo import files
     from zoo.models.rnn_language_model import rnn_language_model
     from zoo.text.tokenizers import save_tokenizer, train_tokenizer
@@ -229,11 +229,12 @@ def test_complete(run, tmp_path):
     save_tokenizer(train_tokenizer("abcd", "char"), tmp_path / "m.tokenizer.json")
 
     def complete(*arguments):
-        return zoo(run, "complete", str(tmp_path / "m.keras"), *arguments)
+        command._main(["complete", str(tmp_path / "m.keras"), *arguments])
+        return capsys.readouterr().out
 
-    texts = [complete("abc", "--length", "30", "--seed", seed).stdout for seed in ("1", "1", "2")]
+    texts = [complete("abc", "--length", "30", "--seed", seed) for seed in ("1", "1", "2")]
     assert re.fullmatch(r"abc[abcd]{30}\n", texts[0]) and texts[0] == texts[1] != texts[2]
-    told = complete("abc", "--next", "3").stdout.splitlines()
+    told = complete("abc", "--next", "3").splitlines()
     assert len(told) == 3 and all(re.fullmatch(r" +\d+\.\d%  '[abcd]'", line) for line in told)
     for arguments, message in (
         (["abxy"], "'x', 'y'"),
@@ -241,8 +242,8 @@ def test_complete(run, tmp_path):
         (["a", "--temperature", "0"], "above 0, got 0"),
         (["a", "--next", "0"], "--next must be at least 1"),
     ):
-        ended = complete(*arguments)
-        assert ended.returncode == 2 and message in ended.stderr and "Traceback" not in ended.stderr
+        with pytest.raises(UserError, match=message):
+            complete(*arguments)
 
 
 @pytest.mark.parametrize("name", ["lstm_shakespeare", "gru_shakespeare"])
@@ -385,7 +386,10 @@ def test_verify_ends_with_0_or_1(run, tmp_path):
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", sorted(path.stem for path in SAVED.glob("*.keras")))
-def test_pretrained_files_are_the_same_on_every_backend(run, name):
-    ended = zoo(run, "verify", name)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "All 3 backends give the numbers of the golden record." in ended.stdout
+def test_golden_records_of_the_pretrained_files(run, name):
+    """One file on every backend; of the others, of which `test_saved_models` compares the backends, the record."""
+    backends, words = ["--backends", "torch"], "torch gives the numbers of the golden record."
+    if name == "cnn_mnist":
+        backends, words = [], "All 3 backends give the numbers of the golden record."
+    ended = zoo(run, "verify", name, *backends)
+    assert ended.returncode == 0 and words in ended.stdout, ended.stdout + ended.stderr
