@@ -276,6 +276,15 @@ def test_what_jax_cannot_do():
             pass
 
 
+@pytest.mark.heavy
+@pytest.mark.skipif(BACKEND != "jax", reason="weights are divided on JAX only")
+def test_weights_that_devices_do_not_divide(tmp_path, run):
+    ended = run([CASES, tmp_path, "--devices", "cpu:3", "--parallel", "model", "--cases", "transformer"])
+    assert ended.returncode == 2
+    last = ended.stderr.strip().splitlines()[-1]
+    assert re.match(r"error: --parallel model cannot divide \d+ of \S+ \(.*\) among 3 devices: use", last), last
+
+
 @pytest.mark.once
 def test_torch_in_one_process_does_not_pretend():
     with pytest.raises(UserError, match="a process for each device: .*torchrun --nproc-per-node 2"):

@@ -44,8 +44,13 @@ def save_steps(path, table):
     ):
         for sampler, points in table.items():
             axes.plot(list(points), [point[place] for point in points.values()], "o-", ms=3, label=sampler)
-        axes.set_xscale("log")
-        axes.set(xlabel="steps", title=title)
+        axes.set(xlabel="steps", title=title, xscale="log")
+        axes.set_xticks(sorted({steps for points in table.values() for steps in points}))
+        if place == 0:  # few steps of some samplers are ten times as far off
+            axes.set(yscale="log")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter("{x:g}" if axis is axes.yaxis and place == 0 else "")
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=8)
     _save(figure, path)

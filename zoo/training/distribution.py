@@ -330,10 +330,25 @@ def _jax(platform, wanted, kind, layout):
         layouts = keras.distribution.LayoutMap(mesh)
         for path, axes in layout.items():
             layouts[path] = axes
-        one = keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="batch", auto_shard_dataset=False)
+        one = _ModelParallel(layout_map=layouts, batch_dim_name="batch", auto_shard_dataset=False)
     else:
         one = keras.distribution.DataParallel(devices=names, auto_shard_dataset=False)
     return Devices(count, kind=kind, processes=processes, process=jax.process_index(), scope=one.scope, strategy=one)
+
+
+class _ModelParallel(keras.distribution.ModelParallel):
+    """Says in the project's words which weight cannot be divided."""
+
+    def get_variable_layout(self, variable):
+        layout = super().get_variable_layout(variable)
+        count = self.device_mesh.shape[1]
+        for size, axis in zip(variable.shape, layout.axes):
+            if axis == "model" and size % count:
+                raise UserError(
+                    f"--parallel model cannot divide {size} of {variable.path} {tuple(variable.shape)} among {count} "
+                    "devices: use a number that divides the widths, or --parallel data."
+                )
+        return layout
 
 
 def jax_processes():
