@@ -13,6 +13,7 @@ from zoo import backends
 
 backends.start()
 
+from zoo import data
 from zoo.speed.fast_paths import set_compiler_flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -55,6 +56,12 @@ def tfds_dir():
         if folder and (pathlib.Path(folder) / "mnist").is_dir():
             return pathlib.Path(folder)
     pytest.skip("MNIST is not prepared here (set TFDS_DATA_DIR)")
+
+
+@pytest.fixture(scope="session")
+def mnist(tfds_dir):
+    """MNIST, read once: it takes TensorFlow Datasets 10 seconds and more."""
+    return data.load("mnist", tfds_dir)
 
 
 @pytest.fixture(scope="session")

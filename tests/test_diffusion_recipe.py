@@ -31,7 +31,8 @@ denoiser.VARIANTS["tiny"].update(widths=(8, 8), attention=(False, True), groups=
 text_encoder.VARIANTS["tiny"].update(num_layers=1, width=8, inner=8, num_heads=2)
 """
 PROGRAM = (
-    SMALL
+    "from zoo import backends; backends.start()\n"
+    + SMALL
     + """
 import sys
 from recipes import diffusion_captions as recipe

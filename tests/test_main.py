@@ -274,7 +274,7 @@ def test_a_model_of_the_wrong_kind(run):
 @pytest.fixture(scope="module")
 def scan(tmp_path_factory, request):
     """A MNIST test image as a file, and its label; light ink on dark ground."""
-    dataset = data.load("mnist", request.getfixturevalue("tfds_dir"))
+    dataset = request.getfixturevalue("mnist")
     path = tmp_path_factory.mktemp("scan") / "digit.png"
     Image.fromarray(dataset.x_test[0, ..., 0]).save(path)
     return path, str(dataset.y_test[0])

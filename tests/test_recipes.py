@@ -74,8 +74,9 @@ def test_killed_after_any_epoch_and_resumed_is_bit_for_bit_the_uninterrupted_run
     assert whole.returncode == 0, whole.stderr
 
     broken = [*arguments, "--output", tmp_path / "broken"]
-    for epoch in (1, 2):
-        process = run(broken + (["--resume"] if epoch > 1 else []), wait=False)
+    kills = (1, 2) if keras.backend.backend() == "torch" else (2,)  # where it takes longer, only once
+    for epoch in kills:
+        process = run(broken + (["--resume"] if epoch > kills[0] else []), wait=False)
         history = tmp_path / "broken" / "history.csv"
         deadline = time.monotonic() + 300
         while not (
@@ -219,7 +220,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run(tmp_path):
 
 @pytest.mark.heavy
 def test_control_c_in_mid_epoch(tmp_path, run):
-    arguments = [RECIPE, "--dataset", "digits", "--epochs", "50", "--batch-size", "32", "--output", tmp_path]
+    arguments = [RECIPE, "--dataset", "digits", *"--limit 480 --epochs 50 --batch-size 32 --output".split(), tmp_path]
     process = run(arguments, wait=False)
     deadline = time.monotonic() + 300
     while not (tmp_path / "checkpoint.npz").exists():
@@ -262,12 +263,11 @@ def test_a_mistake_ends_in_one_sentence_and_a_code(tmp_path, run, flags, code, w
 
 @pytest.mark.once
 @pytest.mark.heavy
-def test_parity_losses_agree_between_backends(tmp_path, run, tfds_dir):
+def test_parity_losses_agree_between_backends(tmp_path, run):
     losses = {}
     for backend in ("tensorflow", "jax", "torch"):
-        # The learning rate rises as in the first steps of the README's run: there to 1e-3 in 36 steps, here in 8.
-        flags = ["--dataset", "mnist", "--data-dir", tfds_dir, "--parity", "--epochs", "1", "--limit", "2400"]
-        flags += ["--learning-rate", "2e-4"]
+        # The learning rate rises as in the first steps of the README's run: there to 1e-3 in 36 steps, here in 5.
+        flags = ["--dataset", "digits", "--parity", "--epochs", "1", "--learning-rate", "1.5e-4"]
         ended = run([RECIPE, *flags, "--output", tmp_path / backend], backend=backend)
         assert ended.returncode == 0, ended.stderr
         losses[backend] = json.loads((tmp_path / backend / "metrics.json").read_text())["first_losses"]

@@ -85,9 +85,9 @@ def test_writing_is_the_full_models_choice():
     tokenizer = tokenizers.train_tokenizer(text, "char")
     model = rnn_language_model(cell="gru", vocabulary_size=8, embedding_dim=6, units=9)
     model.set_weights([np.random.default_rng(3).normal(size=w.shape) for w in model.get_weights()])
-    written = "".join(writing.write(model, tokenizer, "ab", length=30, greedy=True))
+    written = "".join(writing.write(model, tokenizer, "ab", length=12, greedy=True))
     so_far = "ab"
-    for _ in range(30):
+    for _ in range(12):
         logits = keras.ops.convert_to_numpy(model(np.array([tokenizers.encode(tokenizer, so_far)])))
         so_far += text[int(logits[0, -1].argmax())]
     assert "ab" + written == so_far

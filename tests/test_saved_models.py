@@ -71,20 +71,25 @@ np.save(target, logits)
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", ["cnn_mnist", "cnn_gtsrb"])
 def test_same_logits_on_every_backend(tmp_path, run, name, request):
-    """`import keras` alone, each backend in its own process; PyTorch, the quickest, over the whole test set."""
-    source = request.getfixturevalue("tfds_dir" if name == "cnn_mnist" else "gtsrb_file")
-    dataset = data.load("mnist" if name == "cnn_mnist" else "gtsrb", source)
+    """`keras.saving.load_model` alone, each backend in its own process; on PyTorch, more pictures and their accuracy.
+
+    (A whole test set takes half a minute on one core: the recipes' --evaluate repeats the card's figure.)
+    """
+    if name == "cnn_mnist":
+        dataset = request.getfixturevalue("mnist")
+    else:
+        dataset = data.load("gtsrb", request.getfixturevalue("gtsrb_file"))
     card = json.loads((FOLDER / f"{name}.json").read_text())
     assert dataset.fingerprint() == card["data_sha256"] and len(dataset.x_test) == card["test_images"]
-    logits, some = {}, 2000
+    logits, many, some = {}, 3000, 500
     for backend in ("torch", "tensorflow", "jax"):
         target = tmp_path / f"{backend}.npy"
-        np.save(tmp_path / "images.npy", dataset.x_test[: None if backend == "torch" else some])
+        np.save(tmp_path / "images.npy", dataset.x_test[: many if backend == "torch" else some])
         ended = run(["-c", PREDICT, FOLDER / f"{name}.keras", tmp_path / "images.npy", target], backend=backend)
         assert ended.returncode == 0, ended.stderr
         logits[backend] = np.load(target)
-    accuracy = (logits["torch"].argmax(axis=1) == dataset.y_test).mean()
-    assert accuracy == pytest.approx(card["test_accuracy"], abs=1e-9)
+    accuracy, expected = (logits["torch"].argmax(axis=1) == dataset.y_test[:many]).mean(), card["test_accuracy"]
+    assert abs(accuracy - expected) < 4 * (expected * (1 - expected) / many) ** 0.5
     for backend in ("tensorflow", "jax"):
         difference = np.abs(logits[backend] - logits["torch"][:some]).max()
         print(f"{name}: largest difference of logits, {backend} to torch: {difference:.1e}")
@@ -161,8 +166,8 @@ def test_same_translation_model_on_every_backend(tmp_path, run, name, multi30k):
     np.savez(tmp_path / "inputs.npz", source=source, target=target)
     found = {}
     for backend in ("torch", "tensorflow", "jax"):
-        # The whole test part once; the other backends translate its first hundred sentences.
-        count = len(dataset.test) if backend == "torch" else 100
+        # The whole test part once; the other backends translate its first sentences.
+        count = len(dataset.test) if backend == "torch" else 32
         (tmp_path / "sentences.txt").write_text("\n".join(source for source, _ in dataset.test[:count]))
         made = tmp_path / f"{backend}.npz"
         arguments = [FOLDER / f"{name}.keras", tmp_path / "inputs.npz", tmp_path / "sentences.txt", made]
@@ -176,7 +181,7 @@ def test_same_translation_model_on_every_backend(tmp_path, run, name, multi30k):
     for backend in ("tensorflow", "jax"):
         difference = np.abs(found[backend][0] - logits).max()
         print(f"{name}: largest difference of logits, {backend} to torch: {difference:.1e}")
-        assert difference <= 1e-4 and found[backend][1] == texts[:100]
+        assert difference <= 1e-4 and found[backend][1] == texts[:32]
 
 
 # ------------------------------------------------------------------------------------------------------ text to image

@@ -535,12 +535,12 @@ def test_settings_are_enough_to_translate(copied):
     model, tokenizer = from_marian(copied)
     for text in ("balomi re", "su relo"):
         source, written = tokenizer.encode(text), [tokenizer.start_id]
-        while len(written) < 8 and (len(written) == 1 or written[-1] != tokenizer.end_id):
+        while len(written) < 6 and (len(written) == 1 or written[-1] != tokenizer.end_id):
             logits = our_logits(model, np.array([source], "int32"), np.array([written], "int32"))[0, -1]
             logits[tokenizer.suppressed_ids] = -np.inf
-            last = len(written) == 7
+            last = len(written) == 5
             written.append(tokenizer.settings["forced_eos_token_id"] if last else int(logits.argmax()))
-        theirs = peer.generate(torch.tensor([source]), num_beams=1, max_length=8)
+        theirs = peer.generate(torch.tensor([source]), num_beams=1, max_length=6)
         assert written == theirs[0].tolist()
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from zoo import data
 from zoo.data import captions
 from zoo.data.captions import COLOURS, DIGITS, PALETTE, TEMPLATES
 
@@ -10,8 +11,10 @@ pytestmark = pytest.mark.once
 
 
 @pytest.fixture(scope="module")
-def real(tfds_dir):
-    dataset, remark = captions.load_captioned(tfds_dir)
+def real(mnist, tfds_dir):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(captions, "load", lambda name, folder: mnist if name == "mnist" else data.load(name, folder))
+        dataset, remark = captions.load_captioned(tfds_dir)
     assert remark is None
     return dataset
 

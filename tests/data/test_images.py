@@ -26,8 +26,7 @@ def test_digits_are_scikit_learns():
 
 
 @pytest.mark.once
-def test_mnist_equals_the_original_files(tfds_dir):
-    mnist = data.load("mnist", tfds_dir)
+def test_mnist_equals_the_original_files(mnist, tfds_dir):
     assert mnist.x_train.shape == (60000, 28, 28, 1) and mnist.x_test.shape == (10000, 28, 28, 1)
     assert np.bincount(mnist.y_train).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert abs(mnist.x_train.mean() / 255 - 0.1307) < 5e-5 and abs(mnist.x_train.std() / 255 - 0.3081) < 5e-5
@@ -42,11 +41,11 @@ def test_mnist_equals_the_original_files(tfds_dir):
 
 
 @pytest.mark.once
-def test_array_records_hold_the_same_images(tfds_dir):
+def test_array_records_hold_the_same_images(mnist, tfds_dir):
     records = tfds_dir.parent / "tensorflow_datasets_array_record"
     if not records.is_dir():
         pytest.skip("no ArrayRecord folder here")
-    assert data.load("mnist", records).fingerprint() == data.load("mnist", tfds_dir).fingerprint()
+    assert data.load("mnist", records).fingerprint() == mnist.fingerprint()
 
 
 def test_unknown_name_suggests_the_nearest():

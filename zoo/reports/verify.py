@@ -14,7 +14,7 @@ import tempfile
 import numpy as np
 
 from zoo import files
-from zoo.backends import check, installed
+from zoo.backends import check, installed, start
 from zoo.errors import UserError, run_command
 from zoo.reports.golden import Record, golden_path, make_golden, record_file
 
@@ -234,6 +234,7 @@ def _run_child(backend, model_path, reference, target):
 
 
 def _child(model_path, target, reference=None):
+    start()
     given = Record.load(reference) if reference else None
     inputs, values = (given.inputs, given.about["values"]) if given else (None, None)
     record_file(model_path, inputs=inputs, values=values).save(target)

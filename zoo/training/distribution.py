@@ -479,8 +479,8 @@ def share(batches):
 class Share(keras.utils.PyDataset):
     """Batches that devices can divide, of which a process takes its part.
 
-    Rows that are missing for equal parts are added and weigh nothing; the others weigh so much more that means over all
-    rows stay what they were.
+    Rows that are missing for equal parts are added and weigh nothing; the others weigh so much more that means over the
+    batch stay what they were. Means over an epoch, which Keras takes by numbers of rows, count the added ones.
 
     Args:
         batches: global batches, a `PyDataset` with `set_epoch`.
