@@ -179,7 +179,7 @@ def sample(training_model, model, tokenizer, dataset, args, length=200):
         return prompt + "".join(text)
 
 
-def nats(model, ids, *, length=256):
+def nats(model, ids, *, length=64):
     """Negative log-likelihood of each token after the first, in nats, each seen with all the text before it.
 
     The text is read once from start to end with carried states, so that the result does not depend on how it is cut.
@@ -197,9 +197,10 @@ def nats(model, ids, *, length=256):
     use_fast_paths(reader)
     ids, losses = np.asarray(ids, np.int32), []
     for begin in range(0, len(ids) - 1, length):
-        tokens = ids[begin : begin + length + 1]
-        logits = reader.predict_on_batch(tokens[None, :-1])[0]  # (T, v)
-        losses.append(ops.convert_to_numpy(ops.logsumexp(logits, axis=-1)) - logits[np.arange(len(logits)), tokens[1:]])
+        read, wanted = ids[begin : begin + length], ids[begin + 1 : begin + length + 1]
+        # The last part is filled up: what comes after a token changes nothing, and a backend compiles one length.
+        logits = reader.predict_on_batch(np.pad(read, (0, length - len(read)))[None])[0, : len(wanted)]  # (T, v)
+        losses.append(ops.convert_to_numpy(ops.logsumexp(logits, axis=-1)) - logits[np.arange(len(wanted)), wanted])
     return np.concatenate(losses).astype(np.float64)
 
 
