@@ -17,20 +17,27 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 ACROSS = "across backends"
+# The tests of several devices have processes of their own, so that two pytest processes end at about the same time.
+DEVICES = " with several devices"
+# The longest first.
+TITLES = (ACROSS, "tensorflow", "jax", "torch", *(f"{backend}{DEVICES}" for backend in ("tensorflow", "jax", "torch")))
 
 
 def run(title, arguments, cache):
     """(exit code, output, seconds) of one pytest process; processes on JAX share what they compile in a folder."""
     began = time.perf_counter()
     environment = os.environ | {
-        "KERAS_BACKEND": "torch" if title == ACROSS else title,
+        "KERAS_BACKEND": "torch" if title == ACROSS else title.removesuffix(DEVICES),
         "ZOO_TESTS_ONCE": "1" if title == ACROSS else "",
+        "ZOO_TESTS_PART": "" if title == ACROSS else "devices" if title.endswith(DEVICES) else "others",
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
     # Each of the two gets its share of the cores: OpenMP's threads wait for each other in busy loops, so that two
     # processes with a thread a core take several times as long as one after the other.
-    if title == "jax":  # compiling takes four fifths of the time; the tests that span backends compile as users do
+    if title.startswith(
+        "jax"
+    ):  # compiling takes four fifths of the time; the tests that span backends compile as users do
         environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1".strip()
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // 2)))
     ended = subprocess.run(
@@ -50,8 +57,7 @@ def main(arguments):
         tempfile.TemporaryDirectory(prefix="zoo-tests-jax-") as cache,
         concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool,
     ):
-        # The longest first.
-        waiting = {pool.submit(run, title, arguments, cache): title for title in (ACROSS, "jax", "tensorflow", "torch")}
+        waiting = {pool.submit(run, title, arguments, cache): title for title in TITLES}
         print(f"Testing {', '.join(waiting.values())}: a few minutes each, two at a time.", flush=True)
         for future in concurrent.futures.as_completed(waiting):
             title, (code, output, seconds) = waiting[future], future.result()
