@@ -35,13 +35,13 @@ def run(title, arguments, cache):
     }
     # Each of the two gets its share of the cores: OpenMP's threads wait for each other in busy loops, so that two
     # processes with a thread a core take several times as long as one after the other.
-    if title.startswith(
-        "jax"
-    ):  # compiling takes four fifths of the time; the tests that span backends compile as users do
-        environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1".strip()
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // 2)))
+    if title.startswith("jax"):  # compile less; the tests that span backends compile as users do
+        environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1".strip()
+    named = any((ROOT / argument.partition("::")[0]).exists() for argument in arguments)
+    paths = ["tests/training/test_distribution.py"] if title.endswith(DEVICES) and not named else []
     ended = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--durations=15", *arguments],
+        [sys.executable, "-m", "pytest", "-q", "--durations=15", *arguments, *paths],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,

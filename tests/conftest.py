@@ -102,6 +102,12 @@ def write_verses(path, words, characters):
     return path
 
 
+def not_on(*backends):
+    """Skip a test of a whole recipe where it takes a minute to compile and another recipe's shows the same."""
+    chosen = os.environ.get("KERAS_BACKEND", "tensorflow")
+    return pytest.mark.skipif(chosen in backends, reason=f"left out on {chosen}: another recipe shows it there")
+
+
 @pytest.fixture
 def run():
     """Start a command of the repository in a process of its own: run(["recipes/…", …], backend="jax")."""

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from recipes import publish_diffusion
+from tests.conftest import not_on
 from zoo import files
 from zoo.data import captions
 from zoo.drawing.painter import load_painter
@@ -108,6 +109,7 @@ def test_no_more_guidance_than_real_pictures_ask_for():
 
 
 @pytest.mark.heavy
+@not_on("tensorflow", "jax")
 def test_scores(finished, tmp_path, monkeypatch):
     """They are written, and each picture of a list of prompts is the one that its prompt and seed alone give."""
     folder, _ = finished()
@@ -165,6 +167,7 @@ def test_published(finished, tmp_path, monkeypatch):
 
 
 @pytest.mark.heavy
+@not_on("tensorflow")
 def test_killed_in_every_stage_and_resumed_is_the_run_that_was_not(finished, tmp_path, run):
     """SIGKILL after the first epoch of each of the four stages, against a run in one piece.
 

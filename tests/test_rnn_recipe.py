@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from recipes import rnn_shakespeare
-from tests.conftest import write_verses
+from tests.conftest import not_on, write_verses
 from zoo import files
 from zoo.errors import UserError
 from zoo.models.rnn_language_model import rnn_language_model
@@ -122,6 +122,7 @@ def test_same_losses_and_same_text_on_every_backend(text, tmp_path, run):
 
 
 @pytest.mark.heavy
+@not_on("jax")
 def test_killed_and_resumed_is_the_run_that_was_not(text, tmp_path, run):
     arguments = [*TINY, "--text", str(text), "--epochs", "3", "--patience", "1"]
     whole = run([RECIPE, *arguments, "--output", tmp_path / "whole"])

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 
+from tests.conftest import not_on
 from zoo import files
 from zoo.errors import UserError
 from zoo.models.transformer import transformer
@@ -73,6 +74,7 @@ def test_it_learns_and_leaves_everything_behind(pairs, tmp_path, capsys, run):
 
 
 @pytest.mark.heavy
+@not_on("tensorflow")
 def test_killed_and_resumed_is_the_run_that_was_not(pairs, tmp_path, run):
     arguments = [*TINY, "--pairs", pairs, "--epochs", "3", "--average", "2", "--limit", "150"]
     whole = run([RECIPE, *arguments, "--output", tmp_path / "whole"])
