@@ -8,7 +8,6 @@ The tokenizer of a language or translation model is copied beside it.
 import argparse
 import json
 import pathlib
-import shlex
 import shutil
 import sys
 
@@ -120,12 +119,7 @@ def read_metrics(path):
     keys = (*kinds[0], "model_sha256")
     if missing := [key for key in keys if key not in metrics]:
         raise UserError(f"{path} lacks {', '.join(missing)}: run the recipe again.")
-    return {key: metrics[key] for key in keys} | {"command": from_scratch(metrics["command"])}
-
-
-def from_scratch(command):
-    """The command that repeats a run. One that was interrupted and resumed is, bit for bit, the one that was not."""
-    return shlex.join(word for word in shlex.split(command) if word != "--resume")
+    return {key: metrics[key] for key in keys} | {"command": files.from_scratch(metrics["command"])}
 
 
 def golden_inputs(target):

@@ -75,7 +75,8 @@ def main(args):
         card = {"name": part, "file": path.name, "sha256": files.sha256(path), "bytes": path.stat().st_size}
         card |= {"input": takes, "output": gives, "command": repeatable(metrics["command"])}
         card |= {key: value for key, value in metrics.items() if key not in LEFT_OUT}
-        card["parameters"] = files.load_model(path).count_params()  # a stage may have made several parts
+        # Of this part alone, where a stage made several. Read from the run: the card beside `path` may be an older one.
+        card["parameters"] = files.load_model(run / path.name).count_params()
         if part == "denoiser":
             card["scores"] = {key: scores[key] for key in SCORES}
         files.write_json(path.with_suffix(".json"), card | {"data_licence": args.data_licence})
@@ -87,12 +88,12 @@ def main(args):
 
 
 def repeatable(command):
-    """A command without its folder, and without --resume: a run that went on is, bit for bit, one that went through."""
+    """The command that repeats a run, in the folder of the recipe's choice."""
     words = shlex.split(command)
     while "--output" in words:
         place = words.index("--output")
         del words[place : place + 2]
-    return shlex.join(word for word in words if word != "--resume")
+    return files.from_scratch(shlex.join(words))
 
 
 def read(path):

@@ -16,32 +16,42 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+BACKENDS = ("tensorflow", "jax", "torch")
 ACROSS = "across backends"
-# The tests of several devices have processes of their own, so that two pytest processes end at about the same time.
-DEVICES = " with several devices"
-# The longest first.
-TITLES = (ACROSS, "tensorflow", "jax", "torch", *(f"{backend}{DEVICES}" for backend in ("tensorflow", "jax", "torch")))
+DEVICES = "tests/training/test_distribution.py"
 
 
-def run(title, arguments, cache):
+def jobs(arguments):
+    """(title, backend, arguments of pytest) of each process, the longest first.
+
+    Unless the arguments name files, the tests of several devices are apart, so that two workers end at about one time.
+    """
+    across = (ACROSS, "torch", arguments)
+    if any((ROOT / argument.partition("::")[0]).exists() for argument in arguments):
+        return [across, *((backend, backend, arguments) for backend in BACKENDS)]
+    return [
+        across,
+        *((backend, backend, [*arguments, f"--ignore={DEVICES}"]) for backend in BACKENDS),
+        *((f"{backend}, several devices", backend, [*arguments, DEVICES]) for backend in BACKENDS),
+    ]
+
+
+def run(title, backend, arguments, cache):
     """(exit code, output, seconds) of one pytest process; processes on JAX share what they compile in a folder."""
     began = time.perf_counter()
     environment = os.environ | {
-        "KERAS_BACKEND": "torch" if title == ACROSS else title.removesuffix(DEVICES),
+        "KERAS_BACKEND": backend,
         "ZOO_TESTS_ONCE": "1" if title == ACROSS else "",
-        "ZOO_TESTS_PART": "" if title == ACROSS else "devices" if title.endswith(DEVICES) else "others",
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
     # Each of the two gets its share of the cores: OpenMP's threads wait for each other in busy loops, so that two
     # processes with a thread a core take several times as long as one after the other.
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 2) // 2)))
-    if title.startswith("jax"):  # compile less; the tests that span backends compile as users do
+    if backend == "jax":  # compile less; the tests that span backends compile as users do
         environment["XLA_FLAGS"] = f"{environment.get('XLA_FLAGS', '')} --xla_backend_optimization_level=1".strip()
-    named = any((ROOT / argument.partition("::")[0]).exists() for argument in arguments)
-    paths = ["tests/training/test_distribution.py"] if title.endswith(DEVICES) and not named else []
     ended = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--durations=15", *arguments, *paths],
+        [sys.executable, "-m", "pytest", "-q", "--durations=15", *arguments],
         cwd=ROOT,
         env=environment,
         stdout=subprocess.PIPE,
@@ -57,8 +67,8 @@ def main(arguments):
         tempfile.TemporaryDirectory(prefix="zoo-tests-jax-") as cache,
         concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool,
     ):
-        waiting = {pool.submit(run, title, arguments, cache): title for title in TITLES}
-        print(f"Testing {', '.join(waiting.values())}: a few minutes each, two at a time.", flush=True)
+        waiting = {pool.submit(run, *job, cache): job[0] for job in jobs(arguments)}
+        print(f"Testing {'; '.join(waiting.values())}: a few minutes each, two at a time.", flush=True)
         for future in concurrent.futures.as_completed(waiting):
             title, (code, output, seconds) = waiting[future], future.result()
             if code not in (0, 5):  # 5: these arguments select no test here

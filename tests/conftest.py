@@ -44,10 +44,7 @@ def initial_weights_drawn_by_numpy():
 
 def pytest_collection_modifyitems(config, items):
     once = bool(os.environ.get("ZOO_TESTS_ONCE"))
-    part = os.environ.get("ZOO_TESTS_PART")  # "devices", "others", or all of them
     kept = [item for item in items if (item.get_closest_marker("once") is not None) == once]
-    if part:
-        kept = [item for item in kept if (item.path.name == "test_distribution.py") == (part == "devices")]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
     items[:] = kept
 

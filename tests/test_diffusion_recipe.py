@@ -150,6 +150,8 @@ def test_published(finished, tmp_path, monkeypatch):
     scores = dict.fromkeys(publish_diffusion.SCORES, 0.5) | {"steps": 3, "guidance": 1.5}
     (run / "scores").mkdir()
     (run / "scores" / "metrics.json").write_text(json.dumps(scores))
+    (tmp_path / "published").mkdir(exist_ok=True)
+    (tmp_path / "published" / "judge.json").write_text(json.dumps({"sha256": "0" * 64}))  # of an earlier judge
     publish_diffusion.main(publish_diffusion.parse_args(arguments))
     painter = load_painter(tmp_path / "published")
     assert painter.settings["steps"] == 3 and painter.settings["guidance"] == 1.5

@@ -153,7 +153,7 @@ def test_backends_that_are_not_there(run, tmp_path):
     )
     ended = run(["-c", program], PYTHONPATH=str(tmp_path))
     assert ended.stdout == "torch\n", ended.stderr
-    assert "KERAS_BACKEND is not set and tensorflow is not installed: using torch." in ended.stderr
+    assert "KERAS_BACKEND is not set and TensorFlow is not installed: using torch." in ended.stderr
 
 
 @pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])

@@ -348,7 +348,7 @@ def _draw(args):
 
     folder = registry.locate_pipeline(args.model)
     options = {key: value for key, value in vars(args).items() if key not in ("run", "model", "prompt")}
-    backends.start(default="torch")  # which starts and draws quickest
+    backends.start(preferred="torch")  # which starts and draws quickest
     from zoo.drawing.draw import draw
 
     draw(folder, args.prompt, say=_say, **options)

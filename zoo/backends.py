@@ -35,12 +35,12 @@ def check(name, what="the backend"):
         raise UserError(f"{what} is {name}, which is not installed: pip install {name}, or use {_or(installed())}.")
 
 
-def start(default="tensorflow"):
+def start(preferred=None):
     """Import Keras on the backend that `KERAS_BACKEND` names, without the messages TensorFlow writes as it starts.
 
     Args:
-        default: the backend where `KERAS_BACKEND` is not set, here Keras' own default. If it is not installed another
-            one is taken, and a line says so.
+        preferred: the backend where `KERAS_BACKEND` is not set and this one is installed. Else it is TensorFlow, Keras'
+            default; if that is not installed another one is taken, and a line says so.
 
     Raises:
         UserError: if it names an unknown backend, or one that is not installed.
@@ -49,11 +49,11 @@ def start(default="tensorflow"):
         return
     if chosen := os.environ.get("KERAS_BACKEND"):
         check(chosen, "KERAS_BACKEND")
-    elif default not in installed():
+    elif preferred in installed():
+        os.environ["KERAS_BACKEND"] = preferred
+    elif "tensorflow" not in installed():
         os.environ["KERAS_BACKEND"] = installed()[0]
-        print(f"KERAS_BACKEND is not set and {default} is not installed: using {installed()[0]}.", file=sys.stderr)
-    elif default != "tensorflow":
-        os.environ["KERAS_BACKEND"] = default
+        print(f"KERAS_BACKEND is not set and TensorFlow is not installed: using {installed()[0]}.", file=sys.stderr)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # It also imports JAX on every backend, for the sake of Orbax's checkpoints.
     unused = (*UNUSED, "jax") if os.environ.get("KERAS_BACKEND", "jax") != "jax" else UNUSED

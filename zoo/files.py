@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pathlib
+import shlex
 import struct
 import sys
 import zipfile
@@ -302,6 +303,11 @@ def cards(folder):
     """Paths of the cards in a folder, sorted: its .json files but for tokenizers and hidden files."""
     found = sorted(pathlib.Path(folder).glob("*.json"))
     return [path for path in found if not path.name.startswith(".") and not path.name.endswith(".tokenizer.json")]
+
+
+def from_scratch(command):
+    """The command that repeats a run. One that was interrupted and resumed is, bit for bit, the one that was not."""
+    return shlex.join(word for word in shlex.split(command) if word != "--resume")
 
 
 def read_card(path):
