@@ -73,8 +73,8 @@ def measure_keras(kind, steps):
     """`model.fit` on the backend that KERAS_BACKEND names."""
     import keras
 
+    from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
     from zoo.models.cnn import cnn
-    from zoo.speed.fast_paths import set_compiler_flags, use_fast_paths
     from zoo.training.optimizers import Adam
 
     class Clock(keras.callbacks.Callback):

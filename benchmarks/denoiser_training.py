@@ -68,8 +68,8 @@ def measure_diffusers(steps):
 
 
 def measure_zoo(steps):
+    from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
     from zoo.models.stable_diffusion.denoiser import VARIANTS, denoiser
-    from zoo.speed.fast_paths import set_compiler_flags, use_fast_paths
     from zoo.training.optimizers import Adam
 
     set_compiler_flags()

@@ -90,7 +90,7 @@ def diffusers_drawing(folder, size):
 
 
 def zoo_drawing(folder, size):
-    from zoo.drawing.painter import load_painter
+    from zoo.tasks.text_to_image import load_painter
 
     painter = load_painter(folder / "zoo", encoder=False)
 
@@ -104,7 +104,7 @@ def zoo_drawing(folder, size):
 def measure(contender, folder, size, count):
     """{"load", "first", "next": seconds, "peak": GB}."""
     if contender.startswith("zoo"):
-        from zoo.speed.fast_paths import set_compiler_flags
+        from zoo.fast_paths.layers import set_compiler_flags
 
         set_compiler_flags()
         load = zoo_drawing

@@ -91,9 +91,9 @@ def measure_pytorch(cell, units, steps, writing):
 def measure_keras(kind, cell, units, steps, writing):
     import keras
 
+    from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
+    from zoo.generation.recurrent import Writer
     from zoo.models.rnn_language_model import rnn_language_model
-    from zoo.speed.fast_paths import set_compiler_flags, use_fast_paths
-    from zoo.text.writing import Writer
     from zoo.training.optimizers import Adam
 
     if kind == "zoo":

@@ -24,16 +24,17 @@ sys.path.insert(0, str(ROOT))
 import keras
 import numpy as np
 
-from zoo import files
 from zoo.data import Batches
+from zoo.distribution import strategy as distribution
+from zoo.distribution.launch import run_recipe
+from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
+from zoo.io import files
 from zoo.models import transformer as transformers
 from zoo.models.cnn import cnn
 from zoo.models.stable_diffusion import denoiser as denoisers
-from zoo.speed.fast_paths import set_compiler_flags, use_fast_paths
-from zoo.training import callbacks, distribution
-from zoo.training.diffusion_stages import Ordered
+from zoo.training import callbacks
+from zoo.training.diffusion import Ordered
 from zoo.training.initial_weights import set_initial_weights
-from zoo.training.launching import run_recipe
 from zoo.training.loop import train
 from zoo.training.optimizers import Adam
 

@@ -68,7 +68,7 @@ def measure_transformers(model, sources, beams, tokens, repeats):
     import torch
     from transformers import MarianConfig, MarianMTModel
 
-    from zoo.convert.marian import marian_config, to_marian
+    from zoo.converters.marian import marian_config, to_marian
 
     peer = MarianMTModel(MarianConfig(**marian_config(model))).eval()
     peer.load_state_dict({name: torch.from_numpy(array) for name, array in to_marian(model).items()})
@@ -79,7 +79,7 @@ def measure_transformers(model, sources, beams, tokens, repeats):
 
 
 def measure_zoo(model, sources, beams, tokens, repeats):
-    from zoo.text.translating import Decoder
+    from zoo.generation.seq2seq import Decoder
 
     decoder = Decoder(model, start_id=PAD, end_id=END, suppressed=(PAD,))
     return timed(lambda: decoder.decode(sources, beams=beams, max_length=tokens + 1), repeats)
@@ -95,7 +95,7 @@ def main():
     parser.add_argument("--only", help="measure this contender here and print seconds as JSON")
     args = parser.parse_args()
     if args.only:
-        from zoo.speed.fast_paths import set_compiler_flags
+        from zoo.fast_paths.layers import set_compiler_flags
 
         set_compiler_flags()
         measure = measure_zoo if args.only.startswith("zoo") else measure_transformers

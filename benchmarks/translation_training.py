@@ -131,8 +131,8 @@ def measure_pytorch(size, count):
 def measure_keras(kind, size, count):
     import keras
 
+    from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
     from zoo.models.transformer import transformer
-    from zoo.speed.fast_paths import set_compiler_flags, use_fast_paths
     from zoo.training.initial_weights import set_initial_weights
     from zoo.training.losses import SmoothedCrossEntropy
     from zoo.training.optimizers import Adam

@@ -15,10 +15,10 @@ backends.start_script()
 
 import zoo
 from zoo import data
+from zoo.distribution.launch import run_recipe
 from zoo.models.cnn import cnn
 from zoo.training import image_recipe as recipe
 from zoo.training.initial_weights import set_initial_weights
-from zoo.training.launching import run_recipe
 
 # Photographs differ from scans: each is normalised by its own mean and contrast, since a sign in the shade is the same
 # sign, and the crops vary in position, size and viewing angle.

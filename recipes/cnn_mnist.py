@@ -15,10 +15,10 @@ backends.start_script()
 
 import zoo
 from zoo import data
+from zoo.distribution.launch import run_recipe
 from zoo.models.cnn import cnn
 from zoo.training import image_recipe as recipe
 from zoo.training.initial_weights import set_initial_weights
-from zoo.training.launching import run_recipe
 
 
 def parse_args(argv=None):

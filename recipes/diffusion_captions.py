@@ -12,9 +12,9 @@ from zoo import backends
 
 backends.start_script()
 
+from zoo.distribution.launch import run_recipe
+from zoo.evaluation import diffusion as scores
 from zoo.training import diffusion_recipe as recipe
-from zoo.training import diffusion_scores as scores
-from zoo.training.launching import run_recipe
 
 
 def parse_args(argv=None):

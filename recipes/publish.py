@@ -15,11 +15,11 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # works from a checkout, installed or not
 
-from zoo import files
 from zoo.errors import UserError, run_command
-from zoo.reports.golden import make_golden
-from zoo.text import tokenizers
-from zoo.text.translator import load_tokenizer
+from zoo.io import files
+from zoo.parity.records import make_golden
+from zoo.tasks.translator import load_tokenizer
+from zoo.tokenizers import text as tokenizers
 
 RUN = (
     *("command", "backend", "versions", "machine", "dataset", "data_sha256", "seed", "epochs", "learning_rate"),

@@ -18,8 +18,8 @@ from zoo import backends
 
 backends.start_script()
 
-from zoo import files
 from zoo.errors import UserError, run_command
+from zoo.io import files
 
 # Of each file of a model: the stage that makes it, what it takes and what it gives.
 PARTS = {

@@ -14,9 +14,9 @@ from zoo import backends
 backends.start_script()
 
 import zoo
-from zoo.text.writing import load_with_tokenizer
+from zoo.distribution.launch import run_recipe
+from zoo.generation.recurrent import load_with_tokenizer
 from zoo.training import language_recipe as recipe
-from zoo.training.launching import run_recipe
 
 
 def parse_args(argv=None):

@@ -14,10 +14,10 @@ from zoo import backends
 backends.start_script()
 
 import zoo
+from zoo.distribution.launch import run_recipe
 from zoo.models.transformer import LAYOUT
-from zoo.text.translator import load_translator
+from zoo.tasks.translator import load_translator
 from zoo.training import translation_recipe as recipe
-from zoo.training.launching import run_recipe
 
 
 def parse_args(argv=None):

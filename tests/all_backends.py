@@ -18,7 +18,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BACKENDS = ("tensorflow", "jax", "torch")
 ACROSS = "across backends"
-DEVICES = "tests/training/test_distribution.py"
+DEVICES = "tests/distribution/test_strategy.py"
 
 
 def jobs(arguments):

@@ -14,7 +14,7 @@ from zoo import backends
 backends.start()
 
 from zoo import data
-from zoo.speed.fast_paths import set_compiler_flags
+from zoo.fast_paths.layers import set_compiler_flags
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BACKENDS = ("tensorflow", "jax", "torch")

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from zoo.convert.stable_diffusion import to_diffusers
-from zoo.unset_weights import fill, unset
+from zoo.compat.weights import fill, unset
+from zoo.converters.stable_diffusion import to_diffusers
 
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")

@@ -29,14 +29,14 @@ ALLOWED = {
 # Lazy imports of a framework are allowed where its own fast path is the point.
 FRAMEWORK_FILES = {
     "zoo/backends.py",
-    "zoo/convert/tensor_files.py",
-    "zoo/speed/compiling.py",
-    "zoo/text/torch_transformer.py",
-    "zoo/text/writing.py",
-    "zoo/speed/fast_paths.py",
-    "zoo/speed/fast_recurrence.py",
-    "zoo/training/distribution.py",
-    "zoo/training/launching.py",
+    "zoo/io/tensor_files.py",
+    "zoo/fast_paths/compile.py",
+    "zoo/generation/torch_transformer.py",
+    "zoo/generation/recurrent.py",
+    "zoo/fast_paths/layers.py",
+    "zoo/fast_paths/recurrent.py",
+    "zoo/distribution/strategy.py",
+    "zoo/distribution/launch.py",
     "zoo/training/optimizers.py",
 }
 

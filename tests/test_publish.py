@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 
 from recipes import publish
-from zoo import files
 from zoo.errors import UserError
+from zoo.generation import recurrent as writing
+from zoo.io import files
 from zoo.models.rnn_language_model import rnn_language_model
 from zoo.models.transformer import transformer
-from zoo.reports import golden
-from zoo.text import tokenizers, writing
-from zoo.text.joint_tokenizer import JointTokenizer
-from zoo.text.translator import load_translator
+from zoo.parity import records as golden
+from zoo.tasks.translator import load_translator
+from zoo.tokenizers import text as tokenizers
+from zoo.tokenizers.shared_bpe import JointTokenizer
 
 pytestmark = pytest.mark.once
 

@@ -7,9 +7,10 @@ import keras
 import numpy as np
 import pytest
 
-from zoo import data, files
-from zoo.reports.translation import bleu
-from zoo.text.translator import load_translator
+from zoo import data
+from zoo.evaluation.translation import bleu
+from zoo.io import files
+from zoo.tasks.translator import load_translator
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "saved_models"
 CARDS = files.cards(FOLDER)
@@ -138,7 +139,7 @@ from zoo import backends
 backends.start()
 import sys
 import keras, numpy as np
-from zoo.text.translator import load_translator
+from zoo.tasks.translator import load_translator
 file, inputs, sentences, target = sys.argv[1:]
 with np.load(inputs) as stored:
     logits = keras.saving.load_model(file).predict([stored["source"], stored["target"]], verbose=0)
@@ -192,9 +193,9 @@ from zoo import backends
 backends.start()
 import numpy as np
 from zoo.data.captions import COLOURS, judge_colours
-from zoo.drawing.painter import load_painter
-from zoo.files import load_model
-from zoo.training.diffusion_scores import draw_prompts
+from zoo.tasks.text_to_image import load_painter
+from zoo.io.files import load_model
+from zoo.evaluation.diffusion import draw_prompts
 folder, target, *prompts = sys.argv[1:]
 painter = load_painter(folder)
 pictures = draw_prompts(painter, prompts, steps=painter.settings["steps"], guidance=painter.settings["guidance"])

@@ -4,7 +4,7 @@
     zoo.ledger(model)    where every parameter of a model comes from
     zoo.strategy(devices)    a scope to build and train in on several devices
 
-    zoo.registry  the models by name
+    zoo.presets  the models by name
     zoo.models    functions that build the models
     zoo.data      data sets as NumPy arrays, deterministic batches
     zoo.text      tokenizers, decoding, writing
@@ -12,7 +12,7 @@
     zoo.convert   weights from and to other frameworks
     zoo.training  what lies between data and a trained model
     zoo.reports   results as text and pictures
-    zoo.files     atomic writes, cards, checked loading
+    zoo.io.files     atomic writes, cards, checked loading
 
 Importing `zoo` loads no framework; each part is imported when it is first used.
 """
@@ -21,13 +21,16 @@ import importlib
 
 __version__ = "0.1.0"
 
-_PARTS = ("blocks", "convert", "data", "drawing", "files", "models", "registry", "reports", "text", "training")
+_PARTS = (
+    *("blocks", "converters", "data", "distribution", "evaluation", "fast_paths", "generation", "io", "models"),
+    *("parameter_ledger", "parity", "presets", "tasks", "tokenizers", "training"),
+)
 _FUNCTIONS = {
-    "create_model": "zoo.registry",
-    "ledger": "zoo.reports.ledger",
-    "list_models": "zoo.registry",
-    "load_model": "zoo.registry",
-    "strategy": "zoo.training.distribution",
+    "create_model": "zoo.presets",
+    "ledger": "zoo.parameter_ledger.ledger",
+    "list_models": "zoo.presets",
+    "load_model": "zoo.presets",
+    "strategy": "zoo.distribution.strategy",
 }
 
 

@@ -21,7 +21,7 @@ METRICS = (
     ("test_bleu_beam_5", "{:.1f} BLEU"),
 )
 
-# `zoo.models.stable_diffusion.noise_sampler.SAMPLERS`, which loads Keras; a test compares them.
+# `zoo.generation.diffusion.noise_sampler.SAMPLERS`, which loads Keras; a test compares them.
 SAMPLERS = ("ddpm", "ddim", "plms", "euler", "euler_ancestral", "heun", "dpm++")
 
 
@@ -172,7 +172,8 @@ def _words(text):
 
 
 def _list(args):
-    from zoo import files, registry
+    from zoo import presets as registry
+    from zoo.io import files
 
     paths = registry.pretrained_files()
     rows, places = [("name", "task", "parameters", "result", "size")], {}
@@ -230,8 +231,8 @@ def _summary(args):
     import json
 
     model = _model(args.model)
-    from zoo import files
-    from zoo.reports.ledger import ledger
+    from zoo.io import files
+    from zoo.parameter_ledger.ledger import ledger
 
     book = ledger(model, batch_size=args.batch_size, input_shape=args.input_shape)
     if args.html:
@@ -258,7 +259,7 @@ def _quiz(args):
         with open(args.answers, encoding="utf-8", errors="replace") as file:
             answers = file.read().splitlines()
     model = _model(args.model)
-    from zoo.reports import quiz
+    from zoo.parameter_ledger import quiz
 
     if args.answers == "":
         _say(quiz.sheet(model, seed=args.seed, count=args.questions))
@@ -268,10 +269,10 @@ def _quiz(args):
 
 
 def _classify(args):
-    from zoo.reports.classify import classify
+    from zoo.tasks.image_classifier import classify
 
     def load():
-        from zoo import registry
+        from zoo import presets as registry
 
         path = registry.locate(args.model)
         return _load(path), path
@@ -280,12 +281,13 @@ def _classify(args):
 
 
 def _complete(args):
-    from zoo import backends, registry
+    from zoo import backends
+    from zoo import presets as registry
 
     path = registry.locate(args.model)
     if path.is_file():
         backends.start()
-    from zoo.text import writing
+    from zoo.generation import recurrent as writing
 
     model, tokenizer = writing.load_with_tokenizer(path)
     if args.next is not None:
@@ -308,12 +310,13 @@ def _translate(args):
         raise UserError(f"--attention draws one sentence, got {len(args.sentence)}: give one in quotes.")
     if args.beams is not None and args.beams < 1:
         raise UserError(f"--beams must be at least 1, got {args.beams}.")
-    from zoo import backends, registry
+    from zoo import backends
+    from zoo import presets as registry
 
     path = registry.locate(args.model)
     if path.is_file():
         backends.start()
-    from zoo.text.translator import load_translator
+    from zoo.tasks.translator import load_translator
 
     translator, options = load_translator(path), {"beams": args.beams, "length_penalty": args.length_penalty}
     if args.sentence:
@@ -323,7 +326,7 @@ def _translate(args):
         for line in sys.stdin:  # one by one, so that a person who types is answered
             print(*translator.translate([line], **options), flush=True)
     if args.attention:
-        from zoo.reports.translation import save_attention
+        from zoo.evaluation.translation import save_attention
 
         try:
             save_attention(args.attention, *translator.attention(args.sentence[0], translations[0]))
@@ -344,26 +347,27 @@ def _draw(args):
     for option, value in (("mask", args.mask), ("strength", args.strength)):
         if value is not None and args.start is None:
             raise UserError(f"--{option} is for drawing from a picture: give one with --from.")
-    from zoo import backends, registry
+    from zoo import backends
+    from zoo import presets as registry
 
     folder = registry.locate_pipeline(args.model)
     options = {key: value for key, value in vars(args).items() if key not in ("run", "model", "prompt")}
     backends.start(preferred="torch")  # which starts and draws quickest
-    from zoo.drawing.draw import draw
+    from zoo.cli.generate_image import draw
 
     draw(folder, args.prompt, say=_say, **options)
 
 
 def _verify(args):
-    from zoo import registry
-    from zoo.reports.verify import verify
+    from zoo import presets as registry
+    from zoo.parity.verify import verify
 
     path = registry.locate(args.model)
     return 0 if verify(path, backends=args.backends, tolerance=args.tolerance, say=_say) else 1
 
 
 def _convert(args):
-    from zoo.convert import marian, stable_diffusion
+    from zoo.converters import marian, stable_diffusion
 
     {"marian": marian, "stable-diffusion": stable_diffusion}[args.kind].convert(args.folder, args.out, say=_say)
 
@@ -383,7 +387,8 @@ def _wrapped(line, width):
 
 def _model(name_or_path):
     """The pretrained model or file, or else the architecture of that name with fresh weights."""
-    from zoo import backends, registry
+    from zoo import backends
+    from zoo import presets as registry
 
     row = registry.MODELS.get(name_or_path)
     if row and not row.pretrained and name_or_path not in registry.pretrained_files():
@@ -393,7 +398,8 @@ def _model(name_or_path):
 
 
 def _load(path):
-    from zoo import backends, files
+    from zoo import backends
+    from zoo.io import files
 
     if path.is_file():  # else the error comes before the wait for a framework
         backends.start()

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from tests.text.test_translating import END, PAD, START, full, lively, sentences
+from tests.generation.test_seq2seq import END, PAD, START, full, lively, sentences
+from zoo.generation.seq2seq import Decoder
 from zoo.models.transformer import transformer
-from zoo.text.translating import Decoder
 
 keras_hub = pytest.importorskip("keras_hub", reason="KerasHub is not installed (the extra nlp)")
 NUMPY = ops.convert_to_numpy

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from zoo import files
+from zoo.fast_paths.layers import use_fast_paths
+from zoo.io import files
 from zoo.models.rnn_language_model import (
     CELLS,
     numbers_of,
@@ -14,7 +15,6 @@ from zoo.models.rnn_language_model import (
     rnn_language_model,
     step_model,
 )
-from zoo.speed.fast_paths import use_fast_paths
 from zoo.training.initial_weights import set_initial_weights
 
 NUMPY = ops.convert_to_numpy

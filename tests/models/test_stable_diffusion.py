@@ -19,16 +19,17 @@ from tests.stable_diffusion_peers import (
     their_unet,
     their_vae,
 )
-from zoo import files, registry
+from zoo import presets as registry
 from zoo.blocks.residual import doubled, picture, token_places, tokens
+from zoo.compat.weights import unset
+from zoo.io import files
 from zoo.models.stable_diffusion import autoencoder as autoencoders
 from zoo.models.stable_diffusion import denoiser as denoisers
 from zoo.models.stable_diffusion import text_encoder as text_encoders
 from zoo.models.stable_diffusion.autoencoder import autoencoder, decoder, encoder
 from zoo.models.stable_diffusion.denoiser import denoiser
 from zoo.models.stable_diffusion.text_encoder import text_encoder
-from zoo.reports.ledger import ledger
-from zoo.unset_weights import unset
+from zoo.parameter_ledger.ledger import ledger
 
 TEXT = {"vocabulary_size": 30, "num_layers": 3, "width": 24, "inner": 40, "num_heads": 3, "max_length": 11}
 VAE = {"widths": (8, 16), "blocks": 1, "groups": 4}
@@ -312,7 +313,7 @@ def test_every_weighted_layer_has_a_telling_name():
 
 
 def test_files_hold_stock_layers_only(tmp_path):
-    """They are loaded in a process without `zoo` by tests/convert/test_stable_diffusion.py."""
+    """They are loaded in a process without `zoo` by tests/converters/test_stable_diffusion.py."""
     files.save_model(random_model(denoiser, **UNET), tmp_path / "denoiser.keras")
     with zipfile.ZipFile(tmp_path / "denoiser.keras") as archive:
         description = archive.read("config.json").decode()

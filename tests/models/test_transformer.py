@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from zoo import files, registry
+from zoo import presets as registry
 from zoo.blocks.attention import attention_step, sinusoids
+from zoo.io import files
 from zoo.models.transformer import (
     VARIANTS,
     attention_model,

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests.models.test_cnn import torch_cnn
+from zoo.fast_paths.layers import use_fast_paths
 from zoo.models.cnn import cnn
-from zoo.speed.fast_paths import use_fast_paths
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.optimizers import Adam
 

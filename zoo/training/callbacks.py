@@ -10,8 +10,8 @@ import time
 import keras
 import numpy as np
 
-from zoo import files
 from zoo.errors import TrainingError
+from zoo.io import files
 from zoo.training.checkpoints import save_checkpoint
 
 

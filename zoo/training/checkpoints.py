@@ -10,8 +10,8 @@ import zipfile
 
 import numpy as np
 
-from zoo import files
 from zoo.errors import UserError
+from zoo.io import files
 from zoo.training.initial_weights import random_streams
 
 

@@ -16,25 +16,27 @@ import time
 import keras
 import numpy as np
 
-from zoo import files
+from zoo.compat.weights import blank
 from zoo.data.captions import SIZE, CaptionedImages, load_captioned
-from zoo.drawing.painter import Painter, fast_pipeline, load_tokenizer
-from zoo.drawing.pictures import write_strip
+from zoo.distribution import strategy as distribution
 from zoo.errors import UserError
-from zoo.models.stable_diffusion import autoencoder, denoiser, noise_sampler, text_encoder
-from zoo.models.stable_diffusion.pipeline import to_bytes
-from zoo.reports import drawing as reports
-from zoo.speed.fast_paths import set_compiler_flags, use_fast_paths
-from zoo.training import callbacks, distribution
-from zoo.training import diffusion_scores as scores
-from zoo.training import diffusion_stages as parts
+from zoo.evaluation import diffusion as scores
+from zoo.evaluation import diffusion_plots as reports
+from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
+from zoo.generation.diffusion import noise_sampler
+from zoo.generation.diffusion.latent_diffusion import to_bytes
+from zoo.io import files
+from zoo.io.images import write_strip
+from zoo.models.stable_diffusion import autoencoder, denoiser, text_encoder
+from zoo.tasks.text_to_image import Painter, fast_pipeline, load_tokenizer
+from zoo.training import callbacks
+from zoo.training import diffusion as parts
 from zoo.training.checkpoints import resume
 from zoo.training.image_recipe import environment
 from zoo.training.initial_weights import set_initial_weights, set_random_streams
 from zoo.training.loop import train
 from zoo.training.optimizers import Adam
 from zoo.training.schedules import risen_cosine
-from zoo.unset_weights import blank
 
 set_compiler_flags()
 
@@ -240,7 +242,7 @@ def fit(run, model, batches, validation, *, loss, more=(), ema=None, **compile_o
 
 
 def on_devices(run, layout=None):
-    """The scope that the command asks for; see `zoo.training.distribution.strategy`."""
+    """The scope that the command asks for; see `zoo.distribution.strategy.strategy`."""
     return distribution.strategy(run.args.devices, kind=run.args.parallel, layout=layout, precision=run.args.precision)
 
 
@@ -482,7 +484,7 @@ def encode_contexts(reader, tokenizer, captions, batch_size=256):
 
 
 def settings_of(scale):
-    """What pipeline.json says; see `zoo.convert.stable_diffusion`."""
+    """What pipeline.json says; see `zoo.converters.stable_diffusion`."""
     return {
         "kind": "stable_diffusion",
         "latent_channels": LATENT_SHAPE[-1],

@@ -15,12 +15,14 @@ import keras
 import numpy as np
 
 import zoo
-from zoo import data, files
+from zoo import data
+from zoo.distribution import strategy as distribution
 from zoo.errors import UserError
+from zoo.evaluation import classification
+from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
+from zoo.io import files
 from zoo.models.preprocessing import preprocessing, with_preprocessing
-from zoo.reports import classification
-from zoo.speed.fast_paths import set_compiler_flags, use_fast_paths
-from zoo.training import callbacks, distribution
+from zoo.training import callbacks
 from zoo.training.checkpoints import resume
 from zoo.training.initial_weights import set_random_streams
 from zoo.training.loop import train as train_model

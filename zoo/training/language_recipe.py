@@ -10,19 +10,22 @@ import keras
 import numpy as np
 from keras import ops
 
-from zoo import data, files
+from zoo import data
+from zoo.compat.weights import blank
+from zoo.distribution import strategy as distribution
 from zoo.errors import UserError
+from zoo.evaluation import language
+from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
+from zoo.generation import recurrent as writing
+from zoo.io import files
 from zoo.models import rnn_language_model as rnn
-from zoo.reports import language
-from zoo.speed.fast_paths import set_compiler_flags, use_fast_paths
-from zoo.text import tokenizers, writing
-from zoo.training import callbacks, distribution
+from zoo.tokenizers import text as tokenizers
+from zoo.training import callbacks
 from zoo.training.checkpoints import resume
 from zoo.training.image_recipe import environment, learning_rate
 from zoo.training.initial_weights import set_initial_weights, set_random_streams
 from zoo.training.loop import train
 from zoo.training.optimizers import Adam
-from zoo.unset_weights import blank
 
 set_compiler_flags()
 

@@ -4,9 +4,9 @@ import sys
 
 import keras
 
+from zoo.distribution import strategy as distribution
 from zoo.errors import TrainingError
 from zoo.training import callbacks as own
-from zoo.training import distribution
 
 
 def train(model, batches, *, log, epochs, callbacks, validation_data=None):

@@ -9,14 +9,17 @@ import time
 import keras
 import numpy as np
 
-from zoo import data, files
+from zoo import data
+from zoo.compat.weights import blank
+from zoo.distribution import strategy as distribution
 from zoo.errors import UserError, nearest
+from zoo.evaluation import translation as reports
+from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
+from zoo.io import files
 from zoo.models import transformer as models
-from zoo.reports import translation as reports
-from zoo.speed.fast_paths import set_compiler_flags, use_fast_paths
-from zoo.text.joint_tokenizer import JointTokenizer
-from zoo.text.translator import Translator
-from zoo.training import callbacks, distribution
+from zoo.tasks.translator import Translator
+from zoo.tokenizers.shared_bpe import JointTokenizer
+from zoo.training import callbacks
 from zoo.training.checkpoints import resume
 from zoo.training.image_recipe import environment
 from zoo.training.initial_weights import set_initial_weights, set_random_streams
@@ -24,7 +27,6 @@ from zoo.training.loop import train
 from zoo.training.losses import SmoothedCrossEntropy
 from zoo.training.optimizers import Adam
 from zoo.training.schedules import InverseSquareRoot, risen_cosine
-from zoo.unset_weights import blank
 
 set_compiler_flags()
 

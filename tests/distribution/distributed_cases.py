@@ -1,0 +1,164 @@
+"""Short trainings of the four kinds of models on one device or several; a program that the tests start.
+
+python tests/distribution/distributed_cases.py FOLDER --devices cpu:2 --counts 1 2 --cases cnn rnn
+
+Writes FOLDER/<case>-<count>.npz: the first losses, and the weights after the last step.
+"""
+
+import argparse
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from zoo import backends
+
+backends.start_script()
+
+import keras
+import numpy as np
+
+from zoo import data
+from zoo.distribution import strategy as distribution
+from zoo.distribution.launch import run_recipe
+from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
+from zoo.io import files
+from zoo.models import transformer as transformers
+from zoo.models.cnn import cnn
+from zoo.models.rnn_language_model import rnn_language_model
+from zoo.models.stable_diffusion import denoiser as denoisers
+from zoo.training import callbacks
+from zoo.training.diffusion import Ordered
+from zoo.training.initial_weights import set_initial_weights, set_random_streams
+from zoo.training.loop import train
+from zoo.training.losses import SmoothedCrossEntropy
+from zoo.training.optimizers import Adam
+
+set_compiler_flags()
+ROWS = 8  # of a global batch
+# Of Adam: where a gradient is zero but for rounding (biases of keys), the usual 1e-8 makes whole steps of it.
+EPSILON = 1e-4
+SIZES = {"num_layers": 1, "width": 16, "inner": 32, "num_heads": 4}
+UNET = {"widths": (16,), "blocks": 1, "attention": (True,), "num_heads": 4, "context_width": 8, "groups": 4}
+
+
+def cnn_case(dropout):
+    """The 48x48 CNN; its last batch has three rows."""
+    rng = np.random.default_rng(0)
+    model = cnn(num_classes=4, units=8, dropout=dropout)
+    set_initial_weights(model, seed=0, initializer="he")
+    images, labels = rng.normal(size=(163, 48, 48, 3)).astype("float32"), rng.integers(0, 4, 163)
+    batches, validation = (
+        data.Batches(images[:n], labels[:n], batch_size=ROWS, seed=seed) for n, seed in ((163, 1), (11, None))
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return model, batches, validation, {"loss": loss, "weighted_metrics": ["accuracy"]}, {"decay": 1e-3}
+
+
+def rnn_case(dropout):
+    """An LSTM that carries its states from batch to batch, with gradients clipped by their norm."""
+    ids = np.random.default_rng(0).integers(0, 11, 20 * ROWS * 5 + 40)
+    rows = distribution.current().rows(ROWS)
+    model = rnn_language_model(
+        cell="lstm", vocabulary_size=11, embedding_dim=6, units=8, num_layers=2, dropout=dropout, carry_batch=rows
+    )
+    set_initial_weights(model, seed=0, initializer="recurrent")
+    batches, validation = (
+        data.Streams(part, batch_size=ROWS, length=5, seed=s) for part, s in ((ids, 0), (ids[:90], None))
+    )
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return (
+        model,
+        batches,
+        validation,
+        {"loss": loss},
+        {"global_clipnorm": 0.05, "decay": 1e-3, "decay_kind": "decoupled"},
+    )
+
+
+def transformer_case(dropout):
+    """The encoder-decoder on pairs of several lengths: no two parts of a batch have as many tokens."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 17, (20 * ROWS, 2))
+    lengths[:, 0] = 16  # every batch has one shape, for which JAX compiles once
+    pairs = [(list(rng.integers(3, 30, n)), list(rng.integers(3, 30, m))) for n, m in lengths]
+    model = transformers.transformer(vocabulary_size=30, dropout=dropout, **SIZES)
+    set_initial_weights(model, seed=0, initializer="transformer")
+    batches, validation = (
+        data.PairBatches(part, tokens=128, pad_id=0, start_id=1, seed=s) for part, s in ((pairs, 0), (pairs[:40], None))
+    )
+    return model, batches, validation, {"loss": SmoothedCrossEntropy(0.1)}, {"beta_2": 0.98}
+
+
+def denoiser_case(dropout):
+    """The U-Net, with the moving average of its weights."""
+    model = denoisers.denoiser(**UNET)
+    set_initial_weights(model, seed=0, initializer="transformer")
+
+    def make(rows, rng, key):
+        latents, noise = rng.standard_normal((2, len(rows), 4, 4, 4), dtype="float32")
+        inputs = latents, rng.integers(0, 1000, len(rows)).astype("float32")
+        return (*inputs, rng.standard_normal((len(rows), 3, 8), dtype="float32")), noise
+
+    batches, validation = (Ordered(count, ROWS, seed=0, make=make, fixed=count < 20) for count in (20 * ROWS, ROWS))
+    return model, batches, validation, {"loss": keras.losses.MeanSquaredError()}, {"use_ema": True, "ema_momentum": 0.9}
+
+
+CASES = {"cnn": cnn_case, "rnn": rnn_case, "transformer": transformer_case, "denoiser": denoiser_case}
+LAYOUTS = {"transformer": transformers.LAYOUT, "denoiser": denoisers.LAYOUT}
+
+
+def run(case, folder, *, devices, kind="data", dropout=0.0, precision="float32"):
+    """Train a case for an epoch; writes what the first process has seen."""
+    with distribution.strategy(devices, kind=kind, layout=LAYOUTS.get(case), precision=precision) as on:
+        model, batches, validation, compiling, numbers = CASES[case](dropout)
+        set_random_streams(model, seed=0)
+        model.compile(optimizer=Adam(2e-3, **{"epsilon": EPSILON} | numbers), **compiling)
+        use_fast_paths(model)
+        log = callbacks.History(files.prepare_folder(folder), settings={"epochs": 1}, examples=1)
+        first = callbacks.FirstLosses()
+        more = [callbacks.FreshStates()] if case == "rnn" else []
+        train(model, batches, log=log, epochs=1, callbacks=[*more, first, log], validation_data=validation)
+        shards = {v.path: v.value.addressable_shards[0].data.shape for v in model.weights} if kind == "model" else {}
+        weights = [np.asarray(keras.ops.convert_to_numpy(v)) for v in model.trainable_variables]
+        plain = distribution.plain(model)
+        assert {layer.compute_dtype for layer in plain.layers} == {"float32"}
+        same = [np.asarray(keras.ops.convert_to_numpy(v)) for v in plain.trainable_variables]
+        assert all(np.array_equal(a, b) for a, b in zip(weights, same, strict=True))
+    if not files.discarding():
+        told = {key: value for key, value in log.rows[0].items() if "loss" in key or "accuracy" in key}
+        with files.atomic(folder.with_suffix(".npz")) as temporary:
+            np.savez(
+                temporary,
+                *weights,
+                losses=first.losses,
+                count=on.count,
+                told=list(told.values()),
+                optimizer=type(model.optimizer).__name__,
+                shards=[f"{path} {shape}" for path, shape in shards.items()],
+            )
+
+
+def main(args):
+    for devices in [args.devices] if args.counts is None else [f"cpu:{n}" for n in args.counts]:
+        for case in args.cases:
+            name = f"{case}-{devices.replace(':', '')}{'' if args.parallel == 'data' else '-model'}"
+            run(
+                case,
+                pathlib.Path(args.folder) / name,
+                devices=devices,
+                kind=args.parallel,
+                dropout=args.dropout,
+                precision=args.precision,
+            )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("folder")
+    parser.add_argument("--counts", type=int, nargs="+", default=None)
+    parser.add_argument("--cases", nargs="+", default=list(CASES))
+    parser.add_argument("--dropout", type=float, default=0.0)
+    distribution.add_flags(parser.add_argument)
+    run_recipe(main, parser.parse_args())

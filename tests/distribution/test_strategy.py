@@ -1,0 +1,361 @@
+"""Strategy scopes: several devices give what one gives, processes that are lost end the run, and mistakes are told."""
+
+import functools
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT, write_verses
+from tests.distribution import distributed_cases
+from zoo.data import Batches
+from zoo.distribution import strategy as distribution
+from zoo.errors import UserError
+from zoo.io import files
+
+CASES = "tests/distribution/distributed_cases.py"
+BACKEND = keras.backend.backend()
+COUNTS = (2, 4) if BACKEND == "torch" else (4,)  # the others have two devices in the two processes below
+RECIPE = ["recipes/rnn_shakespeare.py", "--units", "16", "--embedding-dim", "8", "--length", "16", "--batch-size", "8"]
+
+
+def results(folder, name):
+    with np.load(folder / f"{name}.npz") as stored:
+        return {key: stored[key] for key in stored.files}
+
+
+def assert_same(one, other, tolerance=1e-4):
+    """First losses and final weights."""
+    assert len(one["losses"]) == 20
+    np.testing.assert_allclose(other["losses"], one["losses"], atol=tolerance, rtol=0)
+    weights = [key for key in one if key.startswith("arr_")]
+    assert len(weights) > 4
+    for key in weights:
+        np.testing.assert_allclose(other[key], one[key], atol=tolerance, rtol=0)
+
+
+# -------------------------------------------------------------------------------------------- one device and several
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A function: results of a case on so many simulated devices. Every case is trained on every number once."""
+    folder = tmp_path_factory.mktemp("trained")
+
+    @functools.cache
+    def train(*counts):
+        # One process for all of them where that is quicker; the first number is the largest.
+        command = [sys.executable, CASES, str(folder), "--devices", f"cpu:{counts[0]}", "--counts", *map(str, counts)]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+        assert ended.returncode == 0, ended.stderr
+
+    def get(case, count):
+        train(*((4, 1) if BACKEND == "jax" else (count,)))
+        return results(folder, f"{case}-cpu{count}")
+
+    return get
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("count", COUNTS)
+def test_several_devices_give_the_run_of_one(trained, count):
+    """The CNN with a last batch that nothing divides, an RNN with states, the transformer, the denoiser."""
+    for case in ("cnn", "rnn", "transformer", "denoiser"):
+        several = trained(case, count)
+        assert several["count"] == count
+        assert_same(trained(case, 1), several)
+
+
+@pytest.mark.heavy
+def test_dropout_repeats_from_run_to_run(trained, tmp_path, run):
+    for name in ("first", "second"):
+        ended = run([CASES, tmp_path / name, "--devices", "cpu:2", "--cases", "rnn", "--dropout", "0.4"])
+        assert ended.returncode == 0, ended.stderr
+    first, second = (results(tmp_path / name, "rnn-cpu2") for name in ("first", "second"))
+    for key in (key for key in first if key.startswith("arr_") or key == "losses"):
+        np.testing.assert_array_equal(first[key], second[key])
+    assert np.abs(first["losses"] - trained("rnn", 1)["losses"]).max() > 1e-4
+
+
+def shards_of(stored):
+    """{path of a weight: shape of the part that the first device has}."""
+    return dict(line.split(" ", 1) for line in stored["shards"])
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(BACKEND != "jax", reason="weights are divided on JAX only")
+def test_divided_weights(trained, tmp_path, run):
+    ended = run([CASES, tmp_path, "--devices", "cpu:4", "--parallel", "model", "--cases", "transformer", "denoiser"])
+    assert ended.returncode == 0, ended.stderr
+    for case in ("transformer", "denoiser"):
+        model = results(tmp_path, f"{case}-cpu4-model")
+        assert_same(trained(case, 1), model)
+    shards = shards_of(results(tmp_path, "transformer-cpu4-model"))
+    # d = 16, f = 32 on four devices
+    assert shards["encoder_0_self_attention_query/kernel"] == "(16, 4)"
+    assert shards["encoder_0_self_attention_output/kernel"] == "(4, 16)"
+    assert shards["decoder_0_inner/kernel"] == "(16, 8)" and shards["decoder_0_inner/bias"] == "(8,)"
+    assert shards["decoder_0_outer/kernel"] == "(8, 16)" and shards["decoder_0_outer/bias"] == "(16,)"
+    shards = shards_of(results(tmp_path, "denoiser-cpu4-model"))
+    assert shards["down_0_resnet_0_conv1/kernel"] == "(3, 3, 16, 4)"
+    assert shards["down_0_resnet_0_conv2/kernel"] == "(3, 3, 4, 16)"
+
+
+# ------------------------------------------------------------------------------------------------------ two processes
+
+
+def free_ports(count):
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def start_two(arguments):
+    """The same command as two hosts start it, on loopback: two processes, and their outputs as files."""
+    ports, started = free_ports(2), []
+    addresses = [f"127.0.0.1:{port}" for port in ports]
+    for place in range(2):
+        command = [sys.executable]
+        more = {"OMP_NUM_THREADS": "1"}
+        if BACKEND == "tensorflow":
+            task = {"type": "worker", "index": place}
+            more["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
+        elif BACKEND == "jax":
+            more |= {
+                "KERAS_DISTRIBUTION_JOB_ADDRESSES": ",".join(addresses),
+                "KERAS_DISTRIBUTION_NUM_PROCESSES": "2",
+                "KERAS_DISTRIBUTION_PROCESS_ID": str(place),
+            }
+        else:
+            command += f"-m torch.distributed.run --nnodes 2 --nproc-per-node 1 --node-rank {place}".split()
+            command += f"--master-addr 127.0.0.1 --master-port {ports[0]}".split()
+        started.append(
+            subprocess.Popen(
+                [*command, *map(str, arguments)],
+                cwd=ROOT,
+                env=os.environ | more,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return started
+
+
+@pytest.mark.heavy
+def test_two_processes_give_the_run_of_one(trained, tmp_path):
+    started = start_two(
+        [CASES, tmp_path, "--devices", "cpu" if BACKEND != "torch" else "auto", "--cases", "cnn", "rnn"]
+    )
+    told = [process.communicate(timeout=600)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0], told
+    assert "Epoch" not in told[1] and "step" not in told[1]  # the second says nothing
+    for case in ("cnn", "rnn"):
+        several = results(tmp_path, next(tmp_path.glob(f"{case}-*.npz")).stem)
+        assert several["count"] == 2
+        assert_same(trained(case, 1), several)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_verses(tmp_path_factory.mktemp("text") / "verses.txt", words=4000, characters=18000)
+
+
+@pytest.mark.heavy
+def test_a_lost_process_ends_the_run_and_resuming_gives_the_run_that_was_not_cut(text, tmp_path):
+    arguments = [*RECIPE, "--text", text, "--epochs", "2", "--patience", "2", "--output"]
+    whole = start_two([*arguments, tmp_path / "whole"])
+    told = [process.communicate(timeout=600)[0] for process in whole]
+    assert [process.returncode for process in whole] == [0, 0], told
+
+    first, second = start_two([*arguments, tmp_path / "cut"])
+    while first.poll() is None and not (tmp_path / "cut" / "checkpoint.npz").exists():
+        time.sleep(0.02)
+    os.kill(second.pid, signal.SIGKILL)
+    began = time.monotonic()
+    told = first.communicate(timeout=120)[0]
+    second.communicate()
+    assert time.monotonic() - began < 60
+    assert first.returncode == 1, told
+    said = [line for line in told.splitlines() if line.startswith("error: ")]  # torchrun's own report follows
+    assert len(said) == 1 and "Another process of this run has gone" in said[0] and "--resume" in said[0], told
+    assert not (tmp_path / "cut" / "model.keras").exists()
+
+    resumed = start_two([*arguments, tmp_path / "cut", "--resume"])
+    told = [process.communicate(timeout=600)[0] for process in resumed]
+    assert [process.returncode for process in resumed] == [0, 0], told
+    assert "Resuming after epoch" in told[0]
+    one, other = (files.load_model(tmp_path / name / "model.keras").get_weights() for name in ("whole", "cut"))
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(BACKEND != "torch", reason="only PyTorch has a process for each device")
+def test_a_lost_process_on_one_host(text, tmp_path, run):
+    """The recipe has started its processes itself, and says which one is gone."""
+    arguments = [*RECIPE, "--text", text, *"--epochs 30 --patience 30 --devices cpu:2 --output".split(), tmp_path]
+    process = run(arguments, wait=False)
+    while process.poll() is None and not (tmp_path / "checkpoint.npz").exists():
+        time.sleep(0.02)
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    assert len(children) >= 2
+    os.kill(int(children[-1]), signal.SIGKILL)
+    told = process.communicate(timeout=60)[0].strip().splitlines()
+    assert process.returncode == 1
+    assert re.match(r"error: Process \d of 2 was ended by SIGKILL: .*--resume", told[-1]), told
+
+
+# ---------------------------------------------------------------------------------------------------- between backends
+
+
+@pytest.mark.once
+@pytest.mark.heavy
+def test_a_checkpoint_of_two_devices_goes_on_anywhere(text, tmp_path, run):
+    """Written by TensorFlow on two devices; continued there, and on one device by JAX and PyTorch."""
+    arguments = [*RECIPE, "--text", str(text), "--epochs", "2", "--parity"]
+    process = run([*arguments, "--output", tmp_path / "cut", "--devices", "cpu:2"], backend="tensorflow", wait=False)
+    while process.poll() is None and not (tmp_path / "cut" / "checkpoint.npz").exists():
+        time.sleep(0.02)
+    process.kill()
+    told = process.communicate()[0]
+    assert process.returncode == -signal.SIGKILL, told
+    losses = {}
+    for backend, devices in (("tensorflow", "cpu:2"), ("jax", "cpu"), ("torch", "cpu")):
+        shutil.copytree(tmp_path / "cut", tmp_path / backend)
+        more = ["--devices", devices, "--output", tmp_path / backend, "--resume"]
+        ended = run([*arguments, *more], backend=backend)
+        assert ended.returncode == 0 and "Resuming after epoch 1 of 2" in ended.stdout, ended.stderr
+        losses[backend] = json.loads((tmp_path / backend / "metrics.json").read_text())["first_losses"]
+        assert len(losses[backend]) == 20
+    for backend in ("jax", "torch"):
+        np.testing.assert_allclose(losses[backend], losses["tensorflow"], atol=1e-3, rtol=0)
+
+
+# ------------------------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize("text", ["2x", "cpu:0", "0", "gpu", "-1", "cpu:", ""])
+def test_devices_that_mean_nothing(text):
+    with pytest.raises(UserError, match="give auto, a number of accelerators, or cpu:4"):
+        distribution.parse(text)
+
+
+def test_more_devices_than_there_are():
+    with pytest.raises(UserError, match=f"asks for 99 accelerators, {BACKEND} finds .*cpu:99 to simulate"):
+        with distribution.strategy(99):
+            pass
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX divides weights")
+def test_divided_weights_need_jax():
+    with pytest.raises(UserError, match=f"needs the JAX backend, this is {BACKEND}"):
+        with distribution.strategy("cpu", kind="model", layout={"x": ("model",)}):
+            pass
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="said to JAX alone")
+def test_what_jax_cannot_do():
+    with pytest.raises(UserError, match="has no layout for --parallel model"):
+        with distribution.strategy("cpu", kind="model"):
+            pass
+    with pytest.raises(UserError, match="float16 does not run on a CPU with JAX"):
+        with distribution.strategy("cpu", precision="float16"):
+            pass
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(BACKEND != "jax", reason="weights are divided on JAX only")
+def test_weights_that_devices_do_not_divide(tmp_path, run):
+    ended = run([CASES, tmp_path, "--devices", "cpu:3", "--parallel", "model", "--cases", "transformer"])
+    assert ended.returncode == 2
+    last = ended.stderr.strip().splitlines()[-1]
+    assert re.match(r"error: --parallel model cannot divide \d+ of \S+ \(.*\) among 3 devices: use", last), last
+
+
+@pytest.mark.once
+def test_torch_in_one_process_does_not_pretend():
+    with pytest.raises(UserError, match="a process for each device: .*torchrun --nproc-per-node 2"):
+        with distribution.strategy("cpu:2"):
+            pass
+
+
+@pytest.mark.parametrize(
+    "devices, words", [("cpu:3", "--batch-size 8 cannot be divided by 3 devices"), ("7", "asks for 7")]
+)
+@pytest.mark.heavy
+def test_mistakes_of_a_recipe_are_one_sentence(text, tmp_path, run, devices, words):
+    ended = run([*RECIPE, "--text", text, "--devices", devices, "--output", tmp_path])
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.strip().splitlines()[-1].startswith("error: ") and words in ended.stderr
+    assert "Traceback" not in ended.stderr and ended.stderr.count("error:") == 1
+
+
+# ---------------------------------------------------------------------------------------------------------------- parts
+
+
+def test_parts_of_a_batch_weigh_what_the_whole_weighs():
+    """Of 11 rows in batches of 4 on 4 devices in 2 processes: means over both parts are those over the rows."""
+    x, y = np.arange(11.0), np.arange(11)
+    batches = Batches(x, y, batch_size=4, seed=None)
+    halves = [distribution.Share(batches, distribution.Devices(4, processes=2, process=place)) for place in (0, 1)]
+    tensorflow = BACKEND == "tensorflow"  # tf.distribute divides batches itself
+    for place in range(3):
+        got = [half[place] for half in halves][: 1 if tensorflow else 2]
+        means = [(part[2] * part[0]).mean() for part in got]
+        np.testing.assert_allclose(np.mean(means), x[4 * place : 4 * place + 4].mean(), rtol=1e-6)
+        assert {len(part[0]) for part in got} == {4 if tensorflow else 2}
+    whole = distribution.Share(Batches(x[:8], y[:8], batch_size=4), distribution.Devices(4))
+    assert len(whole[0]) == 2  # no weights where none are needed
+
+
+def test_one_device_changes_nothing():
+    batches = Batches(np.zeros(3), np.zeros(3), batch_size=2)
+    with distribution.strategy("cpu") as devices:
+        assert devices.count == devices.parts == 1 and distribution.share(batches) is batches
+        inputs = keras.Input((2,))
+        model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
+        assert distribution.plain(model) is model
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_learns_what_float32_learns(tmp_path, precision):
+    """To the digits it has; in float16 the loss is scaled, without which small gradients are zero."""
+    if BACKEND == "jax" and precision == "float16":
+        pytest.skip("float16 does not run on a CPU with JAX")
+    for name in ("float32", precision):
+        distributed_cases.run("transformer", tmp_path / name, devices="cpu", precision=name)
+    full, half = (results(tmp_path, name) for name in ("float32", precision))
+    assert str(full["optimizer"]) == "Adam"
+    assert str(half["optimizer"]) == ("LossScaleOptimizer" if precision == "float16" else "Adam")
+    np.testing.assert_allclose(half["losses"], full["losses"], rtol=0.02)
+    assert half["losses"][-1] < half["losses"][0]
+    assert np.abs(half["losses"] - full["losses"]).max() > 1e-6  # it was in use
+
+
+def test_precision_comes_back_as_float32():
+    with distribution.strategy("cpu", precision="bfloat16"):
+        inputs = keras.Input((2,))
+        model = keras.Model(inputs, keras.layers.Dense(3, name="dense")(inputs))
+        assert model.get_layer("dense").compute_dtype == "bfloat16" and model.weights[0].dtype == "float32"
+        with distribution.aside():
+            assert keras.config.dtype_policy().name == "float32"
+    assert keras.config.dtype_policy().name == "float32"
+    plain = distribution.plain(model)
+    assert plain.get_layer("dense").compute_dtype == "float32"
+    for one, other in zip(plain.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -1,0 +1,349 @@
+"""Decoding an encoder-decoder against the full model, brute force, exhaustive search and `transformers`."""
+
+import functools
+import itertools
+
+import keras
+import numpy as np
+import pytest
+
+from zoo.errors import UserError
+from zoo.generation import seq2seq as translating
+from zoo.generation.recurrent import compiled
+from zoo.generation.sampling import next_token
+from zoo.generation.seq2seq import Decoder
+from zoo.models.transformer import transformer
+
+PAD, START, END = 0, 1, 2
+KINDS = {
+    "paper": {"dropout": 0.1},
+    "pre_norm": {"pre_norm": True, "activation": "gelu", "positions": "learned", "max_length": 64},
+    "untied": {"tie_embeddings": False, "source_vocabulary_size": 23, "scale_embeddings": False},
+    "marian": {"logits_bias": True, "activation": "silu"},
+}
+LENGTH = 17  # start, 15 tokens and the end: as many steps as the first buffers have positions
+CLOSE = 2e-4  # relative, of scores: float32, and the sharp attention of these weights magnifies rounding
+NUMPY = keras.ops.convert_to_numpy
+
+
+@functools.cache
+def lively(kind="paper", vocabulary=29, end_bias=None, seed=0):
+    """A model whose random weights write varied texts that end at many places, with no two tokens nearly as likely."""
+    numbers = {"num_layers": 1, "decoder_layers": 2, "width": 16, "inner": 24, "num_heads": 4, "pad_id": PAD}
+    model, rng = transformer(vocabulary_size=vocabulary, **numbers | KINDS[kind]), np.random.default_rng(seed)
+    spread = {"query": 3.0, "key": 3.0, "outer": 3.0, "embedding": 0.4, "positions": 0.4, "logits": 0.5}
+    for layer in model.layers:
+        for weight in layer.trainable_variables:
+            own = spread.get(layer.name.split("_")[-1], 0.3) if weight.name in ("kernel", "embeddings") else 0.1
+            weight.assign(rng.normal(1.0 if weight.name == "gamma" else 0.0, own, weight.shape))
+    # Half of the last features change sign: otherwise every token would be its own likeliest successor.
+    gamma = model.get_layer("decoder_norm" if kind == "pre_norm" else "decoder_1_feed_forward_norm").gamma
+    gamma.assign(NUMPY(gamma) * np.resize([-2, 2], gamma.shape))
+    if end_bias is not None:
+        bias = model.get_layer("logits").bias if kind == "untied" else model.get_layer("logits_bias").embeddings
+        bias.assign(np.where(np.arange(vocabulary) == END, end_bias, NUMPY(bias)))
+    return model
+
+
+def sentences(count, *, vocabulary=23, longest=16, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.integers(3, vocabulary, rng.integers(1, longest + 1)).tolist() for _ in range(count)]
+
+
+@functools.cache
+def decoder(*key, **options):
+    return Decoder(lively(*key), start_id=START, end_id=END, suppressed=(PAD,), **options)
+
+
+@functools.cache
+def full(model):
+    """The whole model, compiled for one shape."""
+    return compiled(model)
+
+
+def log_probabilities(model, source, texts):
+    """Those of the next token of each text, float64 (V,) each, by the full model."""
+    ids = np.full((8, 20), PAD, "int32"), np.full((8, 20), PAD, "int32")  # what is behind a text is hidden from it
+    ids[0][:, : len(source)], ids[1][:, 0] = source, START
+    for row, text in enumerate(texts):
+        ids[1][row, 1 : len(text) + 1] = text
+    logits = NUMPY(full(model)(*map(keras.ops.convert_to_tensor, ids))).astype(np.float64)
+    logits = [logits[row, len(text)] for row, text in enumerate(texts)]
+    return [own - np.logaddexp.reduce(own) for own in logits]
+
+
+def write(model, source, choose):
+    """A text by running the full model again on each prefix; `choose` takes the log-probabilities."""
+    text = []
+    while len(text) < LENGTH - 2:
+        (p,) = log_probabilities(model, source, [text])
+        p[PAD] = -np.inf
+        if (token := choose(p)) == END:
+            break
+        text.append(int(token))
+    return text
+
+
+LIVELY = [("paper",), ("pre_norm", 29, None, 0), ("untied", 29, 2.0, 1), ("marian", 29, 4.0, 7)]
+
+# ------------------------------------------------------------------------------------------------ one token at a time
+
+
+@pytest.mark.parametrize("key", LIVELY)
+def test_greedy_equals_the_full_model_run_again_on_each_prefix(key):
+    sources = sentences(4)
+    texts = decoder(*key).decode(sources, max_length=LENGTH)
+    assert texts == [write(lively(*key), source, np.argmax) for source in sources]
+    assert len({*map(tuple, texts)}) > 2
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 4}, {"top_p": 0.7}, {"top_k": 9, "top_p": 0.8, "temperature": 0.6}])
+def test_drawn_tokens_are_those_of_numpy(options):
+    """The same draws with the NumPy code for one text at a time, over the full model."""
+    sources = sentences(4)
+    texts = decoder().decode(sources, max_length=LENGTH, seed=7, **options)
+    for row, (source, text) in enumerate(zip(sources, texts)):
+        choose = functools.partial(next_token, rng=np.random.default_rng([7, row]), **options)
+        assert text == write(lively(), source, choose)
+    assert decoder().decode(sources, max_length=LENGTH, seed=8, **options) != texts
+    assert decoder().decode(sources[:3], max_length=LENGTH, seed=7, **options) == texts[:3]
+
+
+@pytest.mark.parametrize("renormalize", [False, True])
+@pytest.mark.parametrize("drawing", [{}, {"seed": 3}])
+def test_scores(drawing, renormalize):
+    key, sources = ("marian", 12, 3.0, 0), sentences(4, vocabulary=12)
+    texts, scores = decoder(*key, renormalize=renormalize).decode(
+        sources, max_length=LENGTH, length_penalty=0.5, with_scores=True, **drawing
+    )
+    for source, text, score in zip(sources, texts, scores):
+        tokens = text + [END] * (len(text) < LENGTH - 2)  # a forced end costs nothing
+        p = [log_probabilities(lively(*key), source, [text[:place]])[0] for place in range(len(tokens))]
+        left = [np.log1p(-np.exp(q[PAD])) if renormalize else 0.0 for q in p]
+        total = sum(q[token] - more for q, token, more in zip(p, tokens, left))
+        np.testing.assert_allclose(score, total / (len(text) + 1) ** 0.5, rtol=CLOSE)
+
+
+# -------------------------------------------------------------------------------------------------------- beam search
+
+
+def brute_force(model, source, *, beams, length_penalty, max_length):
+    """Beam search with lists, from its definition: (text, score)."""
+    running, pool = [([], 0.0)], []
+    for length in range(1, max_length):
+        candidates = []
+        for (text, score), p in zip(running, log_probabilities(model, source, [text for text, _ in running])):
+            if length < max_length - 1:
+                candidates += [([*text, id_], score + p[id_]) for id_ in range(len(p)) if id_ != PAD]
+            else:
+                candidates.append(([*text, END], score))
+        candidates = sorted(candidates, key=lambda c: -c[1])[: 2 * beams]
+        pool += [(text[:-1], score / length**length_penalty) for text, score in candidates[:beams] if text[-1] == END]
+        pool = sorted(pool, key=lambda c: -c[1])[:beams]
+        running = [c for c in candidates if c[0][-1] != END][:beams]
+        if not running or (len(pool) == beams and running[0][1] / length**length_penalty <= pool[-1][1]):
+            break
+    return pool[0]
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+@pytest.mark.parametrize("beams,key", [(2, LIVELY[0]), (3, LIVELY[1]), (4, ("marian", 12, 3.0, 0))])
+def test_beam_search_equals_brute_force(beams, key, length_penalty):
+    sources, options = sentences(4, vocabulary=12), {"beams": beams, "length_penalty": length_penalty}
+    texts, scores = decoder(*key).decode(sources, max_length=LENGTH, with_scores=True, **options)
+    for source, text, score in zip(sources, texts, scores):
+        expected, expected_score = brute_force(lively(*key), source, max_length=LENGTH, **options)
+        assert text == expected
+        np.testing.assert_allclose(score, expected_score, rtol=CLOSE)
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+def test_enough_beams_find_the_best_of_all_texts(length_penalty):
+    """Of the texts of at most two tokens, every one is looked at with as many beams as there are tokens."""
+    key, sources = ("marian", 7, 1.0, 3), sentences(12, vocabulary=7, longest=6)
+    options = {"beams": 6, "length_penalty": length_penalty, "max_length": 4}
+    texts, scores = decoder(*key).decode(sources, with_scores=True, **options)
+    words = [id_ for id_ in range(7) if id_ not in (PAD, END)]
+    for source, text, score in zip(sources, texts, scores):
+        first, *second = log_probabilities(lively(*key), source, [[], *([word] for word in words)])
+        second = dict(zip(words, second))
+        every = {(): first[END]}
+        every |= {(a,): (first[a] + second[a][END]) / 2**length_penalty for a in words}
+        every |= {(a, b): (first[a] + second[a][b]) / 3**length_penalty for a, b in itertools.product(words, words)}
+        best = max(every, key=every.get)
+        assert tuple(text) == best
+        np.testing.assert_allclose(score, every[best], rtol=CLOSE)
+
+
+# ------------------------------------------------------------------------------------------------------- transformers
+
+
+@functools.cache
+def marian(model):
+    """A MarianMTModel with the weights of one of ours."""
+    transformers, torch = pytest.importorskip("transformers"), pytest.importorskip("torch")
+    config = transformers.MarianConfig(
+        vocab_size=29,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_ffn_dim=24,
+        decoder_ffn_dim=24,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        activation_function="swish",
+        scale_embedding=True,
+        pad_token_id=PAD,
+        decoder_start_token_id=START,
+        eos_token_id=END,
+        max_position_embeddings=64,
+    )
+    theirs = transformers.MarianMTModel(config).eval()
+    parts = {"inner": "fc1", "outer": "fc2", "feed_forward_norm": "final_layer_norm"}
+    for kind, name in (("self", "self_attn"), ("cross", "encoder_attn")):
+        parts |= {f"{kind}_attention_{part}": f"{name}.{part[0]}_proj" for part in ("query", "key", "value")}
+        parts |= {f"{kind}_attention_output": f"{name}.out_proj", f"{kind}_attention_norm": f"{name}_layer_norm"}
+    weights = {"shared.weight": model.get_layer("embedding").get_weights()[0]}
+    for layer in model.layers:
+        if layer.name[:9] in ("encoder_0", "decoder_0", "decoder_1") and layer.weights:
+            name = f"{layer.name[:7]}.layers.{layer.name[8]}.{parts[layer.name[10:]]}"
+            weight, bias = layer.get_weights()
+            weights |= {f"{name}.weight": weight.T, f"{name}.bias": bias}
+    with torch.no_grad():
+        for name, weight in weights.items():
+            theirs.model.get_parameter(name).copy_(torch.tensor(weight))
+        theirs.final_logits_bias.copy_(torch.tensor(model.get_layer("logits_bias").get_weights()[0]))
+    return theirs
+
+
+@pytest.mark.parametrize(
+    "beams,options,renormalize,force_end",
+    [(1, {}, False, True), (5, {}, True, True), (5, {"length_penalty": 0.3}, False, False)],
+)
+def test_same_tokens_as_transformers(beams, options, renormalize, force_end):
+    """Fifty sources; their texts end at many different places, through several buffers."""
+    theirs = marian(lively(*LIVELY[3]))
+    import torch
+
+    sources = sentences(50, seed=2)
+    ids = torch.tensor([source + [PAD] * (16 - len(source)) for source in sources])
+    output = theirs.generate(
+        ids,
+        attention_mask=ids != PAD,
+        num_beams=beams,
+        max_length=33,
+        bad_words_ids=[[PAD]],
+        do_sample=False,
+        forced_eos_token_id=END if force_end else None,
+        renormalize_logits=renormalize,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **options,
+    )
+    expected = [
+        [id_ for id_ in itertools.takewhile(lambda id_: id_ != END, row[1:])] for row in output.sequences.tolist()
+    ]
+    texts, scores = decoder(*LIVELY[3], renormalize=renormalize).decode(
+        sources, beams=beams, max_length=33, force_end=force_end, with_scores=True, **options
+    )
+    assert texts == [[id_ for id_ in row if id_ != PAD] for row in expected]
+    if beams > 1:
+        np.testing.assert_allclose(scores, output.sequences_scores.numpy(), rtol=CLOSE)
+    assert len({len(text) for text in texts}) > 8 and len({*map(tuple, texts)}) > 15
+
+
+# ---------------------------------------------------------------------------------------------- batches, stops, weights
+
+
+@pytest.mark.parametrize("options", [{}, {"beams": 3}])
+def test_neighbours_and_padding_change_nothing(options):
+    sources = sentences(5, longest=14)
+    sources[2] = sources[2] * 5
+    decode = functools.partial(decoder("marian", 29, 5.0, 7).decode, max_length=20, **options)
+    texts = decode(sources)
+    assert len({len(text) for text in texts}) > 2
+    assert [decode([source])[0] for source in sources[:2]] == texts[:2]
+    array = np.full((5, 150), PAD)
+    for row, source in enumerate(sources):
+        array[row, : len(source)] = source
+    assert decode(array) == texts
+    assert decode(sources, batch_size=4) == texts
+    assert decode(sources[::-1]) == texts[::-1]
+    assert decode([]) == []
+
+
+@pytest.mark.parametrize("options", [{}, {"beams": 2}, {"seed": 1}])
+def test_sentences_that_ended_leave(options, monkeypatch):
+    key, sources = ("marian", 29, 7.0, 4), sentences(16, seed=2)
+    writer, kept = decoder(*key), []
+    monkeypatch.setattr(writer, "_kept", lambda open_: kept.append(Decoder._kept(writer, open_)) or kept[-1])
+    texts = writer.decode(sources, max_length=40, **options)
+    assert len(kept[-1]) < 16
+    monkeypatch.setattr(writer, "_kept", lambda open_: np.arange(len(open_)))
+    assert writer.decode(sources, max_length=40, **options) == texts
+
+
+def test_ends_when_all_have_ended():
+    writer, sources = decoder("marian", 29, 12.0, 2), sentences(4)
+    texts = writer.decode(sources, max_length=200)
+    assert writer.steps == max(map(len, texts)) + 1 <= 16
+    writer.decode(sources, max_length=200, beams=2)
+    assert writer.steps <= 16
+
+
+def test_weights_that_change_are_noticed():
+    model, sources = lively("marian", 29, 4.0, 2), sentences(4)
+    writer, other = Decoder(model, start_id=START, end_id=END, suppressed=(PAD,)), lively(*LIVELY[3])
+    texts = writer.decode(sources, max_length=LENGTH)
+    model.set_weights(other.get_weights())
+    expected = decoder(*LIVELY[3]).decode(sources, max_length=LENGTH)
+    assert writer.decode(sources, max_length=LENGTH) == expected != texts
+
+
+def test_keras_and_pytorch_layers_write_the_same(monkeypatch):
+    if keras.backend.backend() != "torch":
+        pytest.skip("there are two ways on torch only")
+    sources = sentences(3)
+    for options in ({}, {"beams": 3}):
+        plain = decoder(*LIVELY[1]).decode(sources, max_length=20, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(translating, "suits", lambda model: False)
+            writer = Decoder(lively(*LIVELY[1]), start_id=START, end_id=END, suppressed=(PAD,))
+            assert writer.decode(sources, max_length=20, **options) == plain
+
+
+# ---------------------------------------------------------------------------------------------------------- wrong use
+
+
+@pytest.mark.parametrize(
+    "options,message",
+    [
+        ({"sources": [[3], []]}, "Source 1 is empty"),
+        ({"sources": [[3], [PAD, PAD]]}, "Source 1 is empty"),
+        ({"sources": [[3] * 65]}, "65 tokens, and the model has 64 positions"),
+        ({"sources": [[29]]}, "ids outside the vocabulary of 29"),
+        ({"max_length": 66}, "at most 65"),
+        ({"max_length": 1}, "at least 2"),
+        ({"batch_size": 0}, "batch_size must be at least 1"),
+        ({"beams": 29}, "from 1 to 28"),
+        ({"beams": 0}, "from 1 to 28"),
+        ({"temperature": 0.5}, "give a seed"),
+        ({"seed": 1, "beams": 2}, "a seed or 2 beams"),
+        ({"seed": 1, "temperature": 0.0}, "temperature must be above 0"),
+        ({"seed": 1, "top_p": 1.5}, "top_p must be"),
+    ],
+)
+def test_wrong_use_is_told_in_a_sentence(options, message):
+    options = {"sources": [[3, 4]], "max_length": 10} | options
+    with pytest.raises(UserError, match=message) as told:
+        decoder(*LIVELY[1]).decode(options.pop("sources"), **options)
+    assert "\n" not in str(told.value)
+
+
+def test_wrong_tokens_are_told():
+    with pytest.raises(UserError, match="29 is not in the vocabulary"):
+        Decoder(lively(), start_id=29, end_id=END)
+    with pytest.raises(UserError, match="must not be suppressed"):
+        Decoder(lively(), start_id=START, end_id=END, suppressed=(END,))
+    with pytest.raises(ValueError, match="not a transformer"):
+        Decoder(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]), start_id=1, end_id=2)

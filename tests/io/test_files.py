@@ -1,0 +1,170 @@
+"""Loading files of other people: what loads, and what is said about classes that are not here."""
+
+import io
+import os
+import subprocess
+import sys
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+
+from zoo.errors import UserError
+from zoo.io import files
+
+# Two classes of our own, one registered and one not, and a function, nested in a sequential model in a functional one.
+CLASSES = """
+import keras
+
+@keras.saving.register_keras_serializable("mine")
+class Scale(keras.layers.Layer):
+    def call(self, x):
+        return 2 * x
+
+class Shift(keras.layers.Layer):
+    def call(self, x):
+        return x + 1
+
+@keras.saving.register_keras_serializable("mine")
+def cube(x):
+    return x**3
+"""
+MAKE = """
+import sys
+import zipfile
+import keras
+import my_layers
+
+x = keras.Input((4,))
+deep = keras.Sequential([keras.Input((4,)), my_layers.Scale(), keras.layers.Dense(4, activation=my_layers.cube)])
+middle = keras.Sequential([keras.Input((4,)), deep])
+keras.Model(x, my_layers.Shift()(middle(x))).save(sys.argv[1] + "/custom.keras")
+
+y = keras.Input((4,))
+keras.Model(y, my_layers.Scale()(y)).save(sys.argv[1] + "/one.keras")
+
+z = keras.Input((4,))
+keras.Model(z, keras.layers.Lambda(lambda t: 2 * t)(z)).save(sys.argv[1] + "/lambda.keras")
+
+w = keras.Input((4,))
+model = keras.Model(w, keras.layers.Dense(1)(w))
+model.compile("sgd", loss=my_layers.cube)
+model.save(sys.argv[1] + "/custom_loss.keras")
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Files made by another process from a module that can be imported there and here, but is not."""
+    folder = tmp_path_factory.mktemp("files")
+    (folder / "my_layers.py").write_text(CLASSES)
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    ended = subprocess.run([sys.executable, "-c", MAKE, str(folder)], env=environment, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    return folder
+
+
+def test_every_missing_class_is_named_and_no_module_is_imported(folder, monkeypatch):
+    monkeypatch.syspath_prepend(folder)
+    with pytest.raises(UserError) as caught:
+        files.load_model(folder / "custom.keras")
+    words = str(caught.value)
+    assert "needs the custom classes mine>Scale (of my_layers), mine>cube, Shift (of my_layers)" in words
+    assert "import the module that defines them" in words and "\n" not in words
+    with pytest.raises(UserError, match=r"needs the custom class mine>Scale \(of my_layers\), .* that defines it"):
+        files.load_model(folder / "one.keras")
+    assert "my_layers" not in sys.modules
+
+
+def test_classes_that_are_here_are_not_missing(folder):
+    space = {}  # the classes, not registered for good, since other tests count on their absence
+    exec(CLASSES.replace("@keras.saving.register_keras_serializable", "@(lambda _: lambda c: c)"), space)
+    known = {"mine>Scale": space["Scale"], "mine>cube": space["cube"]}
+    with keras.saving.custom_object_scope(known), pytest.raises(UserError, match="the custom class Shift"):
+        files.load_model(folder / "custom.keras")
+    with keras.saving.custom_object_scope(known | {"Shift": space["Shift"]}):
+        model = files.load_model(folder / "custom.keras")
+    x = np.ones((2, 4), "float32")
+    kernel = model.layers[1].layers[0].layers[1].get_weights()[0]
+    np.testing.assert_allclose(model.predict(x, verbose=0), (2 * x @ kernel) ** 3 + 1, rtol=1e-4, atol=1e-5)
+
+
+def test_a_custom_loss_is_not_needed(folder):
+    assert files.load_model(folder / "custom_loss.keras").count_params() == 5
+
+
+def test_python_code_in_a_file_is_never_run(folder):
+    with pytest.raises(UserError, match="holds a Lambda layer, which is Python code"):
+        files.load_model(folder / "lambda.keras")
+
+
+def test_files_of_stock_layers_load(tmp_path):
+    """Nested, shared, sequential, with several inputs and outputs and `keras.ops`, as anyone may have saved them."""
+    layers = keras.layers
+    a, b = keras.Input((6,), name="a"), keras.Input((6,), name="b")
+    inner = keras.Sequential([keras.Input((6,)), layers.Dense(5, activation="gelu"), layers.BatchNormalization()])
+    shared = layers.Dense(3, activation=keras.activations.swish, kernel_regularizer=keras.regularizers.L2(0.1))
+    outputs = {"sum": shared(inner(a)) + shared(inner(b)), "product": keras.ops.multiply(a, b)}
+    model = keras.Model([a, b], outputs)
+    model.compile("adam", loss="mse")
+    model.save(tmp_path / "nested.keras")
+    sequential = keras.Sequential([keras.Input((8, 8, 1)), layers.Conv2D(2, 3), layers.Flatten(), layers.Dense(1)])
+    sequential.save(tmp_path / "sequential.keras")
+
+    x = [np.ones((2, 6), "float32"), np.full((2, 6), 2, "float32")]
+    again = files.load_model(tmp_path / "nested.keras").predict(x, verbose=0)
+    for key, value in model.predict(x, verbose=0).items():
+        np.testing.assert_allclose(again[key], value, atol=1e-6)
+    assert files.load_model(tmp_path / "sequential.keras").count_params() == sequential.count_params()
+
+
+def test_a_file_of_something_else(tmp_path):
+    np.savez(tmp_path / "arrays.npz", a=np.ones(3))
+    (tmp_path / "arrays.npz").rename(tmp_path / "arrays.keras")
+    with pytest.raises(UserError, match="arrays.keras cannot be loaded as a Keras model") as caught:
+        files.load_model(tmp_path / "arrays.keras")
+    assert "\n" not in str(caught.value)
+
+
+def test_random_initial_weights_are_not_drawn_while_loading_and_are_again_after(tmp_path, monkeypatch):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4), keras.layers.Dense(4, dtype="float16")])
+    model.save(tmp_path / "model.keras")
+    drawn = []
+    monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", lambda *args, **kwargs: drawn.append(1))
+    loaded = files.load_model(tmp_path / "model.keras")
+    assert not drawn
+    keras.initializers.GlorotUniform()((2, 2))
+    assert drawn
+    for ours, theirs in zip(loaded.get_weights(), model.get_weights(), strict=True):
+        assert ours.dtype == theirs.dtype and (ours == theirs).all()
+
+
+def test_large_models_are_read_where_they_are(tmp_path, monkeypatch):
+    """The same weights, with nothing written beside the file; damaged and incomplete files are told apart as ever."""
+    monkeypatch.setattr(files, "LARGE_MODEL", 1000)
+    image = keras.Input((9, 9, 2))
+    inner = keras.Sequential([keras.Input((9, 9, 4)), keras.layers.Conv2D(8, 3), keras.layers.GroupNormalization(2)])
+    shared = keras.layers.Dense(8, dtype="float16")
+    x = inner(keras.layers.Conv2D(4, 3, padding="same")(image))
+    model = keras.Model(image, shared(shared(keras.ops.silu(x))))
+    rng = np.random.default_rng(0)
+    for weight in model.weights:
+        weight.assign(rng.normal(size=weight.shape))
+    path = tmp_path / "large.keras"
+    files.save_model(model, path)
+    monkeypatch.setattr(keras.saving, "load_model", None)
+    loaded = files.load_model(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["large.keras"]
+    for ours, theirs in zip(loaded.get_weights(), model.get_weights(), strict=True):
+        assert ours.dtype == theirs.dtype and (ours == theirs).all()
+
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="not a whole .keras file"):
+        files.load_model(path)
+    with zipfile.ZipFile(path, "w") as archive, zipfile.ZipFile(io.BytesIO(whole)) as old:
+        for name in old.namelist():
+            archive.writestr(name, old.read(name).replace(b'"filters": 8', b'"filters": 6'))
+    with pytest.raises(UserError, match="cannot be loaded as a Keras model"):
+        files.load_model(path)

@@ -1,0 +1,423 @@
+"""The ledger against count_params(), closed forms written out here, other counters, and measured memory."""
+
+import inspect
+import json
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+import zoo
+from zoo.errors import UserError
+from zoo.models.cnn import cnn
+from zoo.parameter_ledger.ledger import ledger
+
+
+def opened(inputs, outputs, **options):
+    """The ledger of a functional model, after checking its totals and rows against Keras' own count."""
+    model = keras.Model(inputs, outputs)
+    book = ledger(model, **options)
+    check(book, model)
+    return book
+
+
+def check(book, model):
+    assert book.parameters == model.count_params() == sum(row.counted for row in book.layers)
+    assert book.trainable == sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+    assert book.trainable == sum(row.trainable for row in book.layers)
+    for row in book.layers:
+        if row.layer is not None and hasattr(row.layer, "count_params") and row.inputs:
+            assert row.parameters == row.layer.count_params()
+            assert sum(formula.value for formula in row.formulas) == row.parameters, row.path
+
+
+def test_classic_walk_through():
+    book = ledger(cnn(num_classes=10))
+    rows = {row.name: row for row in book.rows}
+    counted = [rows[name].counted for name in ("conv1", "conv2", "conv3", "dense1", "logits")]
+    assert counted == [896, 18_496, 73_856, 9_437_696, 5_130] and book.parameters == 9_536_074
+    numbers = [rows[name].formulas[0].numbers for name in ("conv1", "dense1", "logits")]
+    assert numbers == ["(3·3·3 + 1)·32", "(128·12·12 + 1)·512", "(512 + 1)·10"]
+    assert rows["conv1"].formulas[0].letters == "(k_h·k_w·c_in + 1)·c_out"
+    assert [rows[name].outputs[0] for name in ("conv1", "pool1", "flatten")] == [(48, 48, 32), (24, 24, 64), (18432,)]
+    # Multiply-accumulates: every output pixel and filter looks at a window of inputs.
+    assert rows["conv2"].macs == 48 * 48 * 64 * 3 * 3 * 32 and rows["dense1"].macs == 18_432 * 512
+    assert rows["conv2"].activation_bytes == 48 * 48 * 64 * 4 and rows["flatten"].activation_bytes == 0
+
+
+def test_single_pool_variant():
+    """Some texts print 3,221,504 for this layer: that would be (64·y + 1)·512 with y = 98.3, which is no picture."""
+    row = next(row for row in ledger(cnn(num_classes=10, single_pool=True)).rows if row.name == "dense1")
+    assert row.formulas[0].numbers == "(64·24·24 + 1)·512" and row.counted == 18_874_880
+    assert (3_221_504 / 512 - 1) % 64 != 0
+
+
+# (layer, input shape, parameters in closed form, multiply-accumulates in closed form)
+KINDS = {
+    "conv": (lambda: layers.Conv2D(6, 3), (32, 30, 8), (3 * 3 * 8 + 1) * 6, 30 * 28 * 9 * 8 * 6),
+    "grouped": (lambda: layers.Conv2D(8, 3, groups=4, use_bias=False), (32, 32, 8), 144, 30 * 30 * 144),
+    "dilated": (lambda: layers.Conv2D(6, 3, dilation_rate=2), (32, 32, 8), 438, 28 * 28 * 432),
+    "strided": (lambda: layers.Conv2D(6, 3, strides=2, padding="same"), (31, 31, 8), 438, 16 * 16 * 432),
+    "conv1d": (lambda: layers.Conv1D(4, 3), (20, 16), (3 * 16 + 1) * 4, 18 * 3 * 16 * 4),
+    "conv3d": (lambda: layers.Conv3D(4, 3), (8, 8, 8, 3), (27 * 3 + 1) * 4, 6**3 * 27 * 3 * 4),
+    "transposed": (lambda: layers.Conv2DTranspose(5, 3, strides=2), (9, 9, 8), (9 * 8 + 1) * 5, 81 * 9 * 8 * 5),
+    "depthwise": (lambda: layers.DepthwiseConv2D(3, depth_multiplier=2), (32, 32, 8), 160, 30 * 30 * 144),
+    "separable": (
+        lambda: layers.SeparableConv2D(7, 3, depth_multiplier=2),
+        (32, 32, 8),
+        9 * 16 + (16 + 1) * 7,
+        30 * 30 * (9 * 16 + 16 * 7),
+    ),
+    "dense": (lambda: layers.Dense(9), (5, 4), (4 + 1) * 9, 5 * 4 * 9),
+    "einsum": (lambda: layers.EinsumDense("btd,dhk->bthk", (5, 2, 3), bias_axes="hk"), (5, 4), 30, 5 * 4 * 6),
+    "einsum dots": (lambda: layers.EinsumDense("...d,dh->...h", 6), (5, 7, 4), 24, 35 * 24),
+    "batch norm": (lambda: layers.BatchNormalization(), (5, 4), 16, 0),
+    "batch norm, no scale": (lambda: layers.BatchNormalization(scale=False), (5, 4), 12, 0),
+    "layer norm": (lambda: layers.LayerNormalization(), (5, 4), 8, 0),
+    "layer norm over all": (lambda: layers.LayerNormalization(axis=(1, 2)), (5, 4), 40, 0),
+    "rms norm": (lambda: layers.RMSNormalization(), (5, 4), 4, 0),
+    "group norm": (lambda: layers.GroupNormalization(2), (5, 4), 8, 0),
+    "slopes": (lambda: layers.PReLU(shared_axes=(1, 2)), (5, 5, 4), 4, 0),
+    "normalization": (lambda: layers.Normalization(), (5, 4), 9, 0),
+    "simple": (lambda: layers.SimpleRNN(5), (20, 16), (16 + 5) * 5 + 5, 20 * 21 * 5),
+    "lstm": (lambda: layers.LSTM(12), (20, 16), 4 * ((16 + 12) * 12 + 12), 20 * 4 * 28 * 12),
+    "gru": (lambda: layers.GRU(12), (20, 16), 3 * ((16 + 12) * 12 + 24), 20 * 3 * 28 * 12),
+    "gru, one bias": (lambda: layers.GRU(12, reset_after=False), (20, 16), 3 * (28 * 12 + 12), 20 * 3 * 28 * 12),
+    "bidirectional": (lambda: layers.Bidirectional(layers.LSTM(7)), (20, 16), 2 * 4 * (23 * 7 + 7), 20 * 8 * 23 * 7),
+    "cells": (
+        lambda: layers.RNN([layers.LSTMCell(4), layers.GRUCell(5)]),
+        (20, 16),
+        4 * (20 * 4 + 4) + 3 * (9 * 5 + 10),
+        20 * (4 * 20 * 4 + 3 * 9 * 5),
+    ),
+    "conv lstm": (
+        lambda: layers.ConvLSTM2D(4, 3, padding="same"),
+        (5, 8, 8, 3),
+        4 * (9 * 7 + 1) * 4,
+        5 * 64 * 4 * 9 * 7 * 4,
+    ),
+    "time distributed": (lambda: layers.TimeDistributed(layers.Conv1D(4, 3)), (6, 9, 8), 100, 6 * 7 * 24 * 4),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds(kind):
+    make, shape, parameters, macs = KINDS[kind]
+    inputs = keras.Input(shape)
+    row = opened(inputs, make()(inputs)).layers[-1]
+    assert (row.counted, row.macs) == (parameters, macs)
+    assert not any(formula.letters == formula.numbers for formula in row.formulas if formula.part != "bias") or (
+        kind == "slopes"
+    ), "a known kind has letters"
+
+
+def test_attention_is_split():
+    query, source = keras.Input((10, 16)), keras.Input((6, 24))
+    row = opened([query, source], layers.MultiHeadAttention(4, 8, value_dim=5, output_shape=7)(query, source)).layers[
+        -1
+    ]
+    assert {formula.part: formula.value for formula in row.formulas} == {
+        "query": (16 + 1) * 4 * 8,
+        "key": (24 + 1) * 4 * 8,
+        "value": (24 + 1) * 4 * 5,
+        "output": (4 * 5 + 1) * 7,
+    }
+    assert row.macs == 10 * 16 * 32 + 6 * 24 * 32 + 6 * 24 * 20 + 10 * 6 * 32 + 10 * 6 * 20 + 10 * 20 * 7
+    grouped = opened(query, layers.GroupQueryAttention(8, 4, 2)(query, query)).layers[-1]
+    assert [formula.value for formula in grouped.formulas] == [17 * 32, 17 * 16, 17 * 16, 33 * 16]
+
+
+def test_shared_layers_count_once():
+    x = keras.Input((4,))
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(4, name="a")], name="inner")
+    dense = layers.Dense(4, name="twice")
+    book = opened(x, inner(dense(dense(inner(x)))))
+    assert [(row.path, row.counted, row.macs) for row in book.layers if row.parameters] == [
+        ("inner/a", 20, 16),
+        ("twice", 20, 16),
+        ("twice", 0, 16),
+        ("inner/a", 0, 16),
+    ]
+    notes = [row.note for row in book.rows if row.note]
+    assert "shared: counted at twice" in notes and "shared: counted at inner/a" in notes
+    assert "shared: counted at twice" in str(book)
+
+
+def test_tied_weights_count_once():
+    class Tied(layers.Dense):
+        """A dense layer whose kernel is another's."""
+
+        def __init__(self, other, **options):
+            super().__init__(other.units, **options)
+            self.other = other
+
+        def build(self, shape):
+            self._kernel = self.other.kernel
+            self.bias = self.add_weight(name="bias", shape=(self.units,))
+            self.built = True
+
+        def call(self, inputs):
+            return inputs @ self._kernel + self.bias
+
+    x = keras.Input((4,))
+    first = layers.Dense(4, name="first")
+    y = first(x)
+    model = keras.Model(x, Tied(first, name="second")(y))
+    book = ledger(model)
+    assert book.parameters == sum(row.counted for row in book.layers) == 20 + 4
+    assert "kernel counted at first" in next(row.note for row in book.rows if row.path.startswith("second"))
+
+
+def test_tied_embedding_and_open_sizes():
+    token = keras.Input((None,), dtype="int32")
+    embedding = layers.ReversibleEmbedding(100, 8, name="embedding")
+    model = keras.Model(token, embedding(layers.Dense(8)(embedding(token)), reverse=True), name="tied")
+    book = ledger(model)
+    check(book, model)
+    assert book.parameters == 100 * 8 + 9 * 8 and len(book.unknown) == 3 and "--input-shape" in str(book)
+    closed = ledger(model, input_shape=(7,))
+    assert closed.macs == 7 * 8 * 8 + 7 * 8 * 100
+    # What cannot be counted is not called nothing.
+    assert "MACs) an example" not in str(book) and " 0 B" not in str(book) and "takes at least" in str(book)
+    assert "| **?** |" in book.to_markdown() and "≥ 0" not in book.to_html()
+    assert "6,048 multiply-accumulates (MACs) an example" in str(closed)
+    assert "takes about" in str(closed)
+
+
+def test_frozen_layers_are_not_trainable():
+    model = cnn(num_classes=10)
+    model.get_layer("dense1").trainable = False
+    book = ledger(model)
+    check(book, model)
+    assert book.trainable == 9_536_074 - 9_437_696
+    assert book.training_memory()["gradients"] == 4 * book.trainable
+
+
+class Block(layers.Layer):
+    """A layer of the user's own, made of others and a tensor of its own."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.norm = layers.LayerNormalization(name="norm")
+        self.attention = layers.MultiHeadAttention(2, 8, name="attention")
+
+    def build(self, shape):
+        self.norm.build(shape)
+        self.attention.build(shape, shape)
+        self.temperature = self.add_weight(name="temperature", shape=(3,))
+
+    def call(self, x):
+        y = self.norm(x)
+        return x + self.attention(y, y) * self.temperature[0]
+
+
+def test_one_shape_for_all_inputs():
+    model = zoo.create_model("transformer_tiny")
+    book = ledger(model, input_shape=(16,))
+    assert book.to_text(width=80) == ledger(model, input_shape=[(16,), (16,)]).to_text(width=80)
+    layers = 16 * (4 * (4 * 128 * 128 + 2 * 128 * 256) + 4 * (8 * 128 * 128 + 2 * 128 * 256))
+    attention = 12 * 2 * 16 * 16 * 128  # 12 times scores and mixing
+    assert book.macs == layers + attention + 16 * 128 * 10_000
+    assert book.parameters == model.count_params() and not book.unknown
+
+
+def test_long_names_keep_both_ends():
+    text = ledger(zoo.create_model("transformer_tiny")).to_text(width=80)
+    assert "encoder_…n_query" in text and "encoder_…ion_key" in text
+
+
+def test_layers_of_unknown_kind_are_opened():
+    x = keras.Input((10, 16))
+    book = opened(x, Block(name="block")(x))
+    paths = [row.path for row in book.rows]
+    assert paths[1:4] == ["block", "block/norm", "block/attention"] and book.rows[1].group
+    assert book.parameters == 2 * 16 + 4 * 17 * 16 + 3
+    assert book.macs == 4 * 10 * 16 * 16 + 2 * 10 * 10 * 16
+
+
+def test_unknown_kind_falls_back_to_shapes():
+    class Bilinear(layers.Layer):
+        def build(self, shape):
+            self.form = self.add_weight(name="form", shape=(shape[-1], 5, 2))
+
+        def call(self, x):
+            return keras.ops.einsum("bi,ijk->bjk", x, self.form)
+
+    x = keras.Input((3,))
+    book = opened(x, Bilinear(name="bilinear")(x))
+    assert book.rows[1].formulas[0].numbers == "3·5·2" and book.rows[1].macs is None
+    assert "unknown kind: bilinear" in str(book)
+
+
+def test_subclassed_model():
+    class Classifier(keras.Model):
+        def __init__(self):
+            super().__init__(name="classifier")
+            self.hidden, self.out = layers.Dense(4, name="hidden"), layers.Dense(3, name="out")
+
+        def call(self, x):
+            return self.out(keras.ops.relu(self.hidden(x)))
+
+    model = Classifier()
+    with pytest.raises(UserError, match="no weights yet"):
+        ledger(model)
+    model(np.zeros((2, 5), "float32"))
+    book = ledger(model)
+    check(book, model)
+    assert [(row.path, row.macs) for row in book.rows] == [("hidden", 20), ("out", 12)]
+
+
+def test_other_widths_and_quantised_layers():
+    x = keras.Input((8,))
+    model = keras.Model(x, layers.Dense(4, dtype="bfloat16")(x))
+    assert ledger(model).weight_bytes == 36 * 2
+    model = keras.Model(x, layers.Dense(4, name="d")(x))
+    model.get_layer("d").quantize("int8")
+    book = ledger(model)
+    check(book, model)
+    assert book.weight_bytes == 8 * 4 + 4 * 4 + 4 * 4  # int8 kernel; bias and scales in float32
+
+
+def test_the_same_on_paper_and_in_json():
+    book = ledger(cnn(num_classes=10), batch_size=32)
+    described = json.loads(json.dumps(book.to_dict()))
+    assert described["parameters"] == 9_536_074 and described["training_memory"]["total"] > 4 * 38e6
+    row = described["rows"][1]
+    assert row["formulas"][0] == {
+        "part": "",
+        "letters": "(k_h·k_w·c_in + 1)·c_out",
+        "numbers": "(3·3·3 + 1)·32",
+        "value": 896,
+    }
+    assert "| conv1 | Conv2D | 48·48·32 | 896 | (k_h·k_w·c_in + 1)·c_out = (3·3·3 + 1)·32 = 896 |" in book.to_markdown()
+    for width in (60, 80, 120):
+        text = book.to_text(width)
+        assert max(map(len, text.splitlines())) <= max(width, 72) and "(128·12·12 + 1)·512" in text
+
+
+@pytest.mark.parametrize(
+    "argument, options, message",
+    [
+        ("cnn", {}, "got str"),
+        (None, {"batch_size": 0}, "got 0"),
+        (None, {"input_shape": (48, 48)}, "48·48·3"),
+        (None, {"input_shape": (40, 40, 3)}, "has shape 48·48·3"),
+    ],
+)
+def test_wrong_arguments(argument, options, message):
+    with pytest.raises(UserError, match=message):
+        ledger(argument or cnn(num_classes=10), **options)
+
+
+def test_public_name():
+    assert zoo.ledger(cnn(num_classes=3)).parameters == 9_530_944 + 512 * 3 + 3
+
+
+# Independent counters, in the process that stands on PyTorch
+
+
+ARCHITECTURES = [name for name, build in vars(keras.applications).items() if inspect.isfunction(build)]
+# Keras 3.15 refuses to build these on PyTorch.
+NOT_ON_TORCH = ("NASNetLarge", "NASNetMobile")
+
+
+@pytest.mark.once
+@pytest.mark.heavy
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in NOT_ON_TORCH])
+def test_every_architecture_of_keras_applications(name):
+    model = getattr(keras.applications, name)(weights=None)
+    book = ledger(model, input_shape=(224, 224, 3) if None in model.input_shape[1:] else None)
+    check(book, model)
+    assert not book.unknown
+
+
+ELSEWHERE = """
+from zoo import backends
+backends.start()
+import keras
+from tests.parameter_ledger.test_ledger import check, NOT_ON_TORCH
+from zoo.parameter_ledger.ledger import ledger
+for name in NOT_ON_TORCH:
+    model = getattr(keras.applications, name)(weights=None)
+    book = ledger(model)
+    check(book, model)
+    print(name, book.parameters)
+"""
+
+
+@pytest.mark.once
+@pytest.mark.heavy
+def test_architectures_that_do_not_build_on_torch(run):
+    ended = run(["-c", ELSEWHERE], backend="tensorflow")
+    assert ended.stdout.split() == ["NASNetLarge", "88949818", "NASNetMobile", "5326716"], ended.stderr
+
+
+def transformer_block():
+    x = keras.Input((20, 16))
+    y = layers.LayerNormalization()(x)
+    y = layers.Add()([x, layers.MultiHeadAttention(4, 4)(y, y, use_causal_mask=True)])
+    z = layers.Dense(64, activation="gelu")(layers.LayerNormalization()(y))
+    return keras.Model(x, layers.Add()([y, layers.Dense(16)(z)]))
+
+
+def recurrent(layer):
+    x = keras.Input((20, 16))
+    return keras.Model(x, layer(x))
+
+
+COUNTED = {
+    "cnn": lambda: cnn(num_classes=10),
+    "lstm": lambda: recurrent(layers.LSTM(12, return_sequences=True)),
+    "gru": lambda: recurrent(layers.GRU(12)),
+    "bidirectional": lambda: recurrent(layers.Bidirectional(layers.GRU(12))),
+    "transformer block": transformer_block,
+    "MobileNetV2": lambda: keras.applications.MobileNetV2(weights=None),
+    "ResNet50": lambda: keras.applications.ResNet50(weights=None),
+    "Xception": lambda: keras.applications.Xception(weights=None),
+    "ConvNeXtTiny": lambda: keras.applications.ConvNeXtTiny(weights=None),
+}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", COUNTED)
+def test_macs_agree_with_pytorch_counter(name):
+    """`torch.utils.flop_counter.FlopCounterMode` counts what runs: two operations a multiply-accumulate."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    model = COUNTED[name]()
+    images = np.random.default_rng(0).random((2, *model.input_shape[1:])).astype("float32")
+    # It has no formula for the fused attention kernel of CPUs, so attention runs as plain matrix products.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        model(images)
+    assert ledger(model).macs == pytest.approx(counter.get_total_flops() / 2 / len(images), rel=0.01)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("batch_size", [64, 128])
+def test_training_memory_of_the_cnn(batch_size):
+    """Against the most that PyTorch's allocator held during a step: its own record of every allocation and release,
+    on top of the weights and optimizer slots that were there before the step."""
+    from torch.profiler import ProfilerActivity, profile
+
+    from zoo.fast_paths.layers import use_fast_paths
+
+    model = cnn(num_classes=10)
+    model.compile(keras.optimizers.Adam(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    use_fast_paths(model)  # as the recipes do
+    rng = np.random.default_rng(0)
+    images, labels = rng.random((batch_size, 48, 48, 3)).astype("float32"), rng.integers(0, 10, batch_size)
+    model.train_on_batch(images, labels)
+    for weight in model.trainable_variables:
+        weight.value.grad = None
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        model.train_on_batch(images, labels)
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = np.cumsum([event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())])
+    before = sum(v.value.untyped_storage().nbytes() for v in (*model.variables, *model.optimizer.variables))
+    measured = before + changes.max()
+    predicted = ledger(model).training_memory(batch_size)["total"]
+    print(f"batch {batch_size}: predicted {predicted / 1e6:.0f} MB, measured {measured / 1e6:.0f} MB")
+    assert predicted == pytest.approx(measured, rel=0.25)

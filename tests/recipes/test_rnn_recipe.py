@@ -1,0 +1,173 @@
+"""The language-model recipe as a user runs it: what it leaves behind, resuming, and what it says to mistakes."""
+
+import json
+import os
+import pathlib
+import signal
+import time
+
+import keras
+import numpy as np
+import pytest
+
+from recipes import rnn_shakespeare
+from tests.conftest import not_on, write_verses
+from zoo.errors import UserError
+from zoo.generation import recurrent as writing
+from zoo.io import files
+from zoo.models.rnn_language_model import rnn_language_model
+from zoo.tokenizers import text as tokenizers
+from zoo.training import language_recipe
+from zoo.training.initial_weights import set_initial_weights
+
+RECIPE = "recipes/rnn_shakespeare.py"
+TINY = ["--units", "16", "--embedding-dim", "8", "--length", "16", "--batch-size", "8", "--epochs", "2"]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A text of 6,000 characters in which the next character can be learned."""
+    return write_verses(tmp_path_factory.mktemp("text") / "verses.txt", words=1300, characters=6000)
+
+
+def train(text, output, *extra):
+    return rnn_shakespeare.main(
+        rnn_shakespeare.parse_args([*TINY, "--text", str(text), "--output", str(output), *extra])
+    )
+
+
+@pytest.mark.heavy
+def test_a_run_leaves_everything_behind(text, tmp_path):
+    metrics = train(text, tmp_path / "run", "--cell", "gru")
+    made = {path.name for path in (tmp_path / "run").iterdir()}
+    assert made == {
+        *("model.keras", "model.tokenizer.json", "history.csv", "metrics.json", "report.txt", "samples.txt"),
+        "training_curves.png",
+    }
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
+    assert metrics["validation_perplexity"] == pytest.approx(np.exp(metrics["validation_loss"]))
+    # At the level of characters a token is a character.
+    bits = metrics["validation_loss"] / np.log(2)
+    assert metrics["validation_bits_per_character"] == pytest.approx(bits)
+    again = train(text, tmp_path / "again", "--evaluate", str(tmp_path / "run" / "model.keras"))
+    assert again["test_loss"] == pytest.approx(metrics["test_loss"], abs=1e-6)
+    assert (tmp_path / "run" / "samples.txt").read_text().count("--- after epoch") == 2
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("level", ["word", "bpe"])
+def test_other_levels_and_windows(text, tmp_path, level):
+    small = ["--batch-size", "2", "--length", "8", "--embedding-dim", "16", "--tie-embeddings"]
+    metrics = train(text, tmp_path / level, "--level", level, "--windows", *small)
+    assert metrics["level"] == level and np.isfinite(metrics["test_bits_per_character"])
+
+
+def test_it_learns(text, tmp_path):
+    metrics = train(text, tmp_path / "run", "--epochs", "6", "--dropout", "0", "--learning-rate", "0.02")
+    letters = np.unique(list(text.read_text()), return_counts=True)[1] / 6000
+    assert metrics["test_loss"] < 0.8 * -(letters * np.log(letters)).sum()  # well below the entropy of the letters
+
+
+def test_loss_does_not_depend_on_how_the_text_is_cut():
+    model = rnn_language_model(cell="lstm", vocabulary_size=11, embedding_dim=5, units=7)
+    set_initial_weights(model, seed=1, initializer="recurrent")
+    ids = np.random.default_rng(0).integers(0, 11, 150)
+    whole = language_recipe.nats(model, ids, length=149)
+    logits = keras.ops.convert_to_numpy(model(ids[None, :-1]))[0].astype("float64")
+    by_hand = np.log(np.exp(logits).sum(axis=-1)) - logits[np.arange(149), ids[1:]]
+    np.testing.assert_allclose(whole, by_hand, atol=1e-5)
+    for length in (7, 50):
+        np.testing.assert_allclose(language_recipe.nats(model, ids, length=length), whole, atol=1e-5)
+
+
+def test_writing_is_the_full_models_choice():
+    """The greedy text, character by character, from the whole text each time."""
+    text = "abcdefgh"
+    tokenizer = tokenizers.train_tokenizer(text, "char")
+    model = rnn_language_model(cell="gru", vocabulary_size=8, embedding_dim=6, units=9)
+    model.set_weights([np.random.default_rng(3).normal(size=w.shape) for w in model.get_weights()])
+    written = "".join(writing.write(model, tokenizer, "ab", length=12, greedy=True))
+    so_far = "ab"
+    for _ in range(12):
+        logits = keras.ops.convert_to_numpy(model(np.array([tokenizers.encode(tokenizer, so_far)])))
+        so_far += text[int(logits[0, -1].argmax())]
+    assert "ab" + written == so_far
+    (first, p), *_ = writing.likeliest(model, tokenizer, "ab", count=3)
+    assert first == written[0] and 0 < p <= 1
+
+
+WRITE = """
+from zoo import backends
+backends.start()
+import sys
+from zoo.generation.recurrent import load_with_tokenizer, write
+print("".join(write(*load_with_tokenizer(sys.argv[1]), "the ", length=80, seed=4, temperature=0.7, top_p=0.9)))
+"""
+
+
+@pytest.mark.once
+@pytest.mark.heavy
+def test_same_losses_and_same_text_on_every_backend(text, tmp_path, run):
+    losses, texts = {}, {}
+    for backend in ("tensorflow", "jax", "torch"):
+        folder = tmp_path / backend
+        arguments = [*TINY, "--text", str(text), "--output", str(folder), "--parity", "--cell", "lstm"]
+        ended = run([RECIPE, *arguments, "--epochs", "1"], backend=backend)
+        assert ended.returncode == 0, ended.stderr
+        losses[backend] = json.loads((folder / "metrics.json").read_text())["first_losses"]
+        texts[backend] = run(["-c", WRITE, tmp_path / "tensorflow" / "model.keras"], backend=backend).stdout
+    assert len(losses["jax"]) == 20
+    for backend in ("jax", "torch"):
+        np.testing.assert_allclose(losses[backend], losses["tensorflow"], atol=1e-3, rtol=0)
+        assert texts[backend] == texts["tensorflow"] != ""
+
+
+@pytest.mark.heavy
+@not_on("jax")
+def test_killed_and_resumed_is_the_run_that_was_not(text, tmp_path, run):
+    arguments = [*TINY, "--text", str(text), "--epochs", "3", "--patience", "1"]
+    whole = run([RECIPE, *arguments, "--output", tmp_path / "whole"])
+    assert whole.returncode == 0, whole.stderr
+    process = run([RECIPE, *arguments, "--output", tmp_path / "cut"], wait=False)
+    history = tmp_path / "cut" / "history.csv"
+    while process.poll() is None and not (history.exists() and (tmp_path / "cut" / "checkpoint.npz").exists()):
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    resumed = run([RECIPE, *arguments, "--output", tmp_path / "cut", "--resume"])
+    assert resumed.returncode == 0 and "Resuming after epoch" in resumed.stdout, resumed.stdout + resumed.stderr
+    one, other = (files.load_model(tmp_path / name / "model.keras").get_weights() for name in ("whole", "cut"))
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "content, extra, message",
+    [
+        (b"", [], "holds no text"),
+        (b"short", [], "give a longer text"),
+        (b"caf\xe9 " * 2000, [], "not UTF-8"),
+        (b"abc " * 2000, ["--units", "0"], "units must be at least 1"),
+        (b"abc " * 2000, ["--length", "0"], "--length must be at least 1"),
+        (b"abc " * 2000, ["--level", "bpe", "--vocabulary", "9"], "at least 256"),
+    ],
+)
+def test_mistakes(tmp_path, content, extra, message):
+    (tmp_path / "t.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        train(tmp_path / "t.txt", tmp_path / "out", *extra)
+
+
+@pytest.mark.once
+def test_files_that_do_not_belong_together(tmp_path):
+    model = rnn_language_model(cell="gru", vocabulary_size=5, embedding_dim=4, units=4)
+    files.save_model(model, tmp_path / "m.keras")
+    with pytest.raises(UserError, match="There is no tokenizer"):
+        writing.load_with_tokenizer(tmp_path / "m.keras")
+    tokenizers.save_tokenizer(tokenizers.train_tokenizer("abcdef", "char"), tmp_path / "m.tokenizer.json")
+    with pytest.raises(UserError, match="6 entries but the model has 5"):
+        writing.load_with_tokenizer(tmp_path / "m.keras")
+    mnist = pathlib.Path(__file__).resolve().parent.parent.parent / "saved_models" / "cnn_mnist.keras"
+    with pytest.raises(UserError, match="not a recurrent language model"):
+        writing.load_with_tokenizer(mnist)

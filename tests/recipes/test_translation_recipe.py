@@ -1,0 +1,153 @@
+"""The translation recipe, run at a tiny size: it learns, resumes, agrees between backends, and says what is wrong."""
+
+import importlib
+import json
+import os
+import re
+import signal
+import time
+
+import keras
+import numpy as np
+import pytest
+
+from tests.conftest import not_on
+from zoo.errors import UserError
+from zoo.io import files
+from zoo.models.transformer import transformer
+from zoo.tasks.translator import Translator, load_translator
+from zoo.tokenizers.shared_bpe import JointTokenizer
+
+RECIPE = "recipes/transformer_multi30k.py"
+TINY = ["--num-layers", "1", "--width", "32", "--inner", "32", "--num-heads", "2", "--vocabulary", "300"]
+TINY += ["--batch-tokens", "256", "--epochs", "2", "--dropout", "0.1"]
+recipe = importlib.import_module("recipes.transformer_multi30k")
+
+WORDS = {"a": "one", "b": "two", "c": "three", "d": "four", "e": "five", "f": "six"}
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    """A toy language: letters to words, 400 pairs of 1 to 4."""
+    rng = np.random.default_rng(0)
+    path = tmp_path / "toy.tsv"
+    with path.open("w") as file:
+        for _ in range(400):
+            letters = rng.choice(list(WORDS), rng.integers(1, 5))
+            file.write(" ".join(letters) + "\t" + " ".join(WORDS[letter] for letter in letters) + "\n")
+    return path
+
+
+def train(pairs, output, *more):
+    return recipe.main(recipe.parse_args([*TINY, "--pairs", str(pairs), "--output", str(output), *more]))
+
+
+@pytest.mark.heavy
+def test_it_learns_and_leaves_everything_behind(pairs, tmp_path, capsys, run):
+    more = ["--epochs", "12", "--learning-rate", "0.01", "--warm-up", "30", "--dropout", "0", "--average", "1"]
+    metrics = train(pairs, tmp_path / "run", *more)
+    told = capsys.readouterr().out
+    assert metrics["test_exact_beam_1"] > 0.7 and metrics["test_bleu_beam_5"] > 70
+    assert "BLEU" in told and "nrefs:1" in told
+    found = {path.name for path in (tmp_path / "run").iterdir()}
+    expected = {"model.keras", "model.tokenizer.json", "metrics.json", "history.csv", "report.txt", "translations.txt"}
+    assert found == expected | {"attention.png", "training_curves.png"}
+    for name in ("attention.png", "training_curves.png"):
+        assert (tmp_path / "run" / name).read_bytes()[:4] == b"\x89PNG"
+    header, *rows = (tmp_path / "run" / "history.csv").read_text().split()
+    assert header.startswith("epoch,loss,val_loss,val_bleu") and len(rows) == 12
+    translator = load_translator(tmp_path / "run" / "model.keras")
+    assert translator.translate(["a b", "", "f"]) == ["one two", "", "six"]
+    model = tmp_path / "run" / "model.keras"
+    ended = run(["-m", "zoo", "translate", model, "a b", "f", "--beams", "1"])
+    assert ended.returncode == 0 and ended.stdout == "one two\nsix\n", ended.stdout + ended.stderr
+    ended = run(["-m", "zoo", "translate", model, "a b", "--attention", tmp_path / "looks.png"])
+    assert ended.stdout.startswith("one two\n") and (tmp_path / "looks.png").read_bytes()[:4] == b"\x89PNG"
+    ended = run(["-m", "zoo", "translate", model, "a", "b", "--attention", tmp_path / "looks.png"])
+    assert ended.returncode == 2 and "--attention draws one sentence, got 2" in ended.stderr
+    again = recipe.main(
+        recipe.parse_args(
+            ["--pairs", str(pairs), "--output", str(tmp_path), "--evaluate", str(tmp_path / "run" / "model.keras")]
+        )
+    )
+    assert again["test_bleu_beam_5"] == metrics["test_bleu_beam_5"]
+
+
+@pytest.mark.heavy
+@not_on("tensorflow")
+def test_killed_and_resumed_is_the_run_that_was_not(pairs, tmp_path, run):
+    arguments = [*TINY, "--pairs", pairs, "--epochs", "3", "--average", "2", "--limit", "150"]
+    whole = run([RECIPE, *arguments, "--output", tmp_path / "whole"])
+    assert whole.returncode == 0, whole.stderr
+    process = run([RECIPE, *arguments, "--output", tmp_path / "cut"], wait=False)
+    while process.poll() is None and not (tmp_path / "cut" / "checkpoint.npz").exists():
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    resumed = run([RECIPE, *arguments, "--output", tmp_path / "cut", "--resume"])
+    assert resumed.returncode == 0 and "Resuming after epoch" in resumed.stdout, resumed.stdout + resumed.stderr
+    one, other = (files.load_model(tmp_path / name / "model.keras").get_weights() for name in ("whole", "cut"))
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.once
+@pytest.mark.heavy
+def test_same_losses_on_every_backend(pairs, tmp_path, run):
+    losses = {}
+    for backend in ("tensorflow", "jax", "torch"):
+        arguments = [*TINY, "--pairs", pairs, "--parity", "--epochs", "1", "--batch-tokens", "128"]
+        ended = run([RECIPE, *arguments, "--output", tmp_path / backend], backend=backend)
+        assert ended.returncode == 0, ended.stderr
+        losses[backend] = json.loads((tmp_path / backend / "metrics.json").read_text())["first_losses"]
+    assert len(losses["jax"]) == 20
+    for backend in ("jax", "torch"):
+        np.testing.assert_allclose(losses[backend], losses["tensorflow"], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "--epochs must be at least 1"),
+        (["--smoothing", "1"], r"--smoothing must be in \[0, 1\)"),
+        (["--learning-rate", "-1"], "must not be negative"),
+        (["--vocabulary", "100"], "at least 259"),
+        (["--width", "30", "--num-heads", "4"], "divisible by num_heads"),
+        (["--source", "en"], "two languages"),
+        (["--evaluate", "nowhere.keras"], "no model file at nowhere.keras"),
+    ],
+)
+def test_wrong_input(pairs, tmp_path, arguments, message):
+    with pytest.raises(UserError, match=message) as caught:
+        train(pairs, tmp_path, *arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_tokenizer_gives_texts_back(tmp_path):
+    texts = ["Ein Mann, der läuft.", "A man (running)!", "Zwei Hunde  spielen 12 Mal."]
+    tokenizer = JointTokenizer.train(texts, vocabulary_size=400)
+    for text in [*texts, "日本 ß </s> <pad>"]:
+        ids = tokenizer.encode(text)
+        assert ids[-1] == tokenizer.end_id and ids.count(tokenizer.end_id) == 1
+        assert tokenizer.decode(ids) == re.sub("</s>|<pad>", "", text).strip()
+    tokenizer.save(tmp_path / "t.json")
+    assert JointTokenizer.load(tmp_path / "t.json").encode(texts[0]) == tokenizer.encode(texts[0])
+    (tmp_path / "t.json").write_text("{}")
+    with pytest.raises(UserError, match="is not a tokenizer"):
+        JointTokenizer.load(tmp_path / "t.json")
+    with pytest.raises(UserError, match="There is no tokenizer at"):
+        JointTokenizer.load(tmp_path / "nowhere.json")
+
+
+def test_tokenizer_of_another_model():
+    tokenizer = JointTokenizer.train(["some text"], vocabulary_size=300)
+    other = transformer(vocabulary_size=17, num_layers=1, width=8, inner=8, num_heads=2)
+    with pytest.raises(UserError, match="this tokenizer belongs to another model"):
+        Translator(other, tokenizer)
+
+
+def test_a_file_of_another_kind(tmp_path):
+    numbers = keras.Input((4,))
+    files.save_model(keras.Model(numbers, keras.layers.Dense(2)(numbers)), tmp_path / "other.keras")
+    with pytest.raises(UserError, match="is not a translation model"):
+        load_translator(tmp_path / "other.keras")

@@ -1,0 +1,60 @@
+"""Tokenizers: the text comes back, unknown characters are named, the file belongs to its model."""
+
+import pytest
+
+from zoo.errors import UserError
+from zoo.tokenizers import text as tokenizers
+
+TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak. It's — 1.5 °C.\n" * 4
+
+pytestmark = pytest.mark.once
+
+
+@pytest.mark.parametrize("level", tokenizers.LEVELS)
+def test_text_comes_back_and_the_file_too(level, tmp_path):
+    tokenizer = tokenizers.train_tokenizer(TEXT, level)
+    assert tokenizers.level(tokenizer) == level
+    ids = tokenizers.encode(tokenizer, TEXT)
+    assert tokenizer.decode(ids) == TEXT
+    tokenizers.save_tokenizer(tokenizer, tmp_path / "t.json")
+    again = tokenizers.load_tokenizer(tmp_path / "t.json", vocabulary_size=tokenizer.get_vocab_size())
+    assert tokenizers.encode(again, TEXT) == ids and again.decode(ids) == TEXT
+
+
+def test_characters_are_numbered_in_order():
+    assert tokenizers.encode(tokenizers.train_tokenizer("hello", "char"), "hello") == [1, 0, 2, 2, 3]
+
+
+def test_words_keep_the_space_before_them():
+    tokenizer = tokenizers.train_tokenizer(TEXT, "word")
+    assert tokenizer.encode("All: we speak.\n\n").tokens == ["All", ":", " we", " speak", ".", "\n\n"]
+    assert tokenizer.encode("All zebras").tokens == ["All", tokenizers.UNKNOWN]
+
+
+def test_pieces_cover_any_text():
+    tokenizer = tokenizers.train_tokenizer(TEXT, "bpe", vocabulary_size=300)
+    assert tokenizer.get_vocab_size() == 300
+    assert tokenizer.decode(tokenizers.encode(tokenizer, "Žluťoučký kůň 馬 🐎")) == "Žluťoučký kůň 馬 🐎"
+
+
+def test_unknown_characters_are_named():
+    tokenizer = tokenizers.train_tokenizer("abc", "char")
+    with pytest.raises(UserError, match="'ß', 'é', which"):
+        tokenizers.encode(tokenizer, "aßbé")
+
+
+def test_wrong_use(tmp_path):
+    with pytest.raises(UserError, match="Unknown level 'letters'"):
+        tokenizers.train_tokenizer("abc", "letters")
+    with pytest.raises(UserError, match="empty"):
+        tokenizers.train_tokenizer("", "char")
+    with pytest.raises(UserError, match="at least 256 entries"):
+        tokenizers.train_tokenizer(TEXT, "bpe", vocabulary_size=100)
+    with pytest.raises(UserError, match="no tokenizer at"):
+        tokenizers.load_tokenizer(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(UserError, match="is not a tokenizer"):
+        tokenizers.load_tokenizer(tmp_path / "bad.json")
+    tokenizers.save_tokenizer(tokenizers.train_tokenizer("abc", "char"), tmp_path / "t.json")
+    with pytest.raises(UserError, match="3 entries but the model has 65"):
+        tokenizers.load_tokenizer(tmp_path / "t.json", vocabulary_size=65)

@@ -1,0 +1,204 @@
+"""What the parts of a latent diffusion are trained on: losses against closed forms, batches as they are defined."""
+
+import keras
+import numpy as np
+import pytest
+
+from zoo.data import captions
+from zoo.data.captions import DIGITS, TEMPLATES
+from zoo.evaluation.diffusion_plots import frechet_distance
+from zoo.generation.diffusion import noise_sampler
+from zoo.models.cnn import cnn
+from zoo.models.stable_diffusion import autoencoder, text_encoder
+from zoo.training import diffusion as stages
+
+NUMPY = keras.ops.convert_to_numpy
+LENGTH = 16
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return captions._captioned("digits", DIGITS, [captions.load("digits")])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(digits):
+    return stages.caption_tokenizer(digits)
+
+
+@pytest.fixture(scope="module")
+def encoded(digits):
+    """Latents of an untrained encoder."""
+    encoder = autoencoder.encoder(widths=(8, 8, 8), blocks=1, groups=4)
+    return stages.EncodedPictures(encoder, digits.limited(60), "train", seed=3)
+
+
+# --------------------------------------------------------------------------------------------------------------- losses
+
+
+def test_contrast_is_cross_entropy_both_ways():
+    """Against PyTorch's, where every caption is true of one picture; and a row of two true ones by hand."""
+    import torch
+
+    logits = np.random.default_rng(0).normal(size=(5, 5)).astype("float32") * 3
+    found = float(stages.Contrast()(np.eye(5, dtype="float32"), logits))
+    both = (torch.tensor(logits), torch.tensor(logits.T))
+    expected = sum(torch.nn.functional.cross_entropy(one, torch.arange(5)) for one in both) / 2
+    assert found == pytest.approx(float(expected), rel=1e-5)
+    same = np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]], "float32")
+    logits, share = logits[:3, :3], same / same.sum(1, keepdims=True)
+    log_p = [one - np.log(np.exp(one).sum(1, keepdims=True)) for one in (logits, logits.T)]
+    expected = -np.mean([(share * one).sum(1).mean() for one in log_p])
+    assert float(stages.Contrast()(same, logits)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_autoencoder_in_training():
+    """The divergence is PyTorch's; the picture is that of mean + deviation · noise; looks see a difference."""
+    import torch
+
+    numbers = {"widths": (8, 8, 8), "blocks": 1, "groups": 4}
+    encoder, decoder = autoencoder.encoder(**numbers), autoencoder.decoder(**numbers)
+    judge = stages.judge(3)
+    model = stages.autoencoder_in_training(encoder, decoder, judge)
+    assert len(model.trainable_variables) == len(encoder.weights) + len(decoder.weights)
+    rng = np.random.default_rng(0)
+    image, noise = rng.uniform(-1, 1, (2, 48, 48, 3)), rng.normal(size=(2, 12, 12, 4))
+    image, noise = image.astype("float32"), noise.astype("float32")
+    found = {key: NUMPY(value) for key, value in model([image, noise]).items()}
+    mean, log_variance = (NUMPY(part) for part in encoder(image))
+    normal = torch.distributions.Normal
+    q, p = normal(torch.tensor(mean), torch.tensor(np.exp(log_variance / 2))), normal(torch.tensor(0.0), 1.0)
+    kl = torch.distributions.kl_divergence(q, p).mean((1, 2, 3)).numpy()
+    np.testing.assert_allclose(found["kl"], kl, rtol=1e-4)
+    restored = NUMPY(decoder(mean + np.exp(log_variance / 2) * noise))
+    np.testing.assert_allclose(found["image"], restored, atol=1e-4)
+    looks = stages.features(judge)
+    seen = [NUMPY(looks((127.5 * picture + 127.5).astype("float32"))) for picture in (restored, image)]
+    np.testing.assert_allclose(found["looks"], ((seen[0] - seen[1]) ** 2).mean(-1), rtol=1e-3)
+
+
+def test_pairs_are_cosines_at_the_end_token():
+    """By hand, with the state at the end token; what follows it changes nothing."""
+    encoder = text_encoder.text_encoder(vocabulary_size=9, num_layers=1, width=8, inner=8, num_heads=2, max_length=6)
+    image = keras.Input((None, None, 3))
+    trunk = keras.Model(image, keras.layers.GlobalAveragePooling2D()(image))
+    model = stages.pairs_in_training(encoder, trunk, end_id=2)
+    token = np.array([[1, 5, 2, 0, 0], [1, 6, 7, 8, 2]], "int32")
+    pictures = np.random.default_rng(0).uniform(0, 255, (2, 4, 4, 3)).astype("float32")
+    states = NUMPY(encoder(token))
+    text = np.stack([states[0, 2], states[1, 4]]) @ NUMPY(model.get_layer("text_projection").kernel)
+    seen = pictures.mean((1, 2)) @ NUMPY(model.get_layer("image_projection").kernel)
+    text, seen = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (text, seen))
+    logits = NUMPY(model([token, pictures]))
+    np.testing.assert_allclose(logits, seen @ text.T / 0.07, rtol=1e-3, atol=1e-4)
+    token[0, 3:] = 4
+    np.testing.assert_allclose(NUMPY(model([token, pictures])), logits, rtol=1e-4)
+
+
+def test_judge_and_its_features():
+    """The features are what its last layer turns into logits."""
+    model = stages.judge(7)
+    images = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3)).astype("uint8")
+    classifier = model.get_layer("classifier")
+    kernel, bias = (NUMPY(weight) for weight in classifier.get_layer("logits").weights)
+    np.testing.assert_allclose(
+        NUMPY(stages.features(model)(images)) @ kernel + bias, model.predict(images, verbose=0), atol=1e-4
+    )
+    assert model.count_params() == cnn(num_classes=7, units=128).count_params()
+
+
+# ------------------------------------------------------------------------------------------------------------ tokenizer
+
+
+@pytest.mark.once
+def test_every_caption_is_known_and_fits(digits, tokenizer):
+    everything = stages.every_caption(digits)
+    ids = stages.encode_captions(tokenizer, everything, LENGTH)
+    assert len(everything) == 10 * 8 * 8 * len(TEMPLATES) and 3 not in ids
+    assert (ids[:, 0] == 1).all() and ((ids == 2).sum(1) == 1).all()
+    assert tokenizer.encode("A purple unicorn", add_special_tokens=False).tokens == ["a", "purple", "<unknown>"]
+    with pytest.raises(ValueError, match="has 5 tokens, at most 4 fit"):
+        stages.encode_captions(tokenizer, ["a red seven"], 4)
+    distinct = {tuple(row) for row in ids.tolist()}
+    assert len(distinct) == len(set(everything))
+
+
+# -------------------------------------------------------------------------------------------------------------- batches
+
+
+def test_batches_are_functions_of_seed_epoch_and_place(digits):
+    one, other = (stages.judge_batches(digits, "train", 30, seed=seed) for seed in (1, 1))
+    first = [batch[0] for batch in (one[0], other[0])]
+    assert (first[0] == first[1]).all() and len(one) == len(digits.labels["train"]) // 30
+    one.set_epoch(1)
+    assert (one[0][0] != other[0][0]).any()
+    fixed = stages.judge_batches(digits, "validation", 30, seed=1)
+    before = fixed[0][0]
+    fixed.set_epoch(5)
+    assert (fixed[0][0] == before).all()
+
+
+def test_pairs_that_say_the_same(digits, tokenizer):
+    (ids, images), same = stages.pair_batches(digits, "train", 64, seed=0, tokenizer=tokenizer, length=LENGTH)[0]
+    assert ids.shape == (64, LENGTH) and images.shape == (64, 48, 48, 3) and images.max() > 100
+    words = [set(tokenizer.decode(row).replace(",", "").split()) - set("a an on in background".split()) for row in ids]
+    texts = [tokenizer.decode(row) for row in ids]
+    for i in range(64):
+        for j in range(64):
+            if texts[i] == texts[j]:
+                assert same[i, j] == 1
+            if words[i] != words[j]:
+                assert same[i, j] == 0
+    assert (same == same.T).all() and (np.diag(same) == 1).all()
+
+
+def test_denoiser_batches_are_the_forward_process(digits, encoded):
+    """With the noise given back, the clean latents come out, of spread 1; captions are true, some of them left out."""
+    levels = noise_sampler.alpha_bars(noise_sampler.betas("linear", start=1e-4, end=0.02))
+    everything = stages.every_caption(digits)
+    contexts = np.arange(len(everything) + 1, dtype="float32")[:, None, None]  # each tells which it is
+    batches = stages.denoiser_batches(encoded, contexts, levels, 20, seed=0, drop=0.3)
+    dropped, clean, seen = 0, [], []
+    for epoch in range(20):
+        batches.set_epoch(epoch)
+        for place in range(len(batches)):
+            (noisy, timestep, context), noise = batches[place]
+            level = levels[timestep.astype(int)][:, None, None, None]
+            clean.append((noisy - np.sqrt(1 - level) * noise) / np.sqrt(level))
+            seen.append(timestep)
+            caption = context[:, 0, 0].astype(int)
+            dropped += (caption == len(everything)).sum()
+            rows = batches.order[place * 20 : place * 20 + 20]
+            told = caption[caption < len(everything)] // len(TEMPLATES)
+            assert (told == encoded.places[rows][caption < len(everything)]).all()
+    timesteps = np.concatenate(seen)
+    assert abs(dropped / len(timesteps) - 0.3) < 0.05
+    assert timesteps.min() < 20 and timesteps.max() > 980 and abs(timesteps.mean() - 499.5) < 30
+    early = np.concatenate(clean)[timesteps < 600]
+    assert abs((early**2).mean() - (early.mean()) ** 2 - 1) < 0.05
+
+
+def test_pictures_are_encoded_as_captions_say(digits, encoded):
+    """Each place is that of the batch it was drawn in."""
+    few = digits.limited(60)
+    batch = next(iter(few.batches("train", 200, seed=3)))
+    assert ((batch.labels * 8 + batch.inks) * 8 + batch.backgrounds == encoded.places).all()
+    text = stages.every_caption(few)[encoded.places[0] * len(TEMPLATES)]
+    assert DIGITS[batch.labels[0]] in text and encoded.mean.shape == (60, 12, 12, 4)
+
+
+# --------------------------------------------------------------------------------------------------------------- scores
+
+
+@pytest.mark.once
+def test_frechet_distance():
+    """Against SciPy's matrix root; nothing between a set and itself; |shift|² for a shift."""
+    from scipy.linalg import sqrtm
+
+    rng = np.random.default_rng(0)
+    one, other = rng.normal(size=(400, 6)), rng.normal(size=(300, 6)) @ rng.normal(size=(6, 6)) + 0.5
+    c1, c2 = np.cov(one, rowvar=False), np.cov(other, rowvar=False)
+    expected = ((one.mean(0) - other.mean(0)) ** 2).sum() + np.trace(c1 + c2 - 2 * sqrtm(c1 @ c2).real)
+    assert frechet_distance(one, other) == pytest.approx(expected, rel=1e-6)
+    assert abs(frechet_distance(one, one)) < 1e-8
+    assert frechet_distance(one, one + 2) == pytest.approx(24, rel=1e-6)

@@ -1,0 +1,427 @@
+"""Weights of torch.nn.LSTM, GRU and RNN into Keras' recurrent layers and back, on any backend.
+
+A state dict is a mapping from names to arrays: torch tensors or NumPy arrays. Only its names and shapes are looked at;
+`batch_first` and dropout leave no trace in it. Letters: d inputs, h units, g gates, v entries of the vocabulary.
+
+torch                                        Keras
+weight_ih_l{k}  (g·h, d)                     kernel            (d, g·h)   transposed, gates reordered
+weight_hh_l{k}  (g·h, h)                     recurrent_kernel  (h, g·h)   transposed, gates reordered
+bias_ih_l{k}, bias_hh_l{k}  (g·h,) each      bias              (g·h,)     their sum (LSTM, SimpleRNN)
+                                                               (2, g·h)   one row each (GRU with reset_after)
+…_reverse                                    the backward layer of a Bidirectional
+
+Everything is checked before anything is set: after an error the layers hold what they held.
+
+Sources: the tables "Variables" in the documentation of torch.nn.LSTM, torch.nn.GRU and torch.nn.RNN (2.13); `call` of
+keras.layers.LSTMCell, GRUCell and SimpleRNNCell (3.15.1); for the names of a language model,
+https://github.com/pytorch/examples/blob/main/word_language_model/model.py.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import keras
+import numpy as np
+
+from zoo.errors import UserError, nearest
+from zoo.io.tensor_files import TensorFile, refuse_differences
+from zoo.models.rnn_language_model import recurrent_layers
+
+
+class Cell(NamedTuple):
+    """What torch and Keras call the same cell. A gate has the same letter, Keras' own, in both orders."""
+
+    torch: str  # the module: torch.nn.<this>
+    keras_gates: str
+    torch_gates: str
+    two_biases: bool  # does Keras keep bias_ih and bias_hh apart, or only their sum?
+    activations: tuple
+
+
+CELLS = {
+    keras.layers.LSTM: Cell("LSTM", "ifco", "ifco", False, ("tanh",)),  # torch writes g for c
+    keras.layers.GRU: Cell("GRU", "zrh", "rzh", True, ("tanh",)),  # torch writes n for h
+    keras.layers.SimpleRNN: Cell("RNN", "h", "h", False, ("tanh", "relu")),
+}
+
+# Where the parts of `zoo.models.rnn_language_model` are in the state dict of the usual PyTorch word language model.
+LANGUAGE_MODEL_NAMES = {
+    "embedding": "encoder.weight",  # (v, d), as it is
+    "recurrent": "rnn.",  # prefix of the recurrent layers
+    "logits_kernel": "decoder.weight",  # (v, h), transposed; the embedding again where they are tied
+    "logits_bias": "decoder.bias",  # (v,)
+}
+
+
+def to_keras(state_dict, layers, prefix=""):
+    """Set the weights of a stack of Keras layers to those of one torch.nn.LSTM, GRU or RNN.
+
+    Args:
+        state_dict: mapping name -> torch tensor or array. Names that do not begin with `prefix` are not looked at;
+            of the others, every one must be used.
+        layers: built keras.layers.LSTM, GRU or SimpleRNN, or keras.layers.Bidirectional around them, first to last.
+        prefix: what stands before "weight_ih_l0" in the names, such as "rnn.".
+
+    Raises:
+        UserError: if names are missing or left over, shapes are wrong, or the layers are not such a stack.
+
+    Example:
+        >>> to_keras(torch_model.state_dict(), recurrent_layers(model), prefix="rnn.")
+    """
+    parts = _parts(layers, prefix)
+    found = _arrays(state_dict, prefix)
+    _refuse_other_kinds(found, layers, prefix)
+    refuse_differences(
+        _shapes_of(found), _shapes(parts), _names(layers), f"give the state dict of {_description(layers)}"
+    )
+    _assign(_values(parts, found))
+
+
+def from_keras(layers, prefix=""):
+    """The weights of a stack of Keras layers as the state dict of one torch.nn.LSTM, GRU or RNN.
+
+    Args:
+        layers, prefix: as in `to_keras`.
+
+    Returns:
+        dict name -> NumPy array (float32; float16 and float64 stay). Where Keras has one bias (LSTM, SimpleRNN),
+        bias_ih holds it and bias_hh is zero.
+
+    Raises:
+        UserError: if the layers are not a stack that one torch module can be.
+
+    Example:
+        >>> lstm.load_state_dict({name: torch.from_numpy(array) for name, array in from_keras(layers).items()})
+    """
+    state_dict = {}
+    for layer, names in _parts(layers, prefix):
+        cell = _cell(layer)
+        order = [cell.keras_gates.index(gate) for gate in cell.torch_gates]
+        values = [_numpy(layer.cell.kernel).T, _numpy(layer.cell.recurrent_kernel).T]  # (g·h, d), (g·h, h)
+        if layer.cell.use_bias:
+            bias = _numpy(layer.cell.bias)
+            values += list(bias) if cell.two_biases else [bias, np.zeros_like(bias)]  # (g·h,) each
+        state_dict.update((name, _reorder(value, order)) for name, value in zip(names, values))
+    return state_dict
+
+
+def language_model_to_keras(state_dict, model, names=LANGUAGE_MODEL_NAMES):
+    """Set all weights of a recurrent language model to those of the PyTorch model of the same sizes.
+
+    Args:
+        state_dict: mapping name -> torch tensor or array. Every name must be used.
+        model: what `zoo.models.rnn_language_model` returned. If its embeddings are tied, decoder.weight may be absent
+            and must else be equal to encoder.weight; decoder.bias may be absent and must else be zero, for the model
+            has no such biases. A tied state dict also fits a model that is not tied.
+        names: changes to `LANGUAGE_MODEL_NAMES`, such as {"embedding": "embed.weight", "recurrent": "lstm."}.
+
+    Raises:
+        UserError: if names are missing or left over, shapes are wrong, or `model` is no such model.
+    """
+    names, found = _all_names(names), _arrays(state_dict)
+    layers, variables, tied = _language_model_parts(model)
+    parts = _parts(layers, names["recurrent"])
+    _refuse_other_kinds(found, layers, names["recurrent"])
+    v, d = variables[0].shape
+    decoder = {names["logits_kernel"]: (v, layers[-1].units), names["logits_bias"]: (v,)}
+    shapes = {names["embedding"]: (v, d)} | _shapes(parts)
+    shapes |= {name: shape for name, shape in decoder.items() if not tied or name in found}
+    refuse_differences(
+        _shapes_of(found),
+        shapes,
+        f"the model {model.name}",
+        "give the state dict of the model with these sizes, or `names` that say what its parts are called",
+    )
+    if tied:
+        _refuse_untied(found, names, model)
+        values = [found[names["embedding"]]]
+    else:
+        kernel, bias = (found[name] for name in decoder)
+        values = [found[names["embedding"]], kernel.T, bias]  # (v, d), (h, v), (v,)
+    _assign([*zip(variables, values), *_values(parts, found)])
+
+
+def language_model_from_keras(model, names=LANGUAGE_MODEL_NAMES):
+    """The weights of a recurrent language model as the state dict of the usual PyTorch word language model.
+
+    Args:
+        model, names: as in `language_model_to_keras`.
+
+    Returns:
+        dict name -> NumPy array. If the embeddings are tied, decoder.weight is the embedding again and decoder.bias
+        is zero, as the PyTorch model with tied weights has it.
+
+    Raises:
+        UserError: if `model` is no such model.
+    """
+    names = _all_names(names)
+    layers, variables, tied = _language_model_parts(model)
+    embedding, *logits = [_numpy(variable) for variable in variables]
+    kernel, bias = (embedding.copy(), np.zeros_like(embedding[:, 0])) if tied else (logits[0].T.copy(), logits[1])
+    return {
+        names["embedding"]: embedding,
+        **from_keras(layers, names["recurrent"]),
+        names["logits_kernel"]: kernel,
+        names["logits_bias"]: bias,
+    }
+
+
+def load_state_dict_file(path):
+    """Read a state dict from a .safetensors file, or from a file of torch.save without running what it holds.
+
+    Args:
+        path: a .safetensors file needs the package safetensors; any other is taken for a torch file and needs torch.
+
+    Returns:
+        dict name -> NumPy array.
+
+    Raises:
+        UserError: if the file is missing, is damaged, holds code or anything but tensors by name, or if the package
+            that reads it is missing.
+    """
+    file = TensorFile(path)
+    return _arrays({name: file.read(name) for name in file.shapes})
+
+
+# The Keras side: which layers, and which torch names belong to them.
+
+
+def _cell(layer):
+    """The row of CELLS for a layer of one direction, or None."""
+    return next((row for kind, row in CELLS.items() if isinstance(layer, kind)), None)
+
+
+def _directions(layer):
+    """[forward layer] or [forward layer, backward layer]."""
+    return [layer.forward_layer, layer.backward_layer] if isinstance(layer, keras.layers.Bidirectional) else [layer]
+
+
+def _parts(layers, prefix):
+    """[(layer of one direction, its torch names)]; the names are those of weight_ih, weight_hh, bias_ih, bias_hh.
+
+    Raises:
+        UserError: if the layers are not a stack that one torch module can be.
+    """
+    if not isinstance(layers, (list, tuple)) or not layers:
+        raise UserError(
+            f"The layers are {layers!r:.80}, where a list of at least one recurrent layer was expected: pass [layer], "
+            "or recurrent_layers(model)."
+        )
+    parts = []
+    for place, layer in enumerate(layers):
+        for one, backwards in zip(_directions(layer), (False, True)):
+            _refuse_layer(one, backwards)
+            ending = f"_l{place}{'_reverse' * backwards}"
+            kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if one.use_bias else 2]
+            parts.append((one, [f"{prefix}{kind}{ending}" for kind in kinds]))
+    _refuse_mixture(layers)
+    return parts
+
+
+def _refuse_layer(layer, backwards):
+    """Refuse a layer of one direction whose arithmetic is not torch's, or that has no weights to set."""
+    cell = _cell(layer)
+    if cell is None:
+        raise UserError(
+            f"The layer {getattr(layer, 'name', layer)!r:.80} is a {type(layer).__name__}, where a recurrent layer was "
+            "expected: pass keras.layers.LSTM, GRU or SimpleRNN, or Bidirectional around them."
+        )
+    if cell.torch == "GRU" and not layer.reset_after:
+        raise UserError(
+            f"The layer {layer.name} is a GRU with reset_after=False, and torch.nn.GRU resets after the product: "
+            "build it with reset_after=True."
+        )
+    used = (layer.activation.__name__, getattr(layer, "recurrent_activation", keras.activations.sigmoid).__name__)
+    if used[0] not in cell.activations or used[1] != "sigmoid":
+        raise UserError(
+            f"The layer {layer.name} has the activations {used[0]} and {used[1]}, and torch.nn.{cell.torch} has "
+            f"{' or '.join(cell.activations)} and sigmoid: build it with those."
+        )
+    if layer.go_backwards != backwards:
+        raise UserError(
+            f"The layer {layer.name} has go_backwards={layer.go_backwards}, and torch has no such direction at its "
+            "place: use keras.layers.Bidirectional for both directions."
+        )
+    if not layer.built:
+        raise UserError(f"The layer {layer.name} has no weights yet: build it, or call it on an input, first.")
+
+
+def _refuse_mixture(layers):
+    """Refuse layers that are not one stack: a torch module has one cell, size, bias and direction for all of them."""
+    looks = [(layer.name, _look(one, len(_directions(layer)))) for layer in layers for one in _directions(layer)]
+    for name, look in looks:
+        if look != looks[0][1]:
+            raise UserError(
+                f"The layers differ ({looks[0][0]}: {looks[0][1]}; {name}: {look}), and one torch module has the same "
+                "in every layer: convert them one at a time."
+            )
+    outputs = _directions(layers[0])[0].units * len(_directions(layers[0]))
+    for before, layer in zip(layers, layers[1:]):
+        inputs = _directions(layer)[0].cell.kernel.shape[0]
+        if inputs != outputs:
+            raise UserError(
+                f"The layer {layer.name} takes {inputs} inputs, where the {outputs} outputs of {before.name} were "
+                "expected: stack the layers directly (Bidirectional with merge_mode='concat'), first to last."
+            )
+
+
+def _look(layer, directions):
+    """What is the same in every layer of a torch module, in words."""
+    name = f"{_cell(layer).torch} ({layer.activation.__name__}) of {layer.units} units"
+    return f"{name}, use_bias={layer.use_bias}, directions={directions}"
+
+
+def _shapes(parts):
+    """{torch name: shape} that a stack needs."""
+    shapes = {}
+    for layer, names in parts:
+        d, gates_h = layer.cell.kernel.shape  # (d, g·h)
+        shapes.update(zip(names, [(gates_h, d), (gates_h, layer.units), (gates_h,), (gates_h,)]))
+    return shapes
+
+
+def _values(parts, found):
+    """[(Keras variable, its new value)] for a state dict that was checked."""
+    pairs = []
+    for layer, names in parts:
+        cell = _cell(layer)
+        order = [cell.torch_gates.index(gate) for gate in cell.keras_gates]
+        weight_ih, weight_hh, *biases = [_reorder(found[name], order) for name in names]
+        pairs += [(layer.cell.kernel, weight_ih.T), (layer.cell.recurrent_kernel, weight_hh.T)]
+        if biases:
+            pairs.append((layer.cell.bias, np.stack(biases) if cell.two_biases else sum(biases)))
+    return pairs
+
+
+def _reorder(array, order):
+    """Put the gates, which lie one after the other on the first axis (g·h, …), into another order; a copy."""
+    gates = array.reshape(len(order), -1, *array.shape[1:])  # (g, h, …)
+    return np.ascontiguousarray(gates[order].reshape(array.shape))
+
+
+def _language_model_parts(model):
+    """(recurrent layers, [embedding, logits kernel, logits bias] or [embedding], are the embeddings tied?)."""
+    try:
+        embedding = model.get_layer("embedding")
+        tied = isinstance(embedding, keras.layers.ReversibleEmbedding) and embedding.tie_weights
+        logits = [] if tied else [model.get_layer("logits").kernel, model.get_layer("logits").bias]
+        if any(variable is None for variable in logits):
+            raise ValueError("no biases")
+        layers, variables = recurrent_layers(model), [embedding.embeddings, *logits]
+    except (AttributeError, ValueError) as error:
+        raise UserError(
+            f"{getattr(model, 'name', model)!r:.80} is not a recurrent language model (it lacks a layer 'embedding', "
+            "or 'logits' with biases): build it with zoo.models.rnn_language_model."
+        ) from error
+    known = {id(variable) for part in (variables, *(layer.weights for layer in layers)) for variable in part}
+    if others := [variable.path for variable in model.weights if id(variable) not in known]:
+        raise UserError(
+            f"The model {model.name} also holds {', '.join(others)}, which the PyTorch model has no place for: build "
+            "it with zoo.models.rnn_language_model."
+        )
+    return layers, variables, tied
+
+
+# The torch side: names and arrays.
+
+
+def _all_names(names):
+    """`LANGUAGE_MODEL_NAMES` with the changes that were asked for."""
+    for key in names:
+        if key not in LANGUAGE_MODEL_NAMES:
+            raise UserError(
+                f"There is no part {key!r} in a language model: use {', '.join(LANGUAGE_MODEL_NAMES)}."
+                f"{nearest(key, LANGUAGE_MODEL_NAMES)}"
+            )
+    return LANGUAGE_MODEL_NAMES | dict(names)
+
+
+def _arrays(state_dict, prefix=""):
+    """{name: NumPy array} of the names that begin with `prefix`; what is not float64 becomes float32."""
+    if not isinstance(state_dict, Mapping):
+        raise UserError(
+            f"The state dict is a {type(state_dict).__name__}, where a mapping from names to arrays was expected: pass "
+            "module.state_dict(), or what load_state_dict_file returned."
+        )
+    arrays = {}
+    for name, value in state_dict.items():
+        if not str(name).startswith(prefix):
+            continue
+        try:
+            array = value
+            if hasattr(value, "detach"):
+                array = value.detach().cpu()
+                array = (array if str(array.dtype) == "torch.float64" else array.float()).numpy()
+            array = np.asarray(array)
+            if array.dtype.kind in "OSU":  # float() would make a number of None
+                raise TypeError("not numbers")
+            arrays[name] = array if array.dtype == "float64" else array.astype("float32")
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{name} in the state dict is a {type(value).__name__} and no array of numbers: remove it, or pass the "
+                "state dict alone."
+            ) from error
+    return arrays
+
+
+def _shapes_of(arrays):
+    return {name: array.shape for name, array in arrays.items()}
+
+
+def _numpy(variable):
+    """A Keras variable as a NumPy array of its own, of a kind that torch knows (bfloat16 becomes float32)."""
+    array = np.array(keras.ops.convert_to_numpy(variable))
+    return array if array.dtype in ("float16", "float32", "float64") else array.astype("float32")
+
+
+def _assign(pairs):
+    """Set Keras variables to values that have been checked."""
+    for variable, value in pairs:
+        variable.assign(np.ascontiguousarray(value))
+
+
+def _refuse_other_kinds(found, layers, prefix):
+    """Refuse projections (proj_size), and another cell than that of the layers."""
+    if projections := [name for name in found if name.startswith(f"{prefix}weight_hr_l")]:
+        raise UserError(
+            f"The state dict holds {', '.join(projections)}, the projections of an LSTM with proj_size, which Keras "
+            "does not have: use a model trained with proj_size=0."
+        )
+    cell, name = _cell(_directions(layers[0])[0]), f"{prefix}weight_hh_l0"
+    shape = found[name].shape if name in found else ()  # (g·h, h)
+    if len(shape) != 2 or not shape[1] or shape[0] == len(cell.torch_gates) * shape[1]:
+        return
+    for other in CELLS.values():
+        if shape[0] == len(other.torch_gates) * shape[1]:
+            raise UserError(
+                f"{name} has shape {shape}, as in a torch.nn.{other.torch} of {shape[1]} units, where {_names(layers)} "
+                f"can hold a torch.nn.{cell.torch}: use layers of the same kind."
+            )
+
+
+def _refuse_untied(found, names, model):
+    """Refuse a state dict that a model with tied embeddings cannot hold."""
+    encoder, kernel, bias = (names[part] for part in ("embedding", "logits_kernel", "logits_bias"))
+    if kernel in found and not np.array_equal(found[kernel], found[encoder]):
+        problem = f"{kernel} differs from {encoder}"
+    elif bias in found and found[bias].any():
+        problem = f"{bias} is not zero"
+    else:
+        return
+    raise UserError(
+        f"The model {model.name} uses its embedding for the logits, without biases, and {problem} in the state dict: "
+        "build the model with tie_embeddings=False."
+    )
+
+
+def _names(layers):
+    return f"the layer{'s' * (len(layers) > 1)} {', '.join(layer.name for layer in layers)}"
+
+
+def _description(layers):
+    """The torch module that a stack is, as it would be written."""
+    first = _directions(layers[0])[0]
+    return (
+        f"torch.nn.{_cell(first).torch}({first.cell.kernel.shape[0]}, {first.units}, num_layers={len(layers)}, "
+        f"bias={first.use_bias}, bidirectional={len(_directions(layers[0])) == 2})"
+    )

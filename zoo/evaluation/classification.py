@@ -1,0 +1,111 @@
+"""How good a classifier is, as text and PNG: loss, accuracy, per-class report, confusion matrix, worst mistakes."""
+
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn import metrics
+
+from zoo.io import files
+
+
+def log_softmax(logits):
+    """Logarithm of the softmax of float logits (N, K), in float64."""
+    logits = np.asarray(logits, np.float64)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+
+
+def scores(labels, logits):
+    """Return {"loss": mean cross-entropy in nats, "accuracy": fraction right} of logits (N, K) for labels (N,)."""
+    log_p = log_softmax(logits)
+    loss = -log_p[np.arange(len(labels)), labels].mean()
+    return {"loss": float(loss), "accuracy": float((log_p.argmax(axis=1) == labels).mean())}
+
+
+def text_report(labels, logits, class_names):
+    """Precision, recall and F1 of each class, then the confusion matrix (or, for many classes, its largest errors)."""
+    predicted = np.argmax(logits, axis=1)
+    classes = np.arange(len(class_names))
+    report = metrics.classification_report(
+        labels, predicted, labels=classes, target_names=class_names, digits=4, zero_division=0
+    )
+    matrix = metrics.confusion_matrix(labels, predicted, labels=classes)
+    if len(class_names) <= 12:
+        width = max(6, *(len(name) + 1 for name in class_names))
+        lines = ["Confusion matrix (rows: truth, columns: prediction)", ""]
+        lines.append(" " * width + "".join(name.rjust(width) for name in class_names))
+        lines += [
+            name.rjust(width) + "".join(str(n).rjust(width) for n in row) for name, row in zip(class_names, matrix)
+        ]
+    else:
+        errors = matrix - np.diag(np.diag(matrix))
+        lines = ["Largest confusions (the whole matrix is in confusion_matrix.png)", ""]
+        for flat in np.argsort(-errors, axis=None, kind="stable")[:10]:
+            truth, guess = np.unravel_index(flat, errors.shape)
+            if errors[truth, guess]:
+                lines.append(f"{errors[truth, guess]:5d}  {class_names[truth]} taken for {class_names[guess]}")
+    return report + "\n" + "\n".join(lines) + "\n"
+
+
+def save_confusion_matrix(path, labels, logits, class_names):
+    """PNG of the confusion matrix; colour is the share of the row, and the numbers are counts."""
+    classes = np.arange(len(class_names))
+    matrix = metrics.confusion_matrix(labels, np.argmax(logits, axis=1), labels=classes)
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    side = max(5.0, 0.33 * len(class_names) + 2.5)
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    size = 10 if len(class_names) <= 12 else 6
+    for row, column in np.argwhere(matrix > 0):
+        colour = "white" if share[row, column] > 0.5 else "black"
+        axes.text(column, row, matrix[row, column], ha="center", va="center", fontsize=size, color=colour)
+    axes.set_xticks(classes, class_names, rotation=90 if len(class_names) > 12 else 0, fontsize=size)
+    axes.set_yticks(classes, class_names, fontsize=size)
+    axes.set(xlabel="prediction", ylabel="truth", title=f"{np.trace(matrix):,} of {matrix.sum():,} right")
+    _save(figure, path)
+
+
+def save_worst_mistakes(path, images, labels, logits, class_names, count=24):
+    """PNG of the wrong predictions with the highest loss, each with truth → prediction (and its probability)."""
+    log_p = log_softmax(logits)
+    predicted = log_p.argmax(axis=1)
+    loss = -log_p[np.arange(len(labels)), labels]
+    wrong = np.flatnonzero(predicted != labels)
+    worst = wrong[np.argsort(-loss[wrong], kind="stable")][:count]
+    columns = 8
+    rows = max(1, -(-len(worst) // columns))
+    figure = Figure(figsize=(columns * 1.6, rows * 2.2 + 0.5), layout="constrained")
+    figure.suptitle(f"The {len(worst)} worst of {len(wrong)} mistakes" if len(worst) else "No mistakes")
+    for place, index in enumerate(worst):
+        axes = figure.add_subplot(rows, columns, place + 1)
+        axes.imshow(images[index].squeeze(), cmap="gray", vmin=0, vmax=255)
+        axes.set_axis_off()
+        probability = np.exp(log_p[index, predicted[index]])
+        truth, guess = (_short(class_names[k]) for k in (labels[index], predicted[index]))
+        axes.set_title(f"{truth}\n→ {guess}\n({probability:.0%})", fontsize=8)
+    _save(figure, path)
+
+
+def save_training_curves(path, history):
+    """PNG of loss and accuracy by epoch, for training and validation, from the rows of `history.csv`."""
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    for place, quantity in enumerate(("loss", "accuracy")):
+        axes = figure.add_subplot(1, 2, place + 1)
+        for prefix, label in (("", "training"), ("val_", "validation")):
+            if prefix + quantity in history[0]:
+                axes.plot(epochs, [row[prefix + quantity] for row in history], marker="o", ms=4, label=label)
+        axes.set(xlabel="epoch", title=quantity)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def _short(name, length=22):
+    return name if len(name) <= length else name[: length - 1] + "…"
+
+
+def _save(figure, path):
+    with files.atomic(path) as temporary:
+        figure.savefig(temporary, dpi=110)

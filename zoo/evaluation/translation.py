@@ -1,0 +1,79 @@
+"""How good translations are, as text and PNG: BLEU, samples, training curves, attention maps."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from zoo.io import files
+
+
+def bleu(translations, references):
+    """(BLEU, sacreBLEU's signature): Papineni et al. 2002 as sacreBLEU computes it (Post 2018), cased, 13a tokens."""
+    from sacrebleu.metrics import BLEU
+
+    metric = BLEU()
+    score = metric.corpus_score(list(translations), [list(references)]).score
+    return float(score), str(metric.get_signature())
+
+
+def text_report(metrics, triples, count=5):
+    """A small table, sacreBLEU's signature, and sample translations.
+
+    Args:
+        metrics: test_bleu_beam_N, test_exact_beam_N and sentences_per_second_beam_N for some N, and signature.
+        triples: list of (source, reference, translation).
+        count: samples, spread evenly over the triples.
+    """
+    lines = [f"{'':8}{'BLEU':>8}{'exact':>9}{'sentences/s':>14}"]
+    for key in (key for key in metrics if key.startswith("test_bleu_")):
+        name = key.removeprefix("test_bleu_")
+        exact, speed = metrics[f"test_exact_{name}"], metrics[f"sentences_per_second_{name}"]
+        lines.append(f"{name.replace('_', ' '):8}{metrics[key]:8.2f}{exact:9.1%}{speed:14,.1f}")
+    lines.append(metrics["signature"])
+    for place in np.unique(np.linspace(0, len(triples) - 1, count).astype(int)):
+        lines += [
+            "",
+            *(f"  {who:11} {text}" for who, text in zip(("source", "reference", "translation"), triples[place])),
+        ]
+    return "\n".join(lines)
+
+
+def save_training_curves(path, history):
+    """PNG of the loss and the validation BLEU by epoch, from the rows of `history.csv`."""
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    loss, score = figure.subplots(1, 2)
+    for key, label in (("loss", "training (with dropout)"), ("val_loss", "validation")):
+        loss.plot(epochs, [row[key] for row in history], marker="o", ms=3, label=label)
+    loss.set(xlabel="epoch", ylabel="nats a token, labels smoothed")
+    loss.legend(fontsize=8)
+    score.plot(epochs, [row["val_bleu"] for row in history], marker="o", ms=3, color="C2")
+    score.set(xlabel="epoch", ylabel="validation BLEU, greedy")
+    for axes in (loss, score):
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    with files.atomic(path) as temporary:
+        figure.savefig(temporary, dpi=110)
+
+
+def save_attention(path, weights, source_pieces, target_pieces):
+    """PNG of where attentions look: the mean over the heads of each.
+
+    Args:
+        path: file to write.
+        weights: {name of an attention: (N, T, S)} with N heads, T target and S source tokens.
+        source_pieces, target_pieces: texts of the tokens, S and T of them.
+    """
+    columns = min(len(weights), 3)
+    rows = -(-len(weights) // columns)
+    side = 0.19 * max(len(source_pieces), len(target_pieces)) + 1.6
+    figure = Figure(figsize=(side * columns, side * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flat
+    for axes, (name, weight) in zip(grid, weights.items()):
+        axes.imshow(weight.mean(axis=0), cmap="Blues", vmin=0, aspect="auto")
+        axes.set_xticks(range(len(source_pieces)), source_pieces, rotation=90, fontsize=7)
+        axes.set_yticks(range(len(target_pieces)), target_pieces, fontsize=7)
+        axes.set_title(name.replace("_", " "), fontsize=8)
+    for axes in list(figure.axes)[len(weights) :]:
+        axes.axis("off")
+    with files.atomic(path) as temporary:
+        figure.savefig(temporary, dpi=110)

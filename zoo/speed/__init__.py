@@ -1,1 +1,0 @@
-"""The same numbers in less time and memory: compiled functions, and faster paths through stock layers."""

@@ -1,0 +1,131 @@
+"""CLIP's tokenizer as transformers keeps it, into one of the package `tokenizers` that gives the same ids.
+
+Source: transformers 5.23, models/clip/tokenization_clip.py; Radford et al. 2021, section 2.4.
+"""
+
+from zoo.errors import UserError, reason
+from zoo.io.tensor_files import read_json
+
+# Tokens with a meaning: our names, how tokenizer_config.json names them, and what transformers takes.
+SPECIAL = {"start_id": ("bos_token", "<|startoftext|>"), "end_id": ("eos_token", "<|endoftext|>")}
+SPECIAL |= {"pad_id": ("pad_token", "<|endoftext|>"), "unknown": ("unk_token", "<|endoftext|>")}
+FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
+# How a text is cut into words before the byte pairs; what it leaves out are spaces.
+WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+
+
+def clip_tokenizer(vocabulary, merges, *, start, end, unknown, special=()):
+    """CLIP's tokenizer, made with the package `tokenizers`: byte pairs of lower-case words, between start and end.
+
+    Args:
+        vocabulary: dict token -> id.
+        merges: list of pairs of tokens.
+        start, end, unknown: tokens of the vocabulary.
+        special: strings or `tokenizers.AddedToken`s that are never cut.
+
+    Returns:
+        `tokenizers.Tokenizer`, which gives the ids of transformers' CLIPTokenizer and neither pads nor cuts off.
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>", unk_token=unknown, fuse_unk=False)
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(special))
+    around = ((token, vocabulary[token]) for token in (end, start))
+    tokenizer.post_processor = processors.RobertaProcessing(*around, trim_offsets=False, add_prefix_space=False)
+    return tokenizer
+
+
+def read_tokenizer(folder, vocabulary_size):
+    """CLIP's tokenizer as transformers keeps it: vocab.json and merges.txt, or tokenizer.json.
+
+    Args:
+        folder: where its files are.
+        vocabulary_size: of the text encoder that it is for.
+
+    Returns:
+        (`tokenizers.Tokenizer`, {"start_id", "end_id", "pad_id"}, tokens of the longest prompt or None).
+
+    Raises:
+        UserError: if a file is missing or damaged, or the tokens are not those of such a text encoder.
+    """
+    from tokenizers import AddedToken
+
+    path = folder / "tokenizer_config.json"
+    config = read_json(path, "the description of the tokenizer") if path.is_file() else {}
+    vocabulary, merges, flags = _vocabulary(folder)
+    declared = config.get("added_tokens_decoder")
+    for token in declared.values() if isinstance(declared, dict) else ():
+        flags[token["content"]] = token
+    named = {}
+    for ours, (theirs, default) in SPECIAL.items():
+        token = config.get(theirs) or default
+        if isinstance(token, dict):  # {"content": "<|endoftext|>", "lstrip": false, …}
+            flags.setdefault(token["content"], token)
+            token = token["content"]
+        if token not in vocabulary:
+            raise UserError(
+                f"The {theirs} of {folder} is {token!r}, which its vocabulary does not hold: fetch it again."
+            )
+        named[ours] = token
+    if others := [token for token in flags if token not in vocabulary]:
+        raise UserError(f"{folder} adds the tokens {', '.join(others)} to the vocabulary, which ours cannot take.")
+    if max(vocabulary.values()) >= vocabulary_size:
+        raise UserError(
+            f"{folder} has a token with the id {max(vocabulary.values())}, and vocab_size of the text encoder is "
+            f"{vocabulary_size}: they belong to different models."
+        )
+    special = [
+        AddedToken(
+            token,
+            special=True,
+            **{flag: bool(flags.get(token, {}).get(flag)) for flag in FLAGS},
+        )
+        for token in dict.fromkeys([*named.values(), *flags])
+    ]
+    try:
+        tokenizer = clip_tokenizer(
+            vocabulary,
+            merges,
+            start=named["start_id"],
+            end=named["end_id"],
+            unknown=named.pop("unknown"),
+            special=special,
+        )
+    except Exception as error:  # tokenizers raises many kinds; all mean that the files do not fit one another
+        raise UserError(f"The tokenizer of {folder} cannot be used ({reason(error)}): fetch it again.") from error
+    length = config.get("model_max_length")
+    length = int(length) if isinstance(length, (int, float)) and length > 2 else None
+    return tokenizer, {name: vocabulary[token] for name, token in named.items()}, length
+
+
+def _vocabulary(folder):
+    """(dict token -> id, list of merges, dict of the flags of added tokens); transformers 5 writes one file only."""
+    whole = folder / "tokenizer.json"
+    if whole.is_file() and not (folder / "vocab.json").is_file():
+        content = read_json(whole, "the tokenizer")
+        model = content.get("model")
+        if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
+            raise UserError(f"{whole} holds no byte-pair encoding: fetch CLIP's tokenizer.")
+        merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
+        return model["vocab"], merges, {token["content"]: token for token in content.get("added_tokens", ())}
+    vocabulary = read_json(folder / "vocab.json", "the vocabulary")
+    path = folder / "merges.txt"
+    if not path.is_file():
+        raise UserError(f"There is no {path.name} in {folder}, the merges of the byte-pair encoding: fetch it.")
+    lines = path.read_text(encoding="utf-8").split("\n")
+    merges = [tuple(line.strip().split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
+    if bad := next((merge for merge in merges if len(merge) != 2), None):
+        raise UserError(f"{path} has the line {' '.join(bad)!r}, where two tokens were expected: fetch it again.")
+    return vocabulary, merges, {}
