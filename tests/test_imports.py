@@ -7,83 +7,130 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FRAMEWORKS = {"tensorflow", "jax", "torch"}
-# What the modules of each part of `zoo` may import from `zoo`.
-ALLOWED = {
-    "blocks": {"blocks"},
-    "models": {"blocks", "models"},
-    "convert": {"convert", "models", "text", "files", "unset_weights", "backends", "errors"},
-    "data": {"data", "errors"},
-    "drawing": {"drawing", "models", "reports", "speed", "files", "errors"},
-    "errors": set(),
-    "backends": {"errors"},
-    "files": {"unset_weights", "errors"},
-    "registry": {"backends", "files", "errors"},  # the models are named in it, and imported when they are built
-    "reports": {"reports", "files", "backends", "errors"},
-    "speed": {"speed"},
-    "text": {"text", "models", "blocks", "speed", "files", "errors"},
-    "training": {
-        *("training", "data", "models", "reports", "text", "drawing", "speed", "files", "unset_weights", "errors"),
-    },
-    "unset_weights": set(),
-}
-# Lazy imports of a framework are allowed where its own fast path is the point.
-FRAMEWORK_FILES = {
-    "zoo/backends.py",
-    "zoo/io/tensor_files.py",
-    "zoo/fast_paths/compile.py",
-    "zoo/generation/torch_transformer.py",
-    "zoo/generation/recurrent.py",
-    "zoo/fast_paths/layers.py",
-    "zoo/fast_paths/recurrent.py",
-    "zoo/distribution/strategy.py",
-    "zoo/distribution/launch.py",
-    "zoo/training/optimizers.py",
-}
+# From the bottom up: a room imports from tiers below its own, never from another room of its tier.
+TIERS = (
+    {"errors"},
+    {"compat", "backends"},
+    {"io", "blocks"},
+    {"models", "data", "tokenizers", "parameter_ledger"},
+    {"fast_paths", "parity", "presets"},
+    {"generation", "converters", "exporters", "distribution"},
+    {"tasks"},
+    {"evaluation", "training"},
+    {"cli", "recipes"},
+)
+TIER = {room: tier for tier, rooms in enumerate(TIERS) for room in rooms}
+# Rooms whose point is a framework's own way: they import it, inside functions.
+FRAMEWORK_ROOMS = {"backends", "compat", "distribution", "fast_paths", "generation", "io", "parity", "training"}
+FILES = sorted([*(ROOT / "zoo").rglob("*.py"), *(ROOT / "recipes").glob("*.py")])
+
+
+def name_of(path):
+    """The module that a file is."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path): path for path in FILES}
 
 
 def imports(path):
-    """(module, is at the top level) of every import in a file."""
-    tree = ast.parse(path.read_text())
+    """(module, whether it is imported at the top level) of every import in a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
-        names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" if node.module == "zoo" else node.module for alias in node.names]
+            assert not node.level, f"{path}: write imports in full"
+            names = []
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                names.append(full if full in MODULES or node.module == "zoo" else node.module)
+        else:
+            continue
         for name in names:
             yield name, node in tree.body
 
 
+def room_of(module):
+    """The room of a module of ours, or None for the package itself."""
+    head, *rest = module.split(".")
+    return "recipes" if head == "recipes" else rest[0] if rest else None
+
+
 @pytest.mark.once
-@pytest.mark.parametrize("path", sorted((ROOT / "zoo").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_arrows_point_one_way(path):
-    relative = path.relative_to(ROOT)
-    part = relative.parts[1].removesuffix(".py")
-    for name, top_level in imports(path):
-        head, *rest = name.split(".")
-        if head == "zoo" and rest and part in ALLOWED:
-            assert rest[0] in ALLOWED[part] | {"__version__"}, f"{relative} must not import {name}"
-        if head == "recipes":
-            raise AssertionError(f"{relative} must not import a recipe")
-        if head in FRAMEWORKS:
-            assert not top_level and str(relative) in FRAMEWORK_FILES, f"{relative} must not import {name}"
-        if part == "models":
-            assert head in {"zoo", "keras", "numpy", "math", "dataclasses"}, f"{relative} must not import {name}"
+    room = room_of(name_of(path))
+    if room in (None, "__main__"):  # the front door names every room
+        return
+    assert room in TIER, f"{room} stands in no tier"
+    for name, _ in imports(path):
+        if name.split(".")[0] not in ("zoo", "recipes"):
+            continue
+        other = room_of(name)
+        if other == room or other is None or name == "zoo.__version__":
+            continue
+        if other in TIER:
+            assert TIER[other] < TIER[room], f"{name_of(path)} must not import {name}"
+        else:  # a function at the front door
+            assert TIER[room] == len(TIERS) - 1, f"{name_of(path)} must import {name} from its own module"
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.py")), ids=lambda p: p.name)
-def test_recipes_import_no_other_recipe(path):
-    assert not any(name.split(".")[0] == "recipes" for name, _ in imports(path))
-    assert len(path.read_text().splitlines()) <= 150
+def test_no_module_imports_itself_in_a_circle():
+    graph = {name: {n for n, _ in imports(path) if n in MODULES and n != name} for name, path in MODULES.items()}
+    done, path = set(), []
+
+    def walk(name):
+        assert name not in path, f"a circle: {' -> '.join([*path[path.index(name) :], name])}"
+        if name in done:
+            return
+        path.append(name)
+        for other in sorted(graph[name]):
+            walk(other)
+        path.pop()
+        done.add(name)
+
+    for name in sorted(graph):
+        walk(name)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_frameworks_are_imported_where_they_are_the_point(path):
+    room = room_of(name_of(path))
+    for name, top_level in imports(path):
+        head = name.split(".")[0]
+        if head in FRAMEWORKS:
+            assert room in FRAMEWORK_ROOMS and not top_level, f"{name_of(path)} must not import {name}"
+        if room == "models":
+            assert head in {"zoo", "keras", "numpy", "math", "dataclasses"}, f"{name_of(path)} must not import {name}"
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("module", ["zoo.models.variants", "zoo.presets", "zoo.io.files", "zoo.io.cards"])
+def test_what_names_models_imports_no_keras(module):
+    assert not {name.split(".")[0] for name, top_level in imports(MODULES[module]) if top_level} & {"keras"}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.py")), ids=lambda path: path.name)
+def test_recipes_import_no_private_helper(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names]
+    assert not [name for name in names if name.startswith("_")]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.name)
+def test_benchmarks_import_no_tests(path):
+    assert not [name for name, _ in imports(path) if name.split(".")[0] == "tests"]
 
 
 @pytest.mark.once
 def test_parts_are_reached_through_the_package(run):
-    program = (
-        "import zoo; print(zoo.models.cnn.cnn(num_classes=10).count_params(), len(zoo.data.load('digits').y_test))"
-    )
-    assert run(["-c", program], backend="jax").stdout.split() == ["9536074", "359"]
+    program = "import zoo; print(zoo.models.cnn.cnn(num_classes=10).count_params(), zoo.data.__name__)"
+    assert run(["-c", program], backend="jax").stdout.split() == ["9536074", "zoo.data"]
 
 
 @pytest.mark.once
