@@ -14,12 +14,13 @@ sys.path.insert(0, str(ROOT))
 
 from zoo import backends
 
-backends.start_script()
+backends.import_keras_or_exit()
 
 import keras
 import numpy as np
 
 from zoo import data
+from zoo.blocks.random_streams import set_random_streams
 from zoo.distribution import strategy as distribution
 from zoo.distribution.launch import run_recipe
 from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
@@ -30,16 +31,16 @@ from zoo.models.rnn_language_model import rnn_language_model
 from zoo.models.stable_diffusion import denoiser as denoisers
 from zoo.training import callbacks
 from zoo.training.diffusion import Ordered
-from zoo.training.initial_weights import set_initial_weights, set_random_streams
+from zoo.training.initial_weights import set_initial_weights
 from zoo.training.loop import train
-from zoo.training.losses import SmoothedCrossEntropy
-from zoo.training.optimizers import Adam
+from zoo.training.losses import LabelSmoothingCrossEntropy
+from zoo.training.optimizers import TorchAdam
 
 set_compiler_flags()
 ROWS = 8  # of a global batch
 # Of Adam: where a gradient is zero but for rounding (biases of keys), the usual 1e-8 makes whole steps of it.
 EPSILON = 1e-4
-SIZES = {"num_layers": 1, "width": 16, "inner": 32, "num_heads": 4}
+SIZES = {"num_layers": 1, "hidden_dim": 16, "intermediate_dim": 32, "num_heads": 4}
 UNET = {"widths": (16,), "blocks": 1, "attention": (True,), "num_heads": 4, "context_width": 8, "groups": 4}
 
 
@@ -61,11 +62,11 @@ def rnn_case(dropout):
     ids = np.random.default_rng(0).integers(0, 11, 20 * ROWS * 5 + 40)
     rows = distribution.current().rows(ROWS)
     model = rnn_language_model(
-        cell="lstm", vocabulary_size=11, embedding_dim=6, units=8, num_layers=2, dropout=dropout, carry_batch=rows
+        cell="lstm", vocabulary_size=11, embedding_dim=6, units=8, num_layers=2, dropout=dropout, stateful_batch_size=rows
     )
     set_initial_weights(model, seed=0, initializer="recurrent")
     batches, validation = (
-        data.Streams(part, batch_size=ROWS, length=5, seed=s) for part, s in ((ids, 0), (ids[:90], None))
+        data.BPTTBatches(part, batch_size=ROWS, sequence_length=5, seed=s) for part, s in ((ids, 0), (ids[:90], None))
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     return (
@@ -73,7 +74,7 @@ def rnn_case(dropout):
         batches,
         validation,
         {"loss": loss},
-        {"global_clipnorm": 0.05, "decay": 1e-3, "decay_kind": "decoupled"},
+        {"global_clipnorm": 0.05, "weight_decay": 1e-3, "decoupled_weight_decay": True},
     )
 
 
@@ -86,9 +87,9 @@ def transformer_case(dropout):
     model = transformers.transformer(vocabulary_size=30, dropout=dropout, **SIZES)
     set_initial_weights(model, seed=0, initializer="transformer")
     batches, validation = (
-        data.PairBatches(part, tokens=128, pad_id=0, start_id=1, seed=s) for part, s in ((pairs, 0), (pairs[:40], None))
+        data.BucketedBatches(part, batch_tokens=128, pad_id=0, start_id=1, seed=s) for part, s in ((pairs, 0), (pairs[:40], None))
     )
-    return model, batches, validation, {"loss": SmoothedCrossEntropy(0.1)}, {"beta_2": 0.98}
+    return model, batches, validation, {"loss": LabelSmoothingCrossEntropy(0.1)}, {"beta_2": 0.98}
 
 
 def denoiser_case(dropout):
@@ -106,7 +107,7 @@ def denoiser_case(dropout):
 
 
 CASES = {"cnn": cnn_case, "rnn": rnn_case, "transformer": transformer_case, "denoiser": denoiser_case}
-LAYOUTS = {"transformer": transformers.LAYOUT, "denoiser": denoisers.LAYOUT}
+LAYOUTS = {"transformer": transformers.TENSOR_PARALLEL_LAYOUT_MAP, "denoiser": denoisers.TENSOR_PARALLEL_LAYOUT_MAP}
 
 
 def run(case, folder, *, devices, kind="data", dropout=0.0, precision="float32"):
@@ -114,11 +115,11 @@ def run(case, folder, *, devices, kind="data", dropout=0.0, precision="float32")
     with distribution.strategy(devices, kind=kind, layout=LAYOUTS.get(case), precision=precision) as on:
         model, batches, validation, compiling, numbers = CASES[case](dropout)
         set_random_streams(model, seed=0)
-        model.compile(optimizer=Adam(2e-3, **{"epsilon": EPSILON} | numbers), **compiling)
+        model.compile(optimizer=TorchAdam(2e-3, **{"epsilon": EPSILON} | numbers), **compiling)
         use_fast_paths(model)
-        log = callbacks.History(files.prepare_folder(folder), settings={"epochs": 1}, examples=1)
-        first = callbacks.FirstLosses()
-        more = [callbacks.FreshStates()] if case == "rnn" else []
+        log = callbacks.TrainingLog(files.prepare_folder(folder), settings={"epochs": 1}, examples=1)
+        first = callbacks.LossRecorder()
+        more = [callbacks.ResetStates()] if case == "rnn" else []
         train(model, batches, log=log, epochs=1, callbacks=[*more, first, log], validation_data=validation)
         shards = {v.path: v.value.addressable_shards[0].data.shape for v in model.weights} if kind == "model" else {}
         weights = [np.asarray(keras.ops.convert_to_numpy(v)) for v in model.trainable_variables]
@@ -128,7 +129,7 @@ def run(case, folder, *, devices, kind="data", dropout=0.0, precision="float32")
         assert all(np.array_equal(a, b) for a, b in zip(weights, same, strict=True))
     if not files.discarding():
         told = {key: value for key, value in log.rows[0].items() if "loss" in key or "accuracy" in key}
-        with files.atomic(folder.with_suffix(".npz")) as temporary:
+        with files.atomic_write(folder.with_suffix(".npz")) as temporary:
             np.savez(
                 temporary,
                 *weights,

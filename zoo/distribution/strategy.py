@@ -26,10 +26,10 @@ import keras
 import numpy as np
 
 from zoo import errors
-from zoo.compat.weights import blank
+from zoo.blocks.random_streams import random_streams
+from zoo.compat.keras import zero_weight_init
 from zoo.errors import UserError
-from zoo.io import files
-from zoo.training.initial_weights import random_streams
+from zoo.io import files, model_files
 
 KINDS = ("data", "model")
 PRECISIONS = {"float32": "float32", "bfloat16": "mixed_bfloat16", "float16": "mixed_float16"}
@@ -147,7 +147,7 @@ def strategy(devices="auto", *, kind="data", layout=None, precision="float32"):
     _current = open_(platform, count, kind, layout)
     if _current.process:
         files.discard_writes()
-        errors.stay_silent()
+        errors.mute_output()
     _current.precision = precision
     _current.enter()
     try:
@@ -558,9 +558,9 @@ def plain(model):
     """
     mixed = any(layer.dtype_policy.name.startswith("mixed_") for layer in model._flatten_layers())
     if _placed(model) or mixed:
-        with files.without_tensorflow():
+        with model_files.without_tensorflow():
             config = _in_float32(model.get_config())
-        with aside(), blank():
+        with aside(), zero_weight_init():
             copy = type(model).from_config(config)
         with aside():
             for new, old in zip(_lasting(copy), _lasting(model), strict=True):

@@ -10,9 +10,9 @@ import zipfile
 
 import numpy as np
 
+from zoo.blocks.random_streams import random_streams
 from zoo.errors import UserError
 from zoo.io import files
-from zoo.training.initial_weights import random_streams
 
 
 def save_checkpoint(path, model, *, settings, history):
@@ -28,7 +28,7 @@ def save_checkpoint(path, model, *, settings, history):
     for key, variable in _state(model):
         arrays[key] = np.asarray(variable.numpy())
     meta = json.dumps({"settings": settings, "history": history})
-    with files.atomic(path) as temporary:
+    with files.atomic_write(path) as temporary:
         np.savez(temporary, meta=np.array(meta), **arrays)
 
 

@@ -16,8 +16,9 @@ import time
 import keras
 import numpy as np
 
-from zoo.compat.weights import blank
-from zoo.data.captions import SIZE, CaptionedImages, load_captioned
+from zoo.blocks.random_streams import set_random_streams
+from zoo.compat.keras import zero_weight_init
+from zoo.data.captions import IMAGE_SIZE, CaptionedImages, load_captioned_images
 from zoo.distribution import strategy as distribution
 from zoo.errors import UserError
 from zoo.evaluation import diffusion as scores
@@ -25,7 +26,7 @@ from zoo.evaluation import diffusion_plots as reports
 from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
 from zoo.generation.diffusion import noise_sampler
 from zoo.generation.diffusion.latent_diffusion import to_bytes
-from zoo.io import files
+from zoo.io import files, model_files
 from zoo.io.images import write_strip
 from zoo.models.stable_diffusion import autoencoder, denoiser, text_encoder
 from zoo.tasks.text_to_image import Painter, fast_pipeline, load_tokenizer
@@ -33,10 +34,10 @@ from zoo.training import callbacks
 from zoo.training import diffusion as parts
 from zoo.training.checkpoints import resume
 from zoo.training.image_recipe import environment
-from zoo.training.initial_weights import set_initial_weights, set_random_streams
+from zoo.training.initial_weights import set_initial_weights
 from zoo.training.loop import train
-from zoo.training.optimizers import Adam
-from zoo.training.schedules import risen_cosine
+from zoo.training.optimizers import TorchAdam
+from zoo.training.schedules import warmup_cosine
 
 set_compiler_flags()
 
@@ -112,11 +113,11 @@ def check_arguments(args):
 
 def open_data(args):
     """Load the scans and say in one line what they are."""
-    dataset, remark = load_captioned(args.data_dir)
+    dataset, remark = load_captioned_images(args.data_dir)
     if remark:
         print(remark, flush=True)
     if args.limit:
-        dataset = dataset.limited(args.limit)
+        dataset = dataset.subset(args.limit)
     count = {part: len(labels) for part, labels in dataset.labels.items()}
     print(
         f"{keras.backend.backend()} backend · {dataset.name}: {count['train']:,} scans to train, "
@@ -221,15 +222,15 @@ def fit(run, model, batches, validation, *, loss, more=(), ema=None, **compile_o
         (history rows, first 20 losses).
     """
     steps = run.numbers["epochs"] * len(batches)
-    rate = risen_cosine(run.numbers["learning_rate"], steps=steps, warm_up=min(500, steps // 4))
+    rate = warmup_cosine(run.numbers["learning_rate"], steps=steps, warmup_steps=min(500, steps // 4))
     options = {"use_ema": True, "ema_momentum": ema} if ema else {}
-    model.compile(optimizer=Adam(rate, **options), loss=loss, **compile_options)
+    model.compile(optimizer=TorchAdam(rate, **options), loss=loss, **compile_options)
     use_fast_paths(model)
     settings = run.numbers | {key: getattr(run.args, key) for key in SETTINGS} | {"data": run.data_sha256}
     checkpoint = run.folder / "checkpoint.npz"
     history = resume(checkpoint, model, settings=settings) if run.args.resume and checkpoint.exists() else []
-    first = callbacks.FirstLosses()
-    log = callbacks.History(run.folder, settings=settings, rows=history, examples=len(batches) * batches.batch_size)
+    first = callbacks.LossRecorder()
+    log = callbacks.TrainingLog(run.folder, settings=settings, rows=history, examples=len(batches) * batches.batch_size)
     train(
         model,
         batches,
@@ -257,7 +258,7 @@ def train_judge(run):
         for part in ("train", "validation", "test")
     )
     with on_devices(run):
-        with blank():
+        with zero_weight_init():
             model = parts.judge(len(run.dataset.class_names), seed=run.args.seed)
         if run.args.parity:
             model.get_layer("classifier").get_layer("dropout1").rate = 0.0
@@ -273,7 +274,7 @@ def train_judge(run):
         for place in range(len(test)):
             images, labels = test[place]
             right += int((np.asarray(trained.predict_on_batch(images)).argmax(-1) == labels).sum())
-        files.save_model(trained, run.out / "judge.keras")
+        model_files.save_model(trained, run.out / "judge.keras")
         accuracy = right / (len(test) * test.batch_size)
         return {"parameters": trained.count_params(), "test_accuracy": accuracy}
 
@@ -297,8 +298,8 @@ def train_autoencoder(run):
     if run.args.looks:
         losses["looks"], weights["looks"] = parts.AsIs(), run.args.looks
     with on_devices(run):
-        looks = files.load_model(run.out / "judge.keras") if run.args.looks else None
-        with blank():
+        looks = model_files.load_model(run.out / "judge.keras") if run.args.looks else None
+        with zero_weight_init():
             encoder, decoder = (
                 getattr(autoencoder, name)(**autoencoder.VARIANTS["tiny"], latent_channels=LATENT_SHAPE[-1])
                 for name in ("encoder", "decoder")
@@ -322,7 +323,7 @@ def train_autoencoder(run):
         pairs = to_bytes(np.stack(shown, axis=1)[:12]).repeat(2, axis=2).repeat(2, axis=3)  # (12, 2, 96, 96, 3)
         write_strip(run.folder / "restored.png", pairs)
         for name, part in zip(("encoder", "decoder"), trained):
-            files.save_model(part, run.out / f"{name}.keras")
+            model_files.save_model(part, run.out / f"{name}.keras")
         return {"parameters": sum(part.count_params() for part in trained), "test_error_grey_levels": error}
 
     return rows, first, finish
@@ -342,12 +343,12 @@ def train_text_encoder(run):
         if devices.parts > 1 and keras.backend.backend() != "jax":
             print("The contrast is between all rows of a batch: this stage is trained on one device.", flush=True)
             stack.enter_context(distribution.alone())
-        with blank():
+        with zero_weight_init():
             encoder = text_encoder.text_encoder(
                 vocabulary_size=entries, **text_encoder.VARIANTS["tiny"] | {"max_length": MAX_LENGTH}
             )
         set_initial_weights(encoder, seed=run.args.seed, initializer="transformer")
-        trunk = parts.features(files.load_model(run.out / "judge.keras"))
+        trunk = parts.features(model_files.load_model(run.out / "judge.keras"))
         model = parts.pairs_in_training(encoder, trunk, end_id=2)
         rng = np.random.default_rng(run.args.seed)
         for name in ("text_projection", "image_projection"):
@@ -358,7 +359,7 @@ def train_text_encoder(run):
     def finish():
         measured = retrieval(distribution.plain(model), run.dataset, tokenizer, seed=run.args.seed)
         trained = distribution.plain(encoder)
-        files.save_model(trained, run.out / "text_encoder.keras")
+        model_files.save_model(trained, run.out / "text_encoder.keras")
         files.write_text(run.out / "tokenizer.json", tokenizer.to_str(pretty=True))
         return {"parameters": trained.count_params(), "vocabulary": entries} | measured
 
@@ -372,8 +373,8 @@ def retrieval(model, dataset, tokenizer, *, seed, rounds=20, among=100):
     among = min(among, len(dataset.labels["test"]) // 2)
     for number in range(rounds):
         rows, said = [], set()
-        batch = dataset.draw("test", rng.permutation(len(dataset.labels["test"]))[: 2 * among], seed=[seed, number])
-        for row, triple in enumerate(zip(batch.labels, batch.inks, batch.backgrounds)):
+        batch = dataset.render("test", rng.permutation(len(dataset.labels["test"]))[: 2 * among], seed=[seed, number])
+        for row, triple in enumerate(zip(batch.labels, batch.foregrounds, batch.backgrounds)):
             if triple not in said and len(rows) < among:
                 said.add(triple)
                 rows.append(row)
@@ -389,7 +390,7 @@ def retrieval(model, dataset, tokenizer, *, seed, rounds=20, among=100):
 def train_denoiser(run):
     """The denoiser, on latents encoded once; what is saved is the moving average of its weights."""
     encoder, decoder, reader = (
-        files.load_model(run.out / f"{name}.keras") for name in ("encoder", "decoder", "text_encoder")
+        model_files.load_model(run.out / f"{name}.keras") for name in ("encoder", "decoder", "text_encoder")
     )
     latents = parts.EncodedPictures(encoder, run.dataset, "train", seed=run.args.seed)
     checked = parts.EncodedPictures(encoder, run.dataset, "validation", seed=run.args.seed, scale=latents.scale)
@@ -410,12 +411,12 @@ def train_denoiser(run):
         for source in (latents, checked)
     )
     variant = denoiser.VARIANTS["tiny"] | {"context_width": contexts.shape[-1]}
-    with blank():
+    with zero_weight_init():
         averaged = denoiser.denoiser(**variant)
     painter = Painter(fast_pipeline(reader, None, decoder, averaged, settings), tokenizer)
     pictures = AsItLearns(run.folder / "as_it_learns.png", painter, averaged, run.dataset)
-    with on_devices(run, denoiser.LAYOUT):
-        with blank():
+    with on_devices(run, denoiser.TENSOR_PARALLEL_LAYOUT_MAP):
+        with zero_weight_init():
             model = denoiser.denoiser(**variant)
         set_initial_weights(model, seed=run.args.seed, initializer="transformer")
         loss = keras.losses.MeanSquaredError()
@@ -426,7 +427,7 @@ def train_denoiser(run):
         averaged.set_weights([np.array(keras.ops.convert_to_numpy(weight)) for weight in model.weights])
         by_timestep = loss_by_timestep(averaged, validation, levels)
         reports.save_loss_by_timestep(run.folder / "loss_by_timestep.png", by_timestep)
-        files.save_model(averaged, run.out / "denoiser.keras")
+        model_files.save_model(averaged, run.out / "denoiser.keras")
         files.write_json(run.out / "pipeline.json", settings)
         return {"parameters": averaged.count_params(), "latent_scale": latents.scale}
 
@@ -460,7 +461,7 @@ class AsItLearns(keras.callbacks.Callback):
                 rows = list(stored["rows"][:epoch])
         with distribution.aside():
             rows.append(scores.draw_prompts(self.painter, self.prompts, **self.options))
-        with files.atomic(store) as temporary:
+        with files.atomic_write(store) as temporary:
             np.savez_compressed(temporary, rows=np.stack(rows))
         reports.save_grid(self.path, rows, self.prompts)
 
@@ -490,8 +491,8 @@ def settings_of(scale):
         "latent_channels": LATENT_SHAPE[-1],
         "latent_scale": scale,
         "latent_shift": 0.0,
-        "downsampling": SIZE // LATENT_SHAPE[0],
-        "image_size": SIZE,
+        "downsampling": IMAGE_SIZE // LATENT_SHAPE[0],
+        "image_size": IMAGE_SIZE,
         "max_length": MAX_LENGTH,
         "start_id": 1,
         "end_id": 2,

@@ -16,18 +16,18 @@ import numpy as np
 
 import zoo
 from zoo import data
+from zoo.blocks.random_streams import set_random_streams
 from zoo.distribution import strategy as distribution
 from zoo.errors import UserError
 from zoo.evaluation import classification
 from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
-from zoo.io import files
+from zoo.io import files, model_files
 from zoo.models.preprocessing import preprocessing, with_preprocessing
 from zoo.training import callbacks
 from zoo.training.checkpoints import resume
-from zoo.training.initial_weights import set_random_streams
 from zoo.training.loop import train as train_model
-from zoo.training.optimizers import DECAY_KINDS, Adam
-from zoo.training.schedules import risen_cosine
+from zoo.training.optimizers import TorchAdam
+from zoo.training.schedules import warmup_cosine
 
 set_compiler_flags()
 
@@ -46,7 +46,7 @@ def argument_parser(doc, *, epochs, decay_kind, output):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
-    add("--dataset", default=None, help=f"one of {', '.join(data.DATASETS)}; the recipe's own if not given")
+    add("--dataset", default=None, help=f"one of {', '.join(data.IMAGE_DATASETS)}; the recipe's own if not given")
     add("--data-dir", default=None, help="where the data is")
     add("--epochs", type=int, default=epochs)
     add("--batch-size", type=int, default=64)
@@ -58,7 +58,12 @@ def argument_parser(doc, *, epochs, decay_kind, output):
         help="cosine rises, then falls to 0",
     )
     add("--weight-decay", type=float, default=1e-4)
-    add("--decay-kind", choices=DECAY_KINDS, default=decay_kind, help="l2 as torch.optim.Adam, decoupled as AdamW")
+    add(
+        "--decay-kind",
+        choices=("l2", "decoupled"),
+        default=decay_kind,
+        help="l2 as torch.optim.Adam, decoupled as AdamW",
+    )
     add("--seed", type=int, default=0)
     add(
         "--limit",
@@ -87,7 +92,7 @@ def check_arguments(args):
 
 def open_dataset(args, name):
     """Load the data set and say in one line what it is."""
-    dataset = data.load(name, args.data_dir)
+    dataset = data.load_images(name, args.data_dir)
     print(
         f"{keras.backend.backend()} backend · {dataset.name}: {len(dataset.x_train):,} training and "
         f"{len(dataset.x_test):,} test images, {len(dataset.class_names)} classes",
@@ -116,7 +121,7 @@ def learning_rate(args, *, steps):
     if args.schedule == "constant":
         return args.learning_rate
     warm_up = min(200, steps // 4)
-    return risen_cosine(args.learning_rate, steps=steps, warm_up=warm_up)
+    return warmup_cosine(args.learning_rate, steps=steps, warmup_steps=warm_up)
 
 
 def fit(model, train, validation, dataset, args):
@@ -128,8 +133,10 @@ def fit(model, train, validation, dataset, args):
     folder = files.prepare_folder(args.output)
     batches = data.Batches(*train, batch_size=args.batch_size, seed=args.seed)
     model.compile(
-        optimizer=Adam(
-            learning_rate(args, steps=args.epochs * len(batches)), decay=args.weight_decay, decay_kind=args.decay_kind
+        optimizer=TorchAdam(
+            learning_rate(args, steps=args.epochs * len(batches)),
+            weight_decay=args.weight_decay,
+            decoupled_weight_decay=args.decay_kind == "decoupled",
         ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         weighted_metrics=["accuracy"],
@@ -137,8 +144,8 @@ def fit(model, train, validation, dataset, args):
     use_fast_paths(model)
     settings = {key: getattr(args, key) for key in SETTINGS} | {"data": dataset.fingerprint()}
     history = resume(folder / "checkpoint.npz", model, settings=settings) if args.resume else []
-    first = callbacks.FirstLosses()
-    log = callbacks.History(folder, settings=settings, rows=history, examples=len(batches.x))
+    first = callbacks.LossRecorder()
+    log = callbacks.TrainingLog(folder, settings=settings, rows=history, examples=len(batches.x))
     train_model(
         model,
         batches,
@@ -162,7 +169,7 @@ def load_for(dataset, path):
     Raises:
         UserError: if the file is unusable or of another architecture.
     """
-    model = files.load_model(path)
+    model = model_files.load_model(path)
     channels, classes = dataset.x_test.shape[-1], len(dataset.class_names)
     takes, gives = model.input_shape, model.output_shape
     one_in_one_out = isinstance(takes, tuple) and isinstance(gives, tuple)
@@ -209,7 +216,7 @@ def report(model, dataset, folder, *, limit=None, extra=None):
 def finish(model, history, first_losses, dataset, args, *, began):
     """Save the model, draw the curves, report, and remove the checkpoint that is no longer needed."""
     folder, model = pathlib.Path(args.output), distribution.plain(model)
-    files.save_model(model, folder / "model.keras")
+    model_files.save_model(model, folder / "model.keras")
     classification.save_training_curves(folder / "training_curves.png", history)
     seconds = sum(row["seconds"] for row in history)
     extra = {

@@ -71,18 +71,3 @@ def _transformer(weight, shape, rng):
     if weight.name in ("embeddings", "reverse_embeddings") and shape[0] > 1:
         return (rng.normal(size=shape) / math.sqrt(shape[-1])).astype("float32")
     return np.full(shape, 1.0 if weight.name == "gamma" else 0.0, "float32")
-
-
-def random_streams(model):
-    """The state variables, shape (2,), of a model's random layers (dropout, augmentation), in a fixed order."""
-    return [variable for variable in model.variables if "seed_generator" in variable.path]
-
-
-def set_random_streams(model, *, seed):
-    """Start every random stream of a model from a number made of `seed` and its place, not from the process's chance.
-
-    The streams then repeat from run to run on one backend; backends draw different numbers from equal states.
-    """
-    for place, state in enumerate(random_streams(model)):
-        start = np.random.SeedSequence([seed, place]).generate_state(1)[0] % 2**31
-        state.assign(np.array([start, 0]))

@@ -11,21 +11,22 @@ import numpy as np
 from keras import ops
 
 from zoo import data
-from zoo.compat.weights import blank
+from zoo.blocks.random_streams import set_random_streams
+from zoo.compat.keras import zero_weight_init
 from zoo.distribution import strategy as distribution
 from zoo.errors import UserError
 from zoo.evaluation import language
 from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
 from zoo.generation import recurrent as writing
-from zoo.io import files
+from zoo.io import files, model_files
 from zoo.models import rnn_language_model as rnn
 from zoo.tokenizers import text as tokenizers
 from zoo.training import callbacks
 from zoo.training.checkpoints import resume
 from zoo.training.image_recipe import environment, learning_rate
-from zoo.training.initial_weights import set_initial_weights, set_random_streams
+from zoo.training.initial_weights import set_initial_weights
 from zoo.training.loop import train
-from zoo.training.optimizers import Adam
+from zoo.training.optimizers import TorchAdam
 
 set_compiler_flags()
 
@@ -96,7 +97,7 @@ def open_text(args):
 
 def make_tokenizer(dataset, args):
     """Characters are those of the whole text; words and pieces are learned from the training part."""
-    text = dataset.text if args.level == "char" else dataset.part("train")
+    text = dataset.text if args.level == "char" else dataset.split("train")
     tokenizer = tokenizers.train_tokenizer(text, args.level, vocabulary_size=args.vocabulary)
     print(f"{args.level} tokenizer with {tokenizer.get_vocab_size():,} entries", flush=True)
     return tokenizer
@@ -111,11 +112,11 @@ def build(args, vocabulary_size):
     numbers |= {"vocabulary_size": vocabulary_size, "dropout": 0.0 if args.parity else args.dropout, "seed": args.seed}
     rows = distribution.current().rows(args.batch_size)
     try:
-        with blank(), distribution.aside():
+        with zero_weight_init(), distribution.aside():
             model = rnn.rnn_language_model(**numbers)
-        with blank():
+        with zero_weight_init():
             training_model = rnn.rnn_language_model(
-                **numbers, carry_batch=None if args.windows else rows, name=f"{model.name}_train"
+                **numbers, stateful_batch_size=None if args.windows else rows, name=f"{model.name}_train"
             )
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -138,15 +139,15 @@ def fit(training_model, model, tokenizer, dataset, args):
         (history rows, first 20 losses).
     """
     folder = files.prepare_folder(args.output)
-    ids = {part: tokenizers.encode(tokenizer, dataset.part(part)) for part in ("train", "validation")}
-    batch = {"batch_size": args.batch_size, "length": args.length}
-    batches = (data.Windows if args.windows else data.Streams)(ids["train"], **batch, seed=args.seed)
-    validation = data.Streams(ids["validation"], **batch)
+    ids = {part: tokenizers.encode(tokenizer, dataset.split(part)) for part in ("train", "validation")}
+    batch = {"batch_size": args.batch_size, "sequence_length": args.length}
+    batches = (data.ShuffledWindows if args.windows else data.BPTTBatches)(ids["train"], **batch, seed=args.seed)
+    validation = data.BPTTBatches(ids["validation"], **batch)
     training_model.compile(
-        optimizer=Adam(
+        optimizer=TorchAdam(
             learning_rate(args, steps=args.epochs * len(batches)),
-            decay=args.weight_decay,
-            decay_kind="decoupled",
+            weight_decay=args.weight_decay,
+            decoupled_weight_decay=True,
             global_clipnorm=args.clip or None,
         ),
         loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -154,10 +155,12 @@ def fit(training_model, model, tokenizer, dataset, args):
     use_fast_paths(training_model)
     settings = {key: getattr(args, key) for key in SETTINGS} | {"data": dataset.fingerprint()}
     history = resume(folder / "checkpoint.npz", training_model, settings=settings) if args.resume else []
-    best = callbacks.BestWeights(folder / "best.npz", patience=args.patience, rows=history)
-    first = callbacks.FirstLosses()
-    log = callbacks.History(folder, settings=settings, rows=history, examples=batches.tokens.size, unit="tokens")
-    samples = callbacks.Samples(folder / "samples.txt", lambda: sample(training_model, model, tokenizer, dataset, args))
+    best = callbacks.BestCheckpoint(folder / "best.npz", patience=args.patience, rows=history)
+    first = callbacks.LossRecorder()
+    log = callbacks.TrainingLog(folder, settings=settings, rows=history, examples=batches.tokens.size, unit="tokens")
+    samples = callbacks.SampleText(
+        folder / "samples.txt", lambda: sample(training_model, model, tokenizer, dataset, args)
+    )
     if not best.exhausted:
         train(
             training_model,
@@ -165,7 +168,7 @@ def fit(training_model, model, tokenizer, dataset, args):
             log=log,
             epochs=args.epochs,
             # The best weights are written before the checkpoint: a run killed between resumes before both.
-            callbacks=[callbacks.FreshStates(), first, best, log, samples],
+            callbacks=[callbacks.ResetStates(), first, best, log, samples],
             validation_data=validation,
         )
     best.restore(training_model)
@@ -176,9 +179,9 @@ def fit(training_model, model, tokenizer, dataset, args):
 def sample(training_model, model, tokenizer, dataset, args, length=200):
     """What the model writes now, after the first line of the validation part."""
     copy_weights(training_model, model)
-    prompt = dataset.part("validation").strip().partition("\n")[0][:80] + "\n"
+    prompt = dataset.split("validation").strip().partition("\n")[0][:80] + "\n"
     with distribution.aside():
-        text = writing.write(model, tokenizer, prompt, length=length, seed=args.seed, temperature=0.8)
+        text = writing.generate(model, tokenizer, prompt, length=length, seed=args.seed, temperature=0.8)
         return prompt + "".join(text)
 
 
@@ -195,7 +198,7 @@ def nats(model, ids, *, length=64):
     Returns:
         float64 array (N - 1,).
     """
-    reader = rnn.rnn_language_model(**rnn.numbers_of(model), carry_batch=1)
+    reader = rnn.rnn_language_model(**rnn.infer_config(model), stateful_batch_size=1)
     copy_weights(model, reader)
     use_fast_paths(reader)
     ids, losses = np.asarray(ids, np.int32), []
@@ -212,7 +215,7 @@ def report(model, tokenizer, dataset, folder, *, extra=None):
     folder = files.prepare_folder(folder)
     metrics = {"parameters": model.count_params(), "dataset": dataset.name, "data_sha256": dataset.fingerprint()}
     for part in ("validation", "test"):
-        text = dataset.part(part)
+        text = dataset.split(part)
         ids = tokenizers.encode(tokenizer, text)
         if len(ids) < 2:
             raise UserError(f"The {part} part of the text holds {len(ids)} tokens: give a longer text.")
@@ -234,8 +237,8 @@ def report(model, tokenizer, dataset, folder, *, extra=None):
 def finish(model, tokenizer, history, first_losses, dataset, args, *, began):
     """Save the model and its tokenizer, draw the curves, report, and remove what only a resumed run needs."""
     folder = pathlib.Path(args.output)
-    files.save_model(model, folder / "model.keras")
-    tokenizers.save_tokenizer(tokenizer, folder / "model.tokenizer.json")
+    model_files.save_model(model, folder / "model.keras")
+    tokenizers.save_tokenizer(tokenizer, folder / "tokenizer.json")
     language.save_training_curves(folder / "training_curves.png", history)
     seconds = sum(row["seconds"] for row in history)
     extra = {
@@ -246,7 +249,7 @@ def finish(model, tokenizer, history, first_losses, dataset, args, *, began):
         "training_seconds": round(seconds, 1),
         "tokens_per_second": round(sum(row["tokens_per_second"] * row["seconds"] for row in history) / seconds, 1),
         "model_sha256": files.sha256(folder / "model.keras"),
-        "tokenizer_sha256": files.sha256(folder / "model.tokenizer.json"),
+        "tokenizer_sha256": files.sha256(folder / "tokenizer.json"),
     }
     metrics = report(model, tokenizer, dataset, folder, extra=extra)
     for leftover in ("checkpoint.npz", "best.npz"):

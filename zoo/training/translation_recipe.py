@@ -10,23 +10,24 @@ import keras
 import numpy as np
 
 from zoo import data
-from zoo.compat.weights import blank
+from zoo.blocks.random_streams import set_random_streams
+from zoo.compat.keras import zero_weight_init
 from zoo.distribution import strategy as distribution
-from zoo.errors import UserError, nearest
+from zoo.errors import UserError, did_you_mean
 from zoo.evaluation import translation as reports
 from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
-from zoo.io import files
+from zoo.io import cards, files, model_files
 from zoo.models import transformer as models
 from zoo.tasks.translator import Translator
-from zoo.tokenizers.shared_bpe import JointTokenizer
+from zoo.tokenizers.shared_bpe import SharedBPETokenizer
 from zoo.training import callbacks
 from zoo.training.checkpoints import resume
 from zoo.training.image_recipe import environment
-from zoo.training.initial_weights import set_initial_weights, set_random_streams
+from zoo.training.initial_weights import set_initial_weights
 from zoo.training.loop import train
-from zoo.training.losses import SmoothedCrossEntropy
-from zoo.training.optimizers import Adam
-from zoo.training.schedules import InverseSquareRoot, risen_cosine
+from zoo.training.losses import LabelSmoothingCrossEntropy
+from zoo.training.optimizers import TorchAdam
+from zoo.training.schedules import InverseSquareRoot, warmup_cosine
 
 set_compiler_flags()
 
@@ -95,7 +96,7 @@ def open_pairs(args):
     dataset, remark = data.load_pairs(args.source, args.target, data_dir=args.data_dir, pairs=args.pairs)
     if args.limit:
         parts = {part: getattr(dataset, part)[: args.limit] for part in ("train", "validation", "test")}
-        dataset = data.PairDataset(dataset.name, dataset.source, dataset.target, **parts)
+        dataset = data.PairDataset(dataset.name, dataset.source_lang, dataset.target_lang, **parts)
     if remark:
         print(remark, flush=True)
     print(
@@ -108,7 +109,7 @@ def open_pairs(args):
 
 def make_tokenizer(dataset, args):
     """A joint byte-pair tokenizer, learned from the training part."""
-    tokenizer = JointTokenizer.train(
+    tokenizer = SharedBPETokenizer.train(
         [sentence for pair in dataset.train for sentence in pair], vocabulary_size=args.vocabulary
     )
     print(f"joint byte-pair tokenizer with {tokenizer.vocabulary_size:,} entries", flush=True)
@@ -119,7 +120,7 @@ def build(args, tokenizer):
     """The model, with weights made by NumPy from the seed."""
     sizes = models.VARIANTS[args.variant] | {size: getattr(args, size) for size in SIZES if getattr(args, size)}
     try:
-        with blank():
+        with zero_weight_init():
             model = models.transformer(
                 vocabulary_size=tokenizer.vocabulary_size,
                 **sizes,
@@ -144,9 +145,9 @@ def fit(model, tokenizer, dataset, args):
     """
     folder = files.prepare_folder(args.output)
     batches, validation = (
-        data.PairBatches(
+        data.BucketedBatches(
             encoded(tokenizer, getattr(dataset, part)),
-            tokens=args.batch_tokens,
+            batch_tokens=args.batch_tokens,
             pad_id=tokenizer.pad_id,
             start_id=tokenizer.start_id,
             seed=args.seed if part == "train" else None,
@@ -154,15 +155,15 @@ def fit(model, tokenizer, dataset, args):
         for part in ("train", "validation")
     )
     model.compile(
-        optimizer=Adam(rate(args, steps=args.epochs * len(batches)), beta_2=0.98, epsilon=1e-9),
-        loss=SmoothedCrossEntropy(args.smoothing),
+        optimizer=TorchAdam(rate(args, steps=args.epochs * len(batches)), beta_2=0.98, epsilon=1e-9),
+        loss=LabelSmoothingCrossEntropy(args.smoothing),
     )
     use_fast_paths(model)
     settings = {key: getattr(args, key) for key in SETTINGS} | {"data": dataset.fingerprint()}
     history = resume(folder / "checkpoint.npz", model, settings=settings) if args.resume else []
-    first = callbacks.FirstLosses()
-    log = callbacks.History(folder, settings=settings, rows=history, examples=batches.target_tokens, unit="tokens")
-    average = callbacks.AverageWeights(folder, last=args.average)
+    first = callbacks.LossRecorder()
+    log = callbacks.TrainingLog(folder, settings=settings, rows=history, examples=batches.target_tokens, unit="tokens")
+    average = callbacks.CheckpointAveraging(folder, last=args.average)
     bleu = callbacks.ValidationScore("val_bleu", lambda: validation_bleu(model, tokenizer, dataset))
     train(
         model,
@@ -178,7 +179,7 @@ def fit(model, tokenizer, dataset, args):
 
 def encoded(tokenizer, pairs):
     """Ids of both sides of each pair, ends included."""
-    sources, targets = (tokenizer.encode_all([pair[side] for pair in pairs]) for side in (0, 1))
+    sources, targets = (tokenizer.encode_batch([pair[side] for pair in pairs]) for side in (0, 1))
     return list(zip(sources, targets))
 
 
@@ -188,7 +189,7 @@ def rate(args, *, steps):
     if args.schedule == "inverse-sqrt":
         return InverseSquareRoot(args.learning_rate, warm_up)
     if args.schedule == "cosine":
-        return risen_cosine(args.learning_rate, steps=steps, warm_up=warm_up)
+        return warmup_cosine(args.learning_rate, steps=steps, warmup_steps=warm_up)
     return args.learning_rate
 
 
@@ -204,7 +205,7 @@ def report(model, tokenizer, dataset, folder, *, extra=None):
     """Translate the test part; print and write the report, sample translations and attention maps; returns metrics."""
     folder = files.prepare_folder(folder)
     translator, metrics = Translator(model, tokenizer), {"parameters": model.count_params(), "dataset": dataset.name}
-    metrics |= {"source": dataset.source, "target": dataset.target, "data_sha256": dataset.fingerprint()}
+    metrics |= {"source": dataset.source_lang, "target": dataset.target_lang, "data_sha256": dataset.fingerprint()}
     sources, references = (list(side) for side in zip(*dataset.test))
     for beams in (1, 5):
         began = time.perf_counter()
@@ -229,8 +230,8 @@ def report(model, tokenizer, dataset, folder, *, extra=None):
 def finish(model, tokenizer, history, first_losses, dataset, args, *, began):
     """Save the model and its tokenizer, draw the curves, report, and remove what only a resumed run needs."""
     folder, model = pathlib.Path(args.output), distribution.plain(model)
-    files.save_model(model, folder / "model.keras")
-    tokenizer.save(folder / "model.tokenizer.json")
+    model_files.save_model(model, folder / "model.keras")
+    tokenizer.save(folder / "tokenizer.json")
     reports.save_training_curves(folder / "training_curves.png", history)
     seconds = sum(row["seconds"] for row in history)
     extra = {
@@ -241,7 +242,7 @@ def finish(model, tokenizer, history, first_losses, dataset, args, *, began):
         "training_seconds": round(seconds, 1),
         "tokens_per_second": round(sum(row["tokens_per_second"] * row["seconds"] for row in history) / seconds, 1),
         "model_sha256": files.sha256(folder / "model.keras"),
-        "tokenizer_sha256": files.sha256(folder / "model.tokenizer.json"),
+        "tokenizer_sha256": files.sha256(folder / "tokenizer.json"),
     }
     metrics = report(model, tokenizer, dataset, folder, extra=extra)
     for leftover in ("checkpoint.npz", *(path.name for path in folder.glob("epoch_*.npz"))):
@@ -254,10 +255,10 @@ def finish(model, tokenizer, history, first_losses, dataset, args, *, began):
 
 def check_languages(dataset, path):
     """Raise UserError where a card says that a model translates between other languages than those of the data."""
-    card = files.read_card(path) or {}
+    card = cards.read_card(path) or {}
     for side in ("source", "target"):
         if side in card and card[side] != getattr(dataset, side):
             raise UserError(
                 f"{path} translates {card['source']} to {card['target']}: give --source {card['source']} --target "
-                f"{card['target']}.{nearest(getattr(dataset, side), [card[side]])}"
+                f"{card['target']}.{did_you_mean(getattr(dataset, side), [card[side]])}"
             )
