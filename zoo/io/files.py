@@ -1,23 +1,13 @@
-"""Files that can be trusted: atomic writes, sha256, model cards, and loading that says what is wrong."""
+"""Atomic writes, digests, output folders."""
 
 import contextlib
 import hashlib
-import importlib.util
-import io
 import json
 import os
 import pathlib
-import shlex
-import struct
-import sys
-import zipfile
 
-from zoo.compat.weights import blank
-from zoo.errors import UserError, nearest, reason
+from zoo.errors import UserError
 
-# Keras itself is imported where a model is saved or loaded: reading a card must not wait for a framework.
-
-LARGE_MODEL = 2**28  # bytes of weights
 _discarding = False
 
 
@@ -39,7 +29,7 @@ def remove(path):
 
 
 @contextlib.contextmanager
-def atomic(path):
+def atomic_write(path):
     """Yield a temporary path beside `path` (same suffix); on success it is flushed to disk and renamed to `path`.
 
     Whatever happens, `path` holds either its old content or the whole new one.
@@ -59,7 +49,7 @@ def atomic(path):
 
 def write_text(path, text):
     """Write a text file atomically."""
-    with atomic(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -89,275 +79,3 @@ def prepare_folder(path):
     except OSError as error:
         raise UserError(f"Cannot write to {path} ({error.strerror}): choose another folder with --output.") from error
     return path
-
-
-def save_model(model, path):
-    """Save a model without its compile state (so that it loads on every backend), atomically."""
-    import keras
-
-    model = keras.Model(model.input, model.output, name=model.name)
-    with atomic(path) as temporary, without_tensorflow(), _through_disk():
-        model.save(temporary)
-
-
-def check_model_file(path):
-    """Prove that a `.keras` file is whole and, if a card lies beside it, the one the card describes.
-
-    Raises:
-        UserError: if the file is missing, truncated or altered.
-    """
-    path = pathlib.Path(path)
-    if path.is_dir():
-        raise UserError(f"{path} is a folder: give the path of a .keras file{_files_in(path)}.")
-    if not path.is_file():
-        siblings = [file.name for file in path.parent.glob("*.keras")] if path.parent.is_dir() else []
-        raise UserError(
-            f"There is no model file at {path}: give the path of a .keras file.{nearest(path.name, siblings)}"
-        )
-    card = read_card(path)
-    if card and card.get("sha256") != (found := sha256(path)):
-        raise UserError(
-            f"{path} has sha256 {found[:12]}… but its card {path.with_suffix('.json').name} says "
-            f"{str(card.get('sha256'))[:12]}…: the file was altered or cut short, fetch it again."
-        )
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise UserError(f"{path} is not a whole .keras file ({error}): fetch or save it again.") from error
-    if damaged:
-        raise UserError(f"{path} is damaged (checksum of {damaged} is wrong): fetch or save it again.")
-
-
-def load_model(path):
-    """Load a `.keras` file after checking that it is whole and, if a card lies beside it, the one the card describes.
-
-    Nothing in the file is run or imported: classes of your own must be registered before.
-
-    Raises:
-        UserError: if the file is missing, truncated, altered, not a Keras model, or needs unknown custom classes
-            (all of which are named).
-    """
-    check_model_file(path)
-    import keras
-
-    try:
-        with without_tensorflow(), blank():
-            place = _place_of_weights(path)
-            return (
-                _load_in_place(path, *place) if place else keras.saving.load_model(path, compile=False, safe_mode=True)
-            )
-    except Exception as error:  # Keras raises many kinds; all of them mean that this file cannot be used
-        if missing := _unknown_objects(path):
-            raise UserError(_needs(path, missing)) from error
-        if "Python lambda" in str(error):
-            raise UserError(
-                f"{path} holds a Lambda layer, which is Python code inside the file and is never run: save the model "
-                "again with stock layers or registered classes in its place."
-            ) from error
-        raise UserError(f"{path} cannot be loaded as a Keras model: {reason(error)}.") from error
-
-
-def _place_of_weights(path):
-    """(first byte, bytes) of the weights in the file of a large model, None if they cannot be read where they are."""
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-        if len(names) > 3 or "model.weights.h5" not in names:  # there is more to a model with assets
-            return None
-        member = archive.getinfo("model.weights.h5")
-    if member.file_size < LARGE_MODEL or member.compress_type != zipfile.ZIP_STORED:
-        return None
-    with open(path, "rb") as file:
-        file.seek(member.header_offset + 26)
-        return member.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))), member.file_size
-
-
-def _load_in_place(path, begin, length):
-    """Load a model as `keras.saving.load_model`, which would first copy all weights to memory or to another file."""
-    import keras
-
-    saving, scope = keras.src.saving.saving_lib, keras.src.saving.serialization_lib.ObjectSharingScope
-    with zipfile.ZipFile(path) as archive, scope():
-        config = json.loads(archive.read("config.json")) | {"compile_config": None}
-        model = keras.saving.deserialize_keras_object(config, safe_mode=True)
-    with open(path, "rb", buffering=0) as file:
-        weights, failed, messages = saving.H5IOStore(_Part(file, begin, length), mode="r"), set(), {}
-        try:
-            saving._load_state(
-                model,
-                weights_store=weights,
-                assets_store=None,
-                inner_path="",
-                visited_saveables=set(),
-                failed_saveables=failed,
-                error_msgs=messages,
-            )
-        finally:
-            weights.close()
-    if failed:
-        saving._raise_loading_failure(messages)
-    return model
-
-
-class _Part(io.BytesIO):
-    """Some bytes of an open file as a file to be read."""
-
-    def __init__(self, file, begin, length):
-        super().__init__()
-        self.file, self.begin, self.length, self.place = file, begin, length, 0
-
-    def seek(self, offset, whence=io.SEEK_SET):
-        self.place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.length}[whence]
-        return self.place
-
-    def tell(self):
-        return self.place
-
-    def readinto(self, buffer):
-        self.file.seek(self.begin + self.place)
-        done = 0
-        with memoryview(buffer).cast("B") as view:
-            while done < len(view) and (count := self.file.readinto(view[done:])):  # at most 2 GB at once
-                done += count
-        self.place += done
-        return done
-
-    def read(self, size=-1):
-        buffer = bytearray(max(0, self.length - self.place) if size is None or size < 0 else size)
-        return bytes(buffer[: self.readinto(buffer)])
-
-
-def _files_in(folder):
-    names = sorted(file.name for file in folder.glob("*.keras"))
-    return f", e.g. {folder / names[0]}" if names else " (it holds none)"
-
-
-# Where Keras looks for a function that a file knows by its bare name, such as "relu".
-_FUNCTION_MODULES = ("activations", "constraints", "initializers", "losses", "metrics", "optimizers", "regularizers")
-# Packages that Keras imports by itself for the classes in a file.
-_KNOWN_PACKAGES = ("keras", "keras_hub", "keras_cv", "keras_nlp")
-
-
-def _unknown_objects(path):
-    """Classes and functions that a model file names and this process does not have: {registered name: module or None}.
-
-    Reads the description in the file (config.json) and imports nothing.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            if archive.getinfo("config.json").file_size > 100e6:
-                return {}
-            pending = [json.loads(archive.read("config.json"))]
-    except (KeyError, ValueError, RecursionError):
-        return {}
-    found = {}
-    while pending:
-        item = pending.pop()
-        if isinstance(item, list):
-            pending += reversed(item)
-        elif isinstance(item, dict):
-            # Models are loaded without their compile state, so a custom loss or metric is not needed.
-            pending += [value for key, value in reversed(item.items()) if key not in ("compile_config", "build_config")]
-            name, module = _unknown(item)
-            if name:
-                found.setdefault(name, module)
-    return found
-
-
-def _unknown(item):
-    """(registered name, module) of a serialised object that cannot be resolved here, else (None, None)."""
-    import keras
-
-    kind, module = item.get("class_name"), item.get("module")
-    if not isinstance(kind, str) or "config" not in item or kind.startswith("__"):
-        return None, None
-    name = item["config"] if kind == "function" else item.get("registered_name") or kind
-    if not isinstance(name, str) or keras.saving.get_registered_object(name) is not None:
-        return None, None
-    if module == "builtins":
-        module = None
-        if any(hasattr(getattr(keras, part), name) for part in _FUNCTION_MODULES):
-            return None, None
-    package = str(module).partition(".")[0]
-    if package in _KNOWN_PACKAGES and importlib.util.find_spec(package):
-        return None, None
-    return name, module
-
-
-def _needs(path, missing):
-    names = ", ".join(f"{name} (of {module})" if module else name for name, module in missing.items())
-    one = len(missing) == 1
-    return (
-        f"{path} needs the custom {'class' if one else 'classes'} {names}, which this process does not know: import "
-        f"the module that defines {'it' if one else 'them'} (registered with keras.saving.register_keras_serializable)"
-        ", then load the file again."
-    )
-
-
-def tokenizer_path(model_path):
-    """Where the tokenizer of a language model's file is: `<name>.tokenizer.json` beside it."""
-    return pathlib.Path(model_path).with_suffix(".tokenizer.json")
-
-
-def cards(folder):
-    """Paths of the cards in a folder, sorted: its .json files but for tokenizers and hidden files."""
-    found = sorted(pathlib.Path(folder).glob("*.json"))
-    return [path for path in found if not path.name.startswith(".") and not path.name.endswith(".tokenizer.json")]
-
-
-def from_scratch(command):
-    """The command that repeats a run. One that was interrupted and resumed is, bit for bit, the one that was not."""
-    return shlex.join(word for word in shlex.split(command) if word != "--resume")
-
-
-def read_card(path):
-    """Return the card (`<name>.json` beside a model file) as a dict, or None if there is none."""
-    card = pathlib.Path(path).with_suffix(".json")
-    if not card.is_file():
-        return None
-    try:
-        value = json.loads(card.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{card} is not valid JSON ({error}): fetch the card again.") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{card} holds a {type(value).__name__}, not the card of a model: fetch the card again.")
-    return value
-
-
-@contextlib.contextmanager
-def without_tensorflow():
-    """Keep Keras on JAX and PyTorch from importing TensorFlow while saving and loading.
-
-    Keras 3.15 imports it only to ask whether an object is one of its types (`serialize_keras_object`), which takes
-    seconds and hundreds of megabytes.
-    """
-    import keras
-
-    lazy_module = keras.src.utils.module_utils.tensorflow
-    hide = keras.backend.backend() != "tensorflow" and "tensorflow" not in sys.modules
-    if hide:
-        lazy_module._available = False
-    try:
-        yield
-    finally:
-        if hide:
-            lazy_module._available = None
-
-
-@contextlib.contextmanager
-def _through_disk():
-    """Let Keras hold a large model's weights in a temporary file beside it, not in memory, while saving.
-
-    Where the free memory is twice their size, Keras 3.15 holds them there once more.
-    """
-    import keras
-
-    saving = keras.src.saving.saving_lib
-    original = saving.is_memory_sufficient
-    saving.is_memory_sufficient = lambda model: (
-        original(model) and saving.weight_memory_size(model.variables) < LARGE_MODEL
-    )
-    try:
-        yield
-    finally:
-        saving.is_memory_sufficient = original

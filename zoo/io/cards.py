@@ -1,0 +1,98 @@
+"""The files of a preset folder: their names, the card that describes them, the settings used for generation."""
+
+import json
+import pathlib
+import re
+import shlex
+
+from zoo.errors import UserError
+from zoo.io import files
+
+MODEL_FILE = "model.keras"
+CARD_FILE = "card.json"
+PARITY_FILE = "parity.npz"
+TOKENIZER_FILE = "tokenizer.json"
+GENERATION_CONFIG_FILE = "generation_config.json"
+PIPELINE_FILE = "pipeline.json"  # what a latent diffusion consists of
+
+_SHA256 = re.compile("[0-9a-f]{64}")
+
+
+def read_json(path):
+    """Return the dict that a JSON file holds, {} if there is no such file.
+
+    Raises:
+        UserError: if it is not valid JSON, or holds something else than an object.
+    """
+    path = pathlib.Path(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): fetch it again.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}, an object was expected: fetch it again.")
+    return value
+
+
+def read_card(path):
+    """Return the card of a preset folder, or the one that describes a file; {} if there is none.
+
+    Args:
+        path: a folder, or a file in one: a card counts for a file only if it names it.
+
+    Raises:
+        UserError: if the card is damaged.
+    """
+    path = pathlib.Path(path)
+    card_path = (path if path.is_dir() else path.parent) / CARD_FILE
+    card = read_json(card_path)
+    described = card.setdefault("files", {}) if card else {}
+    if not isinstance(described, dict):
+        raise UserError(f"{card_path} says files is {described!r}, where an object was expected: fetch it again.")
+    for name, entry in described.items():
+        if pathlib.PurePath(name).name != name or "\\" in name or not isinstance(entry, dict):
+            raise UserError(f"{card_path} describes a file {name!r}, not one of its folder: fetch the card again.")
+    return card if path.is_dir() or path.name in described else {}
+
+
+def check_file(path):
+    """Compare a file with the sha256 in the card of its folder; a file that no card names passes.
+
+    Raises:
+        UserError: if they differ.
+    """
+    path = pathlib.Path(path)
+    entry = read_card(path).get("files", {}).get(path.name)
+    if entry is not None and entry.get("sha256") != (digest := files.sha256(path)):
+        raise UserError(
+            f"{path} has sha256 {digest[:12]}… but {CARD_FILE} beside it says {str(entry.get('sha256'))[:12]}…: the "
+            "file was altered or cut short, fetch it again."
+        )
+
+
+def write_card(folder, card, names):
+    """Write the card of a folder, with the sha256 and the size of each file named.
+
+    Args:
+        folder: the preset folder.
+        card: dict.
+        names: names of files in the folder.
+    """
+    if files.discarding():
+        return
+    folder = pathlib.Path(folder)
+    entries = {name: {"sha256": files.sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
+    card = {"name": folder.name, "task": None} | card | {"files": entries}
+    files.write_json(folder / CARD_FILE, card)
+
+
+def is_sha256(value):
+    """Whether a value of a card is a hexadecimal sha256."""
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
+
+
+def without_resume_flag(command):
+    """The command that repeats a run: a resumed run equals, bit for bit, one that was never interrupted."""
+    return shlex.join(word for word in shlex.split(command) if word != "--resume")
