@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from zoo.data import Batches, epoch_order
-from zoo.training.callbacks import EpochOrder
+from zoo.training.callbacks import SetEpoch
 
 
 def test_order_is_a_permutation_of_seed_and_epoch_alone():
@@ -48,7 +48,7 @@ def test_fit_sees_exactly_these_batches():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile(optimizer="sgd", loss="mse", metrics=[MeanLabel()])
     batches = Batches(x, y, batch_size=4, seed=5)
-    model.fit(batches, epochs=3, initial_epoch=1, shuffle=False, verbose=0, callbacks=[EpochOrder(batches), Remember()])
+    model.fit(batches, epochs=3, initial_epoch=1, shuffle=False, verbose=0, callbacks=[SetEpoch(batches), Remember()])
     expected = []
     for epoch in (1, 2):
         order, total = epoch_order(10, seed=5, epoch=epoch), 0.0

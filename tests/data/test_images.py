@@ -14,11 +14,11 @@ from zoo.errors import UserError
 
 @pytest.fixture
 def no_network(monkeypatch):
-    monkeypatch.setattr(images, "_reachable", lambda: False)
+    monkeypatch.setattr(images, "_server_reachable", lambda: False)
 
 
 def test_digits_are_scikit_learns():
-    digits, scans = data.load("digits"), load_digits()
+    digits, scans = data.load_images("digits"), load_digits()
     assert len(digits.x_train) + len(digits.x_test) == 1797
     assert digits.x_train.dtype == np.uint8 and digits.x_train.shape[1:] == (8, 8, 1) and digits.x_train.max() == 255
     np.testing.assert_array_equal(digits.x_test[0, ..., 0], np.round(scans.images[4] * 255 / 16))
@@ -45,30 +45,30 @@ def test_array_records_hold_the_same_images(mnist, tfds_dir):
     records = tfds_dir.parent / "tensorflow_datasets_array_record"
     if not records.is_dir():
         pytest.skip("no ArrayRecord folder here")
-    assert data.load("mnist", records).fingerprint() == mnist.fingerprint()
+    assert data.load_images("mnist", records).fingerprint() == mnist.fingerprint()
 
 
 def test_unknown_name_suggests_the_nearest():
     with pytest.raises(UserError, match="Did you mean 'mnist'"):
-        data.load("minst")
+        data.load_images("minst")
 
 
 def test_missing_mnist_says_where_to_put_it(tmp_path, no_network):
     with pytest.raises(UserError, match=f"{tmp_path}.*--data-dir"):
-        data.load("mnist", tmp_path)
+        data.load_images("mnist", tmp_path)
 
 
 @pytest.mark.once
 def test_default_without_mnist_is_digits_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "TFDS_HOST", ("192.0.2.1", 443))  # reserved for documentation: never answers
     began = time.perf_counter()
-    name, remark = data.choose_dataset(tmp_path)
+    name, remark = data.default_image_dataset(tmp_path)
     assert time.perf_counter() - began < 10
     assert name == "digits" and str(tmp_path) in remark and "\n" not in remark
 
 
 def test_default_with_mnist_is_mnist(tfds_dir):
-    assert data.choose_dataset(tfds_dir) == ("mnist", None)
+    assert data.default_image_dataset(tfds_dir) == ("mnist", None)
 
 
 @pytest.mark.once
@@ -80,14 +80,14 @@ def test_incomplete_mnist_folder(tmp_path, tfds_dir, no_network):
         if "train.tfrecord" not in file.name:
             (target / file.name).write_bytes(file.read_bytes())
     with pytest.raises(UserError, match="incomplete or damaged"):
-        data.load("mnist", tmp_path)
+        data.load_images("mnist", tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------------- GTSRB
 
 
 def test_gtsrb_archive(gtsrb_file):
-    signs = data.load("gtsrb", gtsrb_file)
+    signs = data.load_images("gtsrb", gtsrb_file)
     assert signs.x_train.shape == (11763, 32, 32, 3) and signs.x_test.shape == (6315, 32, 32, 3)
     assert signs.class_names == images.GTSRB_CLASSES and len(signs.class_names) == 43
     assert len(np.unique(signs.group_train)) == 1307
@@ -120,7 +120,7 @@ def official_folder(tmp_path):
 
 def test_official_gtsrb_folder(official_folder):
     folder, pictures = official_folder
-    signs = data.load("gtsrb", folder)
+    signs = data.load_images("gtsrb", folder)
     assert signs.y_train.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and signs.y_test.tolist() == [2, 1, 0]
     assert len(np.unique(signs.group_train)) == 6  # a track number belongs to its class
     np.testing.assert_array_equal(signs.x_train[5], pictures["00000_00001.ppm", "00001"])
@@ -131,10 +131,10 @@ def test_incomplete_official_folder(official_folder):
     folder, _ = official_folder
     (folder / "Final_Training" / "Images" / "00001" / "00000_00001.ppm").unlink()
     with pytest.raises(UserError, match="00000_00001.ppm is missing"):
-        data.load("gtsrb", folder)
+        data.load_images("gtsrb", folder)
     (folder / "Final_Test" / "Images" / "GT-final_test.csv").unlink()
     with pytest.raises(UserError, match="missing"):
-        data.load("gtsrb", folder)
+        data.load_images("gtsrb", folder)
 
 
 @pytest.mark.parametrize("content, word", [(b"not a zip", "not a readable .npz"), (None, "There is no GTSRB data")])
@@ -143,16 +143,16 @@ def test_unreadable_gtsrb_archive(tmp_path, content, word):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=word):
-        data.load("gtsrb", path)
+        data.load_images("gtsrb", path)
 
 
 def test_gtsrb_archive_without_tracks(tmp_path):
     np.savez(tmp_path / "signs.npz", x_train=np.zeros(1))
     with pytest.raises(UserError, match="lacks the arrays y_train"):
-        data.load("gtsrb", tmp_path)
+        data.load_images("gtsrb", tmp_path)
     with pytest.raises(UserError, match="holds neither"):
         (tmp_path / "empty").mkdir()
-        data.load("gtsrb", tmp_path / "empty")
+        data.load_images("gtsrb", tmp_path / "empty")
 
 
 # ----------------------------------------------------------------------------------------------- validation and limit
@@ -178,7 +178,7 @@ def test_validation_keeps_tracks_on_one_side():
 
 
 def test_limit():
-    digits = data.load("digits")
+    digits = data.load_images("digits")
     (x, y), (x_held, _) = data.split_validation(digits, fraction=0.1, limit=50)
     assert len(x) == len(y) == len(x_held) == 50 and len(np.unique(y)) == 10
     (x_all, _), _ = data.split_validation(digits, fraction=0.1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from zoo import data
-from zoo.data.pairs import LENGTHS
+from zoo.data.pairs import BUCKET_WIDTHS
 from zoo.errors import UserError
 
 pytestmark = pytest.mark.once  # NumPy only
@@ -101,15 +101,19 @@ def test_bad_input(folder, tmp_path_factory):
 PAIRS = [([9] * (1 + k % 23), [8] * (1 + k % 17)) for k in range(300)]
 
 
-def batches(seed=0, tokens=96):
-    return data.PairBatches(PAIRS, tokens=tokens, pad_id=0, start_id=1, seed=seed)
+def batches(seed=0, batch_tokens=96):
+    return data.BucketedBatches(PAIRS, batch_tokens=batch_tokens, pad_id=0, start_id=1, seed=seed)
 
 
 def test_each_pair_is_in_one_batch_with_its_weight():
     made, counted = batches(), 0
     for (source, given), wanted, weights in (made[k] for k in range(len(made))):
         width = source.shape[1]
-        assert width in LENGTHS and source.size <= 96 and source.shape == given.shape == wanted.shape == weights.shape
+        assert (
+            width in BUCKET_WIDTHS
+            and source.size <= 96
+            and source.shape == given.shape == wanted.shape == weights.shape
+        )
         assert len(source) == 96 // width  # one shape a width
         rows = weights.any(axis=1)
         np.testing.assert_array_equal(weights[rows] > 0, wanted[rows] > 0)
@@ -139,6 +143,6 @@ def test_the_first_two_batches_show_that_widths_change():
 
 def test_too_long_a_pair_is_named():
     with pytest.raises(UserError, match="Pair 2 has 600 tokens, at most 512"):
-        data.PairBatches([([1], [1]), ([1] * 600, [1])], tokens=64, pad_id=0, start_id=1)
+        data.BucketedBatches([([1], [1]), ([1] * 600, [1])], batch_tokens=64, pad_id=0, start_id=1)
     with pytest.raises(UserError, match="no sentence pairs"):
-        data.PairBatches([], tokens=64, pad_id=0, start_id=1)
+        data.BucketedBatches([], batch_tokens=64, pad_id=0, start_id=1)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from zoo.data import Streams, Windows, load_text
+from zoo.data import BPTTBatches, ShuffledWindows, load_text
 from zoo.errors import UserError
 
 pytestmark = pytest.mark.once
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.once
 def test_parts_are_in_order_and_cover_the_text(tmp_path):
     (tmp_path / "t.txt").write_text("".join(chr(97 + i % 26) for i in range(1003)))
     dataset, remark = load_text(file=tmp_path / "t.txt")
-    parts = [dataset.part(name) for name in ("train", "validation", "test")]
+    parts = [dataset.split(name) for name in ("train", "validation", "test")]
     assert "".join(parts) == dataset.text and [len(part) for part in parts] == [902, 50, 51] and remark is None
 
 
@@ -24,14 +24,14 @@ def test_tiny_shakespeare(shakespeare):
 
 def test_without_data_the_text_of_python_stands_in(monkeypatch, tmp_path):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    monkeypatch.setattr("zoo.data.images._reachable", lambda: False)
+    monkeypatch.setattr("zoo.data.images._server_reachable", lambda: False)
     dataset, remark = load_text()
     assert dataset.name == "python_topics" and len(dataset.text) > 100_000 and "\n" not in remark
 
 
 def test_streams_go_on_where_the_last_batch_ended():
     ids = np.arange(1000)
-    streams = Streams(ids, batch_size=4, length=10, seed=3)
+    streams = BPTTBatches(ids, batch_size=4, sequence_length=10, seed=3)
     for epoch in range(3):
         streams.set_epoch(epoch)
         x = np.concatenate([streams[i][0] for i in range(len(streams))], axis=1)
@@ -43,7 +43,7 @@ def test_streams_go_on_where_the_last_batch_ended():
 
 
 def test_validation_streams_do_not_move():
-    streams = Streams(np.arange(100), batch_size=2, length=10)
+    streams = BPTTBatches(np.arange(100), batch_size=2, sequence_length=10)
     first = streams.tokens.copy()
     streams.set_epoch(7)
     np.testing.assert_array_equal(streams.tokens, first)
@@ -51,7 +51,7 @@ def test_validation_streams_do_not_move():
 
 def test_windows_are_the_same_tokens_in_another_order():
     ids = np.random.default_rng(0).permutation(1000)
-    streams, windows = (kind(ids, batch_size=4, length=10, seed=3) for kind in (Streams, Windows))
+    streams, windows = (kind(ids, batch_size=4, sequence_length=10, seed=3) for kind in (BPTTBatches, ShuffledWindows))
     x = np.concatenate([windows[i][0] for i in range(len(windows))])
     assert sorted(x.ravel()) == sorted(streams.tokens.ravel())
     place = {token: index for index, token in enumerate(ids)}
@@ -59,7 +59,7 @@ def test_windows_are_the_same_tokens_in_another_order():
         for row, target in zip(*windows[i]):
             where = [place[token] for token in row]
             assert where == list(range(where[0], where[0] + 10)) and place[target[-1]] == where[-1] + 1
-    again = Windows(ids, batch_size=4, length=10, seed=3)
+    again = ShuffledWindows(ids, batch_size=4, sequence_length=10, seed=3)
     np.testing.assert_array_equal(again[0][0], windows[0][0])
     again.set_epoch(1)
     assert not np.array_equal(again[0][0], windows[0][0])
@@ -82,4 +82,4 @@ def test_missing_files(tmp_path):
 
 def test_text_shorter_than_a_batch():
     with pytest.raises(UserError, match="has 50 tokens, but one batch needs 330"):
-        Streams(np.arange(50), batch_size=32, length=10, seed=0)
+        BPTTBatches(np.arange(50), batch_size=32, sequence_length=10, seed=0)

@@ -1,22 +1,22 @@
 """Data sets as NumPy arrays, and batches whose order depends on (seed, epoch) alone."""
 
 from zoo.data.batches import Batches, epoch_order
-from zoo.data.images import DATASETS, ImageDataset, choose_dataset, load, split_validation
-from zoo.data.pairs import PairBatches, PairDataset, load_pairs
-from zoo.data.text import Streams, TextDataset, Windows, load_text
+from zoo.data.images import IMAGE_DATASETS, ImageDataset, default_image_dataset, load_images, split_validation
+from zoo.data.pairs import BucketedBatches, PairDataset, load_pairs
+from zoo.data.text import BPTTBatches, ShuffledWindows, TextDataset, load_text
 
 __all__ = [
-    "DATASETS",
+    "IMAGE_DATASETS",
     "Batches",
     "ImageDataset",
-    "PairBatches",
+    "BucketedBatches",
     "PairDataset",
-    "Streams",
+    "BPTTBatches",
     "TextDataset",
-    "Windows",
-    "choose_dataset",
+    "ShuffledWindows",
+    "default_image_dataset",
     "epoch_order",
-    "load",
+    "load_images",
     "load_pairs",
     "load_text",
     "split_validation",

@@ -10,14 +10,14 @@ def epoch_order(count, *, seed, epoch):
 
 
 class Batches(keras.utils.PyDataset):
-    """Batches of arrays for `model.fit(batches, shuffle=False)`; the last one may be smaller.
+    """Batches of two arrays for `model.fit(batches, shuffle=False)`; the last batch may be smaller.
 
     Args:
         x, y: arrays with the same first dimension.
-        batch_size: rows a batch.
-        seed: seed of the order; None for that of the arrays (validation).
+        batch_size: examples in a batch.
+        seed: seed of the order; None keeps the order of the arrays (validation).
 
-    Call `set_epoch` at the start of each epoch (`zoo.training.callbacks.EpochOrder` does) to move to its order.
+    `set_epoch` sets the order of an epoch; the callback `zoo.training.callbacks.SetEpoch` calls it.
 
     Raises:
         ValueError: if the arrays differ in length, are empty, or `batch_size` is below 1.
@@ -35,6 +35,7 @@ class Batches(keras.utils.PyDataset):
         self.set_epoch(0)
 
     def set_epoch(self, epoch):
+        """Set the order of an epoch."""
         count = len(self.x)
         self.order = np.arange(count) if self.seed is None else epoch_order(count, seed=self.seed, epoch=epoch)
 
@@ -42,5 +43,5 @@ class Batches(keras.utils.PyDataset):
         return -(-len(self.x) // self.batch_size)
 
     def __getitem__(self, index):
-        rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        return self.x[rows], self.y[rows]
+        indices = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        return self.x[indices], self.y[indices]

@@ -1,11 +1,12 @@
-"""Captioned pictures: real digits and clothes, drawn in an ink on a background, and a sentence that says so.
+"""Captioned images: digits and clothes of MNIST and Fashion-MNIST, colorized, with a caption that names the colors.
 
-A picture is made when it is asked for, from a grey scan g (28x28, 0 to 1, brought to 48x48), an ink and a background:
+An image is computed on demand from a grey glyph g (28x28 in [0, 1], resized to 48x48), a foreground and a background
+color:
 
-    pixel = background + g · (ink - background)
+    pixel = background + g · (foreground - background)
 
-Its caption names the class, the ink and the background in one of several ways. One tenth of the (class, ink,
-background) combinations is never trained on, so that a model can be asked for something it has never seen.
+The caption names the class and both colors, by one of six templates. One tenth of the (class, foreground, background)
+combinations is held out of training, to test whether a model composes what it has never been trained on.
 """
 
 import dataclasses
@@ -14,11 +15,11 @@ import hashlib
 import numpy as np
 
 from zoo.data.batches import epoch_order
-from zoo.data.images import choose_dataset, load
+from zoo.data.images import default_image_dataset, load_images
 from zoo.errors import UserError
 
-SIZE = 48
-COLOURS = {
+IMAGE_SIZE = 48
+COLORS = {
     "red": (220, 30, 40),
     "orange": (245, 135, 20),
     "yellow": (250, 220, 50),
@@ -28,168 +29,168 @@ COLOURS = {
     "white": (250, 250, 250),
     "black": (15, 15, 15),
 }
-PALETTE = np.array(list(COLOURS.values()), "float32")  # (8, 3)
+PALETTE = np.array(list(COLORS.values()), "float32")  # (8, 3)
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 CLOTHES = (  # Fashion-MNIST's classes, in its order
     *("t-shirt", "pair of trousers", "pullover", "dress", "coat"),
     *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
 )
 TEMPLATES = (
-    "{a_ink} {thing} on {a_background} background",
-    "{a_thing} in {ink} on {background}",
-    "{a_ink} {thing} on {background}",
-    "{thing}, {ink} on {background}",
-    "{ink} {thing}, {background} background",
-    "on {a_background} background {a_ink} {thing}",
+    "{a_foreground} {class_name} on {a_background} background",
+    "{a_class_name} in {foreground} on {background}",
+    "{a_foreground} {class_name} on {background}",
+    "{class_name}, {foreground} on {background}",
+    "{foreground} {class_name}, {background} background",
+    "on {a_background} background {a_foreground} {class_name}",
 )
-VALIDATION = 0.05  # of the training scans of each class
+VALIDATION_FRACTION = 0.05  # of the training glyphs of each class
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
-    """Captioned pictures.
+class CaptionedBatch:
+    """A batch of captioned images.
 
     Attributes:
         images: (N, 48, 48, 3) uint8.
-        captions: N sentences.
-        labels, inks, backgrounds: (N,) int: the class, and places in `COLOURS`.
+        captions: list of N strings.
+        labels, foregrounds, backgrounds: (N,) int: class index, and color indices into `COLORS`.
     """
 
     images: np.ndarray
     captions: list
     labels: np.ndarray
-    inks: np.ndarray
+    foregrounds: np.ndarray
     backgrounds: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class CaptionedImages:
-    """Grey scans of several classes from which captioned pictures are drawn.
+    """A data set of grey glyphs that `render` turns into captioned images.
 
     Attributes:
-        name: of the data.
-        class_names: one a class, as captions say it.
-        scans: {"train", "validation", "test": (N, side, side) uint8}.
-        labels: {part: (N,) int}.
+        name: name of the data set.
+        class_names: class names as captions use them.
+        glyphs: {"train", "validation", "test": (N, side, side) uint8}.
+        labels: {split: (N,) int}.
     """
 
     name: str
     class_names: tuple
-    scans: dict
+    glyphs: dict
     labels: dict
 
-    def draw(self, part, rows, *, seed, held_out=False):
-        """Draw pictures of some scans with colours and words of their own, all a function of the arguments.
+    def render(self, split, indices, *, seed, held_out=False):
+        """Colorize and caption some glyphs; the result is a function of the arguments alone.
 
         Args:
-            part: "train", "validation" or "test".
-            rows: (N,) places of the scans in that part.
+            split: "train", "validation" or "test".
+            indices: (N,) indices of the glyphs in that split.
             seed: int or list of ints.
-            held_out: draw combinations that are never trained on, instead of the others.
+            held_out: use the held-out combinations instead of the others.
 
         Returns:
-            `Batch`.
+            `CaptionedBatch`.
         """
-        rng, labels = np.random.default_rng(seed), self.labels[part][rows]
-        open_ = (held_out_combinations(len(self.class_names)) == held_out) & possible()  # (K, 8, 8)
-        inks, backgrounds = np.zeros((2, len(labels)), int)
-        for place, label in enumerate(labels):
-            choices = np.argwhere(open_[label])
-            inks[place], backgrounds[place] = choices[rng.integers(len(choices))]
-        captions = [self.caption(*names, rng) for names in zip(labels, inks, backgrounds)]
-        return Batch(paint(self.scans[part][rows], inks, backgrounds), captions, labels, inks, backgrounds)
+        rng, labels = np.random.default_rng(seed), self.labels[split][indices]
+        allowed = (held_out_combinations(len(self.class_names)) == held_out) & distinct_color_pairs()  # (K, 8, 8)
+        foregrounds, backgrounds = np.zeros((2, len(labels)), int)
+        for i, label in enumerate(labels):
+            choices = np.argwhere(allowed[label])
+            foregrounds[i], backgrounds[i] = choices[rng.integers(len(choices))]
+        captions = [self.caption(*combination, rng) for combination in zip(labels, foregrounds, backgrounds)]
+        images = colorize(self.glyphs[split][indices], foregrounds, backgrounds)
+        return CaptionedBatch(images, captions, labels, foregrounds, backgrounds)
 
-    def batches(self, part, batch_size, *, seed, epoch=0, held_out=False):
-        """Every scan of a part once, in an order and with colours and words that are a function of (seed, epoch)."""
-        order = epoch_order(len(self.labels[part]), seed=seed, epoch=epoch)
-        for number, begin in enumerate(range(0, len(order), batch_size)):
-            rows = order[begin : begin + batch_size]
-            yield self.draw(part, rows, seed=[seed, epoch, number], held_out=held_out)
+    def batches(self, split, batch_size, *, seed, epoch=0, held_out=False):
+        """Iterate once over a split; order, colors and captions are a function of (seed, epoch)."""
+        order = epoch_order(len(self.labels[split]), seed=seed, epoch=epoch)
+        for step, start in enumerate(range(0, len(order), batch_size)):
+            indices = order[start : start + batch_size]
+            yield self.render(split, indices, seed=[seed, epoch, step], held_out=held_out)
 
-    def caption(self, label, ink, background, rng):
-        """One sentence for a class and two colours, by place; `rng` chooses the template."""
-        return say(TEMPLATES[rng.integers(len(TEMPLATES))], self.class_names[label], ink, background)
+    def caption(self, label, foreground, background, rng):
+        """Caption of a class index and two color indices; `rng` chooses the template."""
+        return fill_template(TEMPLATES[rng.integers(len(TEMPLATES))], self.class_names[label], foreground, background)
 
     def prompts(self, count, *, held_out=False, seed=0):
-        """Sentences to draw from: (captions, labels, inks, backgrounds), every combination before one comes again."""
+        """Evaluation prompts (captions, labels, foregrounds, backgrounds), each combination once before any repeats."""
         rng = np.random.default_rng([seed, held_out])
-        every = np.argwhere((held_out_combinations(len(self.class_names)) == held_out) & possible())
-        rounds = [rng.permutation(every) for _ in range(-(-count // len(every)))]
+        combinations = np.argwhere((held_out_combinations(len(self.class_names)) == held_out) & distinct_color_pairs())
+        rounds = [rng.permutation(combinations) for _ in range(-(-count // len(combinations)))]
         chosen = np.concatenate(rounds)[:count]
-        return [self.caption(*names, rng) for names in chosen], *chosen.T
+        return [self.caption(*combination, rng) for combination in chosen], *chosen.T
 
-    def limited(self, count, seed=0):
-        """The same with at most `count` scans of each part, chosen at random."""
+    def subset(self, count, seed=0):
+        """A copy with at most `count` glyphs in each split, chosen at random."""
         rng = np.random.default_rng(seed)
-        rows = {part: np.sort(rng.permutation(len(labels))[:count]) for part, labels in self.labels.items()}
-        scans = {part: self.scans[part][rows[part]] for part in rows}
-        return dataclasses.replace(self, scans=scans, labels={part: self.labels[part][rows[part]] for part in rows})
+        indices = {split: np.sort(rng.permutation(len(labels))[:count]) for split, labels in self.labels.items()}
+        glyphs = {split: self.glyphs[split][indices[split]] for split in indices}
+        labels = {split: self.labels[split][indices[split]] for split in indices}
+        return dataclasses.replace(self, glyphs=glyphs, labels=labels)
 
     def fingerprint(self):
-        """sha256 over scans and labels of the three parts."""
+        """sha256 of the glyphs and labels of the three splits."""
         digest = hashlib.sha256()
-        for part in ("train", "validation", "test"):
-            for array in (self.scans[part], self.labels[part]):
+        for split in ("train", "validation", "test"):
+            for array in (self.glyphs[split], self.labels[split]):
                 digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
 
-def load_captioned(data_dir=None):
-    """The scans: MNIST and Fashion-MNIST through tensorflow-datasets, else scikit-learn's digits.
+def load_captioned_images(data_dir=None):
+    """Load MNIST and Fashion-MNIST through tensorflow-datasets, or scikit-learn's digits where these are missing.
 
     Args:
-        data_dir: a tensorflow-datasets folder (default `TFDS_DATA_DIR`, else ~/tensorflow_datasets).
+        data_dir: tensorflow-datasets folder (default `TFDS_DATA_DIR`, else ~/tensorflow_datasets).
 
     Returns:
-        (`CaptionedImages`, one line saying what was taken instead, or None).
+        (`CaptionedImages`, remark): the remark is one line where the digits were used instead, else None.
 
     Raises:
-        UserError: if one of the two is there and the other is not.
+        UserError: if one of the two data sets is there and the other is not.
     """
-    name, remark = choose_dataset(data_dir)
+    name, remark = default_image_dataset(data_dir)
     if name == "digits":
-        digits = load("digits")
-        return _captioned("digits", DIGITS, [digits]), remark
-    sources = [load(name, data_dir) for name in ("mnist", "fashion_mnist")]
+        return _captioned("digits", DIGITS, [load_images("digits")]), remark
+    sources = [load_images(name, data_dir) for name in ("mnist", "fashion_mnist")]
     return _captioned("mnist and fashion_mnist", DIGITS + CLOTHES, sources), None
 
 
 def _captioned(name, class_names, sources):
-    scans, labels = {}, {}
-    parts = {"train": [], "validation": [], "test": []}
-    for place, source in enumerate(sources):
-        first, rng = 10 * place, np.random.default_rng([0, place])
-        apart = np.zeros(len(source.y_train), bool)
+    splits = {"train": [], "validation": [], "test": []}
+    for k, source in enumerate(sources):
+        first_label, rng = 10 * k, np.random.default_rng([0, k])
+        validation = np.zeros(len(source.y_train), bool)
         for label in np.unique(source.y_train):
-            rows = np.flatnonzero(source.y_train == label)
-            apart[rng.permutation(rows)[: max(1, round(VALIDATION * len(rows)))]] = True
-        parts["train"].append((source.x_train[~apart], source.y_train[~apart] + first))
-        parts["validation"].append((source.x_train[apart], source.y_train[apart] + first))
-        parts["test"].append((source.x_test, source.y_test + first))
-    for part, pieces in parts.items():
-        scans[part] = np.concatenate([images[..., 0] for images, _ in pieces])
-        labels[part] = np.concatenate([numbers for _, numbers in pieces]).astype(int)
-    return CaptionedImages(name, class_names, scans, labels)
+            indices = np.flatnonzero(source.y_train == label)
+            validation[rng.permutation(indices)[: max(1, round(VALIDATION_FRACTION * len(indices)))]] = True
+        splits["train"].append((source.x_train[~validation], source.y_train[~validation] + first_label))
+        splits["validation"].append((source.x_train[validation], source.y_train[validation] + first_label))
+        splits["test"].append((source.x_test, source.y_test + first_label))
+    glyphs = {split: np.concatenate([images[..., 0] for images, _ in parts]) for split, parts in splits.items()}
+    labels = {split: np.concatenate([labels for _, labels in parts]).astype(int) for split, parts in splits.items()}
+    return CaptionedImages(name, class_names, glyphs, labels)
 
 
-def possible():
-    """(8, 8) bool: an ink is drawn on any background but its own."""
-    return ~np.eye(len(COLOURS), dtype=bool)
+def distinct_color_pairs():
+    """(8, 8) bool, True where foreground and background differ."""
+    return ~np.eye(len(COLORS), dtype=bool)
 
 
 def held_out_combinations(num_classes, seed=0):
-    """(K, 8, 8) bool, True for the tenth of the (class, ink, background) combinations that is never trained on."""
-    every = np.argwhere(np.broadcast_to(possible(), (num_classes, len(COLOURS), len(COLOURS))))
-    chosen = np.random.default_rng(seed).permutation(every)[: round(len(every) / 10)]
-    held_out = np.zeros((num_classes, len(COLOURS), len(COLOURS)), bool)
+    """(K, 8, 8) bool, True for the tenth of the (class, foreground, background) combinations held out of training."""
+    shape = (num_classes, len(COLORS), len(COLORS))
+    combinations = np.argwhere(np.broadcast_to(distinct_color_pairs(), shape))
+    chosen = np.random.default_rng(seed).permutation(combinations)[: round(len(combinations) / 10)]
+    held_out = np.zeros(shape, bool)
     held_out[tuple(chosen.T)] = True
     return held_out
 
 
-def say(template, thing, ink, background):
-    """Fill a template; `ink` and `background` are places in `COLOURS`."""
-    names = list(COLOURS)
-    words = {"thing": thing, "ink": names[ink], "background": names[background]}
+def fill_template(template, class_name, foreground, background):
+    """Caption from a template, a class name and two color indices into `COLORS`."""
+    names = list(COLORS)
+    words = {"class_name": class_name, "foreground": names[foreground], "background": names[background]}
     return template.format(**words, **{f"a_{key}": f"{_article(word)} {word}" for key, word in words.items()})
 
 
@@ -197,51 +198,51 @@ def _article(word):
     return "an" if word[0] in "aeiou" else "a"
 
 
-def paint(scans, inks, backgrounds):
-    """Pictures (N, 48, 48, 3) uint8 of scans (N, side, side) uint8, brought to size by linear interpolation.
+def colorize(glyphs, foregrounds, backgrounds):
+    """Color grey glyphs (N, side, side) uint8, resized linearly to 48x48: (N, 48, 48, 3) uint8.
 
     Raises:
-        UserError: if the scans are not square.
+        UserError: if the glyphs are not square.
     """
-    side = scans.shape[1]
-    if scans.ndim != 3 or scans.shape[2] != side:
-        raise UserError(f"Scans must have the shape (N, side, side), got {scans.shape}.")
-    resize = _interpolation(side)
-    grey = resize @ (scans.astype("float32") / 255) @ resize.T  # (N, 48, 48)
-    ink, background = PALETTE[inks][:, None, None], PALETTE[backgrounds][:, None, None]  # (N, 1, 1, 3)
-    return np.rint(background + grey[..., None] * (ink - background)).astype("uint8")
+    side = glyphs.shape[1]
+    if glyphs.ndim != 3 or glyphs.shape[2] != side:
+        raise UserError(f"Glyphs must have the shape (N, side, side), got {glyphs.shape}.")
+    resize = _interpolation_matrix(side)
+    grey = resize @ (glyphs.astype("float32") / 255) @ resize.T  # (N, 48, 48)
+    foreground, background = PALETTE[foregrounds][:, None, None], PALETTE[backgrounds][:, None, None]  # (N, 1, 1, 3)
+    return np.rint(background + grey[..., None] * (foreground - background)).astype("uint8")
 
 
-def _interpolation(side):
-    """(48, side) float32: each row has the shares of the two nearest of `side` pixels, centres aligned."""
-    place = np.clip((np.arange(SIZE) + 0.5) * side / SIZE - 0.5, 0, side - 1)
-    below = np.minimum(place.astype(int), side - 2)
-    matrix = np.zeros((SIZE, side), "float32")
-    matrix[np.arange(SIZE), below] = below + 1 - place
-    matrix[np.arange(SIZE), below + 1] = place - below
+def _interpolation_matrix(side):
+    """(48, side) float32 matrix of linear interpolation from `side` to 48 pixels, pixel centres aligned."""
+    position = np.clip((np.arange(IMAGE_SIZE) + 0.5) * side / IMAGE_SIZE - 0.5, 0, side - 1)
+    below = np.minimum(position.astype(int), side - 2)
+    matrix = np.zeros((IMAGE_SIZE, side), "float32")
+    matrix[np.arange(IMAGE_SIZE), below] = below + 1 - position
+    matrix[np.arange(IMAGE_SIZE), below + 1] = position - below
     return matrix
 
 
-def judge_colours(images):
-    """Which of the colours a picture is drawn in: (inks (N,), backgrounds (N,)), places in `COLOURS`.
+def classify_colors(images):
+    """Nearest foreground and background colors of images: (foregrounds (N,), backgrounds (N,)), indices into `COLORS`.
 
-    The background is the colour nearest to the median of the pixels on the border. The ink is the one whose mixtures
-    with that background come nearest to the picture, in squared distance summed over the pixels.
+    The background is the color nearest to the median of the border pixels. The foreground is the color whose mixtures
+    with that background fit the image best, in squared distance summed over the pixels.
 
     Args:
         images: (N, H, W, 3), 0 to 255.
     """
     images = np.asarray(images, "float32")
     border = np.concatenate([images[:, :2].reshape(len(images), -1, 3), images[:, -2:].reshape(len(images), -1, 3)], 1)
-    middle = np.median(border, axis=1)  # (N, 3)
-    backgrounds = ((middle[:, None] - PALETTE) ** 2).sum(-1).argmin(1)
+    median = np.median(border, axis=1)  # (N, 3)
+    backgrounds = ((median[:, None] - PALETTE) ** 2).sum(-1).argmin(1)
     base = PALETTE[backgrounds][:, None]  # (N, 1, 3)
     offset = images.reshape(len(images), -1, 3) - base  # (N, H·W, 3)
-    misfits = np.full((len(images), len(PALETTE)), np.inf)
-    for ink in range(len(PALETTE)):
-        direction = PALETTE[ink] - base  # (N, 1, 3)
+    residuals = np.full((len(images), len(PALETTE)), np.inf)
+    for foreground in range(len(PALETTE)):
+        direction = PALETTE[foreground] - base  # (N, 1, 3)
         length = np.maximum((direction**2).sum(-1, keepdims=True), 1e-6)
-        share = np.clip((offset * direction).sum(-1, keepdims=True) / length, 0, 1)
-        misfits[:, ink] = ((offset - share * direction) ** 2).sum((1, 2))
-    misfits[np.arange(len(images)), backgrounds] = np.inf
-    return misfits.argmin(1), backgrounds
+        fraction = np.clip((offset * direction).sum(-1, keepdims=True) / length, 0, 1)
+        residuals[:, foreground] = ((offset - fraction * direction) ** 2).sum((1, 2))
+    residuals[np.arange(len(images)), backgrounds] = np.inf
+    return residuals.argmin(1), backgrounds

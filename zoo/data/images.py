@@ -2,7 +2,7 @@
 
 `mnist` and `fashion_mnist` come through tensorflow-datasets. Reading its TFRecord files imports TensorFlow, which must
 not happen in a process that trains on JAX or PyTorch, and an unprepared data set without a network makes
-`tfds.load` retry for minutes: so a child process (`zoo.data.tfds_export`) reads, and this one decides how long to wait.
+`tfds.load` retry for minutes: a child process (`zoo.data.tfds_export`) reads them instead.
 """
 
 import csv
@@ -18,9 +18,9 @@ import threading
 
 import numpy as np
 
-from zoo.errors import UserError, nearest
+from zoo.errors import UserError, did_you_mean
 
-DATASETS = ("mnist", "fashion_mnist", "gtsrb", "digits")
+IMAGE_DATASETS = ("mnist", "fashion_mnist", "gtsrb", "digits")
 
 GTSRB_ARRAYS = ("x_train", "y_train", "track_train", "x_test", "y_test", "class_names")
 GTSRB_SIZE = 48  # official images have many sizes; they are brought to this one
@@ -31,8 +31,8 @@ TFDS_HOST = ("storage.googleapis.com", 443)
 class ImageDataset:
     """Images (N, H, W, C) uint8 with labels (N,) int32, in training and test parts.
 
-    `group_train` (N,) names the physical thing an image shows, so that a validation split can keep it on one side;
-    None where every image shows its own.
+    `group_train` (N,) numbers the physical object that an image shows, so that a split can keep an object on one side;
+    None where each image shows another object.
     """
 
     name: str
@@ -52,12 +52,12 @@ class ImageDataset:
         return digest.hexdigest()
 
 
-def load(name, data_dir=None):
+def load_images(name, data_dir=None):
     """Load a data set by name.
 
     Args:
-        name: one of `DATASETS`.
-        data_dir: where the files are. For mnist and fashion_mnist a tensorflow-datasets folder (default
+        name: one of `IMAGE_DATASETS`.
+        data_dir: location of the files. For mnist and fashion_mnist a tensorflow-datasets folder (default
             `TFDS_DATA_DIR`, else ~/tensorflow_datasets); for gtsrb an `.npz` file, a folder holding one, or the
             official folder of PPM images (default `GTSRB_DIR`, else ~/gtsrb). `digits` needs none.
 
@@ -67,8 +67,10 @@ def load(name, data_dir=None):
     Raises:
         UserError: if the name is unknown, or the files are missing or incomplete.
     """
-    if name not in DATASETS:
-        raise UserError(f"Unknown data set {name!r}: choose one of {', '.join(DATASETS)}.{nearest(name, DATASETS)}")
+    if name not in IMAGE_DATASETS:
+        raise UserError(
+            f"Unknown data set {name!r}: choose one of {', '.join(IMAGE_DATASETS)}.{did_you_mean(name, IMAGE_DATASETS)}"
+        )
     if name == "digits":
         return _load_digits()
     if name == "gtsrb":
@@ -76,10 +78,10 @@ def load(name, data_dir=None):
     return _load_tfds(name, _tfds_dir(data_dir))
 
 
-def choose_dataset(data_dir=None):
+def default_image_dataset(data_dir=None):
     """Return (name, remark): "mnist" where it is prepared or reachable, else "digits" and one line saying so."""
     folder = _tfds_dir(data_dir)
-    if _prepared("mnist", folder) or _reachable():
+    if _is_prepared("mnist", folder) or _server_reachable():
         return "mnist", None
     return "digits", (
         f"MNIST is neither prepared in {folder} nor reachable: using scikit-learn's 1,797 digits instead "
@@ -95,9 +97,9 @@ def split_validation(dataset, *, fraction, seed=0, limit=None):
 
     Args:
         dataset: `ImageDataset`.
-        fraction: share of the groups of each class to hold out.
+        fraction: fraction of the groups of each class to hold out.
         seed: seed of the choice.
-        limit: keep at most this many examples of either side, chosen at random.
+        limit: keep at most this many examples of each side, chosen at random.
     """
     labels = dataset.y_train
     groups = np.arange(len(labels)) if dataset.group_train is None else dataset.group_train
@@ -108,12 +110,12 @@ def split_validation(dataset, *, fraction, seed=0, limit=None):
         count = 0 if len(members) < 2 else max(1, round(fraction * len(members)))
         held_out.append(rng.permutation(members)[:count])
     validation = np.isin(groups, np.concatenate(held_out))
-    sides = []
+    splits = []
     for rows in (np.flatnonzero(~validation), np.flatnonzero(validation)):
         if limit is not None:
             rows = np.sort(np.random.default_rng([seed, len(rows)]).permutation(rows)[:limit])
-        sides.append((dataset.x_train[rows], labels[rows]))
-    return tuple(sides)
+        splits.append((dataset.x_train[rows], labels[rows]))
+    return tuple(splits)
 
 
 # ---------------------------------------------------------------------------------------------- tensorflow-datasets
@@ -123,12 +125,12 @@ def _tfds_dir(data_dir):
     return pathlib.Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
-def _prepared(name, folder):
+def _is_prepared(name, folder):
     """True if a version folder of the data set holds its description, as tensorflow-datasets leaves it when ready."""
     return any((folder / name).glob("*/dataset_info.json"))
 
 
-def _reachable(timeout=4.0):
+def _server_reachable(timeout=4.0):
     """True if the data server answers a connection within `timeout` seconds, name look-up included."""
     answer = []
 
@@ -146,8 +148,8 @@ def _reachable(timeout=4.0):
 
 
 def _load_tfds(name, folder):
-    prepared = _prepared(name, folder)
-    if not prepared and not _reachable():
+    prepared = _is_prepared(name, folder)
+    if not prepared and not _server_reachable():
         raise UserError(
             f"{name} is not prepared in {folder} and the data server cannot be reached: put the tensorflow-datasets "
             f"folder there (it holds {name}/<version>/dataset_info.json), or name another with --data-dir or "
@@ -182,8 +184,8 @@ def _export(name, folder, prepared):
 def read_tfds_text(name, data_dir):
     """The text of a tensorflow-datasets data set, its parts joined in order; None if neither prepared nor reachable."""
     folder = _tfds_dir(data_dir)
-    prepared = _prepared(name, folder)
-    if not prepared and not _reachable():
+    prepared = _is_prepared(name, folder)
+    if not prepared and not _server_reachable():
         return None
     return _export(name, folder, prepared)["text"].tobytes().decode("utf-8")
 

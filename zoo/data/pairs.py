@@ -1,4 +1,4 @@
-"""Pairs of sentences to learn translation from, and batches of them: sentences of like length side by side."""
+"""Sentence pairs for translation, and batches of them: pairs of similar length together."""
 
 import dataclasses
 import gzip
@@ -9,37 +9,21 @@ import keras
 import numpy as np
 
 from zoo.data.batches import epoch_order
-from zoo.errors import UserError, nearest
+from zoo.errors import UserError, did_you_mean
 
 MULTI30K = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
-LENGTHS = (
-    8,
-    12,
-    16,
-    20,
-    24,
-    28,
-    32,
-    40,
-    48,
-    64,
-    96,
-    128,
-    192,
-    256,
-    384,
-    512,
-)  # widths of batches: few shapes to compile
-NUMBERS = 12_000  # pairs of the number words
+# Padded widths of batches: few, so that a backend compiles few programs.
+BUCKET_WIDTHS = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256, 384, 512)
+NUM_NUMBER_PAIRS = 12_000  # of the number words
 
 
 @dataclasses.dataclass(frozen=True)
 class PairDataset:
-    """Pairs of sentences in three parts, each a list of (source, target)."""
+    """Sentence pairs in three splits, each a list of (source, target)."""
 
     name: str
-    source: str
-    target: str
+    source_lang: str
+    target_lang: str
     train: list
     validation: list
     test: list
@@ -50,67 +34,66 @@ class PairDataset:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def load_pairs(source="de", target="en", *, data_dir=None, pairs=None):
+def load_pairs(source_lang="de", target_lang="en", *, data_dir=None, pairs=None):
     """Load sentence pairs.
 
     Args:
-        source, target: languages, e.g. "de", "en".
+        source_lang, target_lang: languages, e.g. "de", "en".
         data_dir: folder of Multi30k, task 1: `train.de`, `val.de`, `test_2016_flickr.de` and so on, gzipped or not.
-        pairs: files of the user's own: [one TSV file with source and target in its columns], or [source file, target
-            file] whose lines correspond. Of every 20 pairs in order, one is kept to validate and one to test.
+        pairs: paths of your own files: [one TSV file with source and target in its columns], or [source file, target
+            file] whose lines correspond. Of every 20 pairs in order, one is for validation and one for the test.
 
     Returns:
-        (`PairDataset`, remark): the remark is one line to print where number words stand in for missing data, or
-        None.
+        (`PairDataset`, remark): the remark is one line where number words were used instead of data, else None.
 
     Raises:
         UserError: if a file is missing, empty, not UTF-8, or the lines do not pair; if a language is unknown.
     """
-    if source == target:
-        raise UserError(f"Source and target are both {source!r}: give two languages.")
+    if source_lang == target_lang:
+        raise UserError(f"Source and target_lang are both {source_lang!r}: give two languages.")
     if pairs is not None:
-        return _own(source, target, [pathlib.Path(file) for file in pairs]), None
+        return _load_own_pairs(source_lang, target_lang, [pathlib.Path(file) for file in pairs]), None
     if data_dir is not None:
-        return _multi30k(source, target, pathlib.Path(data_dir).expanduser()), None
-    return _number_words(source, target), (
-        f"No data was named: learning to translate number words ({source} to {target}) instead (--data-dir says where "
-        "Multi30k is, --pairs FILE takes sentences of yours)."
+        return _load_multi30k(source_lang, target_lang, pathlib.Path(data_dir).expanduser()), None
+    return _number_words(source_lang, target_lang), (
+        f"No data was named: learning to translate number words ({source_lang} to {target_lang}) instead "
+        "(--data-dir names Multi30k's folder, --pairs FILE sentences of your own)."
     )
 
 
-def _multi30k(source, target, folder):
+def _load_multi30k(source_lang, target_lang, folder):
     if not folder.is_dir():
-        raise UserError(f"There is no folder {folder}: give the one with Multi30k's train.{source}, val.{source} ….")
+        raise UserError(f"There is no folder {folder}: give the one with Multi30k's train.{source_lang} and so on.")
     languages = sorted({path.name.removesuffix(".gz").rpartition(".")[2] for path in folder.glob("train.*")})
     if not languages:
-        raise UserError(f"{folder} holds no train.{source} (or .gz): give the folder of Multi30k, task 1, raw.")
-    for language in (source, target):
+        raise UserError(f"{folder} holds no train.{source_lang} (or .gz): give the folder of Multi30k, task 1, raw.")
+    for language in (source_lang, target_lang):
         if language not in languages:
             raise UserError(
-                f"{folder} has no {language!r}: choose from {', '.join(languages)}.{nearest(language, languages)}"
+                f"{folder} has no {language!r}: choose from {', '.join(languages)}.{did_you_mean(language, languages)}"
             )
     parts = {}
     for part, stem in MULTI30K.items():
         files = []
-        for language in (source, target):
+        for language in (source_lang, target_lang):
             found = [
                 path for path in (folder / f"{stem}.{language}", folder / f"{stem}.{language}.gz") if path.is_file()
             ]
             if not found:
                 raise UserError(f"{folder} lacks {stem}.{language} (or .gz): put the file there.")
             files.append(found[0])
-        parts[part] = _aligned(*files)
-    return PairDataset("multi30k", source, target, **parts)
+        parts[part] = _read_aligned(*files)
+    return PairDataset("multi30k", source_lang, target_lang, **parts)
 
 
-def _own(source, target, paths):
+def _load_own_pairs(source_lang, target_lang, paths):
     if len(paths) > 2:
         raise UserError(f"--pairs takes one TSV file or two aligned files, got {len(paths)}.")
     if len(paths) == 2:
-        pairs = _aligned(*paths)
+        pairs = _read_aligned(*paths)
     else:
         pairs = []
-        for number, line in enumerate(_lines(paths[0]), 1):
+        for number, line in enumerate(_read_lines(paths[0]), 1):
             cells = line.split("\t")
             if len(cells) < 2 or not cells[0].strip() or not cells[1].strip():
                 raise UserError(f"{paths[0]}, line {number} is not source, tab, target: {line[:60]!r}.")
@@ -119,17 +102,17 @@ def _own(source, target, paths):
         raise UserError(f"{paths[0]} has {len(pairs)} pairs, at least 20 are needed: 18 to learn, one each to check.")
     return PairDataset(
         paths[0].name.partition(".")[0],
-        source,
-        target,
+        source_lang,
+        target_lang,
         train=[pair for k, pair in enumerate(pairs) if k % 20 < 18],
         validation=pairs[18::20],
         test=pairs[19::20],
     )
 
 
-def _aligned(one, other):
-    """Pairs of the lines of two files."""
-    a, b = _lines(one), _lines(other)
+def _read_aligned(one, other):
+    """Pairs of the corresponding lines of two files."""
+    a, b = _read_lines(one), _read_lines(other)
     if len(a) != len(b):
         raise UserError(f"{one} has {len(a):,} lines but {other} has {len(b):,}: line n of both must be one pair.")
     for number, pair in enumerate(zip(a, b), 1):
@@ -139,7 +122,7 @@ def _aligned(one, other):
     return [(x.strip(), y.strip()) for x, y in zip(a, b)]
 
 
-def _lines(path):
+def _read_lines(path):
     if not path.is_file():
         raise UserError(f"There is no file {path}: give a UTF-8 text, or a gzipped one that ends with .gz.")
     try:
@@ -158,70 +141,75 @@ def _lines(path):
     return lines
 
 
-def _number_words(source, target):
-    """Numbers below a million in words, drawn once each from a fixed seed: none is in two parts."""
+def _number_words(source_lang, target_lang):
+    """Distinct numbers below a million in words, sampled with a fixed seed: no number is in two splits."""
     from num2words import num2words
 
-    numbers = np.random.default_rng(0).choice(1_000_000, NUMBERS, replace=False)
-    numbers[: NUMBERS // 4] %= 10_000  # short ones too
-    numbers = list(dict.fromkeys(int(number) for number in numbers))
+    numbers = np.random.default_rng(0).choice(1_000_000, NUM_NUMBER_PAIRS, replace=False)
+    numbers[: NUM_NUMBER_PAIRS // 4] %= 10_000  # short ones too
+    numbers = list(dict.fromkeys(int(n) for n in numbers))
     try:
-        pairs = [tuple(num2words(number, lang=language) for language in (source, target)) for number in numbers]
+        pairs = [
+            tuple(num2words(number, lang=language) for language in (source_lang, target_lang)) for number in numbers
+        ]
     except NotImplementedError as error:
         raise UserError(
-            f"num2words does not know {source!r} or {target!r}: choose others, or name data with --data-dir or --pairs."
+            f"num2words does not know {source_lang!r} or {target_lang!r}: choose other languages, or name data with "
+            "--data-dir or --pairs."
         ) from error
     cut = len(pairs) // 20
-    return PairDataset("number_words", source, target, pairs[2 * cut :], pairs[:cut], pairs[cut : 2 * cut])
+    return PairDataset("number_words", source_lang, target_lang, pairs[2 * cut :], pairs[:cut], pairs[cut : 2 * cut])
 
 
-class PairBatches(keras.utils.PyDataset):
-    """Batches of like length for `model.fit(batches, shuffle=False)`: as many rows as the tokens of a batch allow.
+class BucketedBatches(keras.utils.PyDataset):
+    """Batches of sentence pairs of similar length, padded to a bucket width.
 
-    A pair belongs to the narrowest of `LENGTHS` that holds both of its sides. Batches of one width have one number of
-    rows, so that a backend compiles one program a width; rows that are missing in the last repeat its first pair and
-    weigh nothing.
+    A pair goes to the smallest width of `BUCKET_WIDTHS` that fits both sentences. All batches of one width have the
+    same number of rows, so that a backend compiles one program a width; missing rows of the last batch repeat its
+    first pair with weight 0.
 
     Args:
         pairs: list of (source ids with the end token, target ids with the end token).
-        tokens: rows x width of a batch, at most (at least one row).
-        pad_id, start_id: tokens.
+        batch_tokens: upper bound of rows x width of a batch (at least one row).
+        pad_id, start_id: special token ids.
         seed: seed of the order, a function of (seed, epoch) alone; None for a fixed order (validation).
 
-    Each batch: ((source (B, S), target input (B, S)), target (B, S), weights (B, S)), the last equal at all
-    tokens of the target, 0 at padding, and 1 on average.
+    Each batch: ((source (B, S), decoder input (B, S)), target (B, S), weights (B, S)); weights are equal at all target
+    tokens, 0 at padding, and 1 on average.
 
     Raises:
-        UserError: if there are no pairs, or one is longer than the widest of `LENGTHS`.
+        UserError: if there are no pairs, or one is longer than the widest bucket.
     """
 
-    def __init__(self, pairs, *, tokens, pad_id, start_id, seed=None):
+    def __init__(self, pairs, *, batch_tokens, pad_id, start_id, seed=None):
         super().__init__(workers=1, use_multiprocessing=False)
         if not pairs:
             raise UserError("There are no sentence pairs to make batches of.")
-        self.pairs, self.tokens, self.pad_id, self.start_id, self.seed = pairs, tokens, pad_id, start_id, seed
-        longest = np.array([max(len(source), len(target)) for source, target in pairs])
-        if longest.max() > LENGTHS[-1]:
+        self.pairs, self.batch_tokens, self.seed = pairs, batch_tokens, seed
+        self.pad_id, self.start_id = pad_id, start_id
+        lengths = np.array([max(len(source), len(target)) for source, target in pairs])
+        if lengths.max() > BUCKET_WIDTHS[-1]:
             raise UserError(
-                f"Pair {longest.argmax() + 1} has {longest.max()} tokens, at most {LENGTHS[-1]} fit: shorten it."
+                f"Pair {lengths.argmax() + 1} has {lengths.max()} tokens, at most {BUCKET_WIDTHS[-1]} fit: shorten it."
             )
-        self.width = np.array(LENGTHS)[np.searchsorted(LENGTHS, longest)]  # (pairs,)
+        self.widths = np.array(BUCKET_WIDTHS)[np.searchsorted(BUCKET_WIDTHS, lengths)]  # (pairs,)
         self.target_tokens = sum(len(target) for _, target in pairs)
         self.set_epoch(0)
 
     def set_epoch(self, epoch):
+        """Set the order of an epoch."""
         count = len(self.pairs)
         order = np.arange(count) if self.seed is None else epoch_order(count, seed=self.seed, epoch=epoch)
-        self.batches = []
-        for width in np.unique(self.width):
-            rows = order[self.width[order] == width]
-            size = max(1, self.tokens // int(width))
-            self.batches += [(int(width), size, rows[begin : begin + size]) for begin in range(0, len(rows), size)]
+        self.batches = []  # (width, rows, indices of pairs)
+        for width in np.unique(self.widths):
+            indices = order[self.widths[order] == width]
+            rows = max(1, self.batch_tokens // int(width))
+            self.batches += [(int(width), rows, indices[k : k + rows]) for k in range(0, len(indices), rows)]
         if self.seed is not None:
-            mixed = epoch_order(len(self.batches), seed=self.seed + 1, epoch=epoch)
-            self.batches = [self.batches[place] for place in mixed]
-        # Keras on TensorFlow looks at the first two batches to see which sizes change: they have different widths.
-        other = [place for place, batch in enumerate(self.batches) if batch[0] != self.batches[0][0]]
+            shuffled = epoch_order(len(self.batches), seed=self.seed + 1, epoch=epoch)
+            self.batches = [self.batches[k] for k in shuffled]
+        # Keras on TensorFlow compares the shapes of the first two batches to see which sizes change: make them differ.
+        other = [k for k, batch in enumerate(self.batches) if batch[0] != self.batches[0][0]]
         if other:
             self.batches[1], self.batches[other[0]] = self.batches[other[0]], self.batches[1]
 
@@ -229,13 +217,13 @@ class PairBatches(keras.utils.PyDataset):
         return len(self.batches)
 
     def __getitem__(self, index):
-        width, size, rows = self.batches[index]
-        source, given, wanted = (np.full((size, width), self.pad_id, "int32") for _ in range(3))
-        weights = np.zeros((size, width), "float32")
-        for place, row in enumerate([*rows, *rows[:1].repeat(size - len(rows))]):
-            ids, target = self.pairs[row]
-            source[place, : len(ids)] = ids
-            given[place, : len(target)] = [self.start_id, *target[:-1]]
-            wanted[place, : len(target)] = target
-            weights[place, : len(target)] = place < len(rows)
-        return (source, given), wanted, weights / weights.mean()
+        width, rows, indices = self.batches[index]
+        source, decoder_input, target = (np.full((rows, width), self.pad_id, "int32") for _ in range(3))
+        weights = np.zeros((rows, width), "float32")
+        for row, pair in enumerate([*indices, *indices[:1].repeat(rows - len(indices))]):
+            source_ids, target_ids = self.pairs[pair]
+            source[row, : len(source_ids)] = source_ids
+            decoder_input[row, : len(target_ids)] = [self.start_id, *target_ids[:-1]]
+            target[row, : len(target_ids)] = target_ids
+            weights[row, : len(target_ids)] = row < len(indices)
+        return (source, decoder_input), target, weights / weights.mean()

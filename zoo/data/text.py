@@ -1,4 +1,4 @@
-"""Texts to learn a language model from, and batches of them: contiguous streams, or shuffled windows."""
+"""Texts for language models, and batches of them: contiguous streams, or shuffled windows."""
 
 import dataclasses
 import hashlib
@@ -14,13 +14,13 @@ from zoo.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class TextDataset:
-    """A text in three parts, cut in order: 90 % to train, 5 % to validate, 5 % to test."""
+    """A text and its splits, in order: 90 % training, 5 % validation, 5 % test."""
 
     name: str
     text: str
     source: str
 
-    def part(self, name):
+    def split(self, name):
         """The text of "train", "validation" or "test"."""
         first, second = int(len(self.text) * 0.9), int(len(self.text) * 0.95)
         return {
@@ -35,27 +35,26 @@ class TextDataset:
 
 
 def load_text(*, file=None, data_dir=None):
-    """Load a text.
+    """Load a text: a file, or tiny shakespeare.
 
     Args:
-        file: a UTF-8 text file of the user's own.
-        data_dir: where tiny shakespeare is: a folder with `input.txt` (or that file itself), or a tensorflow-datasets
-            folder with `tiny_shakespeare` prepared.
+        file: path of a UTF-8 text file.
+        data_dir: location of tiny shakespeare: a folder with `input.txt` (or that file itself), or a
+            tensorflow-datasets folder with `tiny_shakespeare` prepared.
 
     Returns:
-        (`TextDataset`, remark): the remark is one line to print where the text that ships with Python stands in for
-        tiny shakespeare, else None.
+        (`TextDataset`, remark): the remark is one line where Python's own help texts were used instead, else None.
 
     Raises:
         UserError: if a file is missing, empty or not UTF-8, or `data_dir` holds no tiny shakespeare.
     """
     if file is not None:
-        return TextDataset(pathlib.Path(file).stem, _read(pathlib.Path(file)), str(file)), None
+        return TextDataset(pathlib.Path(file).stem, _read_text(pathlib.Path(file)), str(file)), None
     if data_dir is not None:
         path = pathlib.Path(data_dir).expanduser()
         for candidate in (path, path / "input.txt"):
             if candidate.is_file():
-                return TextDataset("tiny_shakespeare", _read(candidate), str(candidate)), None
+                return TextDataset("tiny_shakespeare", _read_text(candidate), str(candidate)), None
         text = read_tfds_text("tiny_shakespeare", path)
         if text is None:
             raise UserError(f"{path} holds neither input.txt nor a prepared tiny_shakespeare: put the text there.")
@@ -69,11 +68,11 @@ def load_text(*, file=None, data_dir=None):
         "python_topics", "\n\n".join(topics.topics[key] for key in sorted(topics.topics)), "pydoc_data"
     ), (
         "Tiny shakespeare is neither prepared nor reachable: using the help texts that ship with Python instead "
-        "(--data-dir says where it is, --text FILE takes a text of yours)."
+        "(--data-dir names its folder, --text FILE a text of your own)."
     )
 
 
-def _read(path):
+def _read_text(path):
     if not path.is_file():
         raise UserError(f"There is no text file at {path}: give the path of a UTF-8 text.")
     try:
@@ -87,18 +86,18 @@ def _read(path):
     return text
 
 
-class Streams(keras.utils.PyDataset):
-    """Batches that go on where the last one ended: for truncated back-propagation through time.
+class BPTTBatches(keras.utils.PyDataset):
+    """Batches for truncated back-propagation through time: each continues where the one before ended.
 
-    The tokens are cut into `batch_size` streams side by side; batch k holds positions kT to (k+1)T of every stream, and
-    each target is the token after. A model that carries its states sees every stream as one long text. Where the
-    streams begin moves with the epoch, by less than T tokens, so that they are not always cut at the same places.
+    The tokens are cut into `batch_size` contiguous streams; batch k holds positions kT to (k+1)T of every stream, and
+    the target of a token is the next one. A stateful model sees every stream as one long text. With a seed, the streams
+    start at an offset below T that depends on (seed, epoch), so that the cuts differ between epochs.
 
     Args:
-        ids: token ids (N,).
+        token_ids: token ids (N,).
         batch_size: number of streams B.
-        length: tokens a batch and stream, T.
-        seed: seed of the beginnings; None to begin at 0 always (validation).
+        sequence_length: tokens of a stream in one batch, T.
+        seed: seed of the offsets; None for offset 0 in every epoch (validation).
 
     Each batch: (tokens (B, T), targets (B, T)), int32.
 
@@ -106,43 +105,49 @@ class Streams(keras.utils.PyDataset):
         UserError: if the text is too short for one batch.
     """
 
-    def __init__(self, ids, *, batch_size, length, seed=None):
+    def __init__(self, token_ids, *, batch_size, sequence_length, seed=None):
         super().__init__(workers=1, use_multiprocessing=False)
-        self.ids, self.batch_size, self.length, self.seed = np.asarray(ids, np.int32), batch_size, length, seed
-        spare = 0 if seed is None else length - 1
-        self.steps = (len(self.ids) - 1 - spare) // batch_size // length
-        if self.steps < 1:
+        self.token_ids, self.seed = np.asarray(token_ids, np.int32), seed
+        self.batch_size, self.sequence_length = batch_size, sequence_length
+        max_offset = 0 if seed is None else sequence_length - 1
+        self.steps_per_epoch = (len(self.token_ids) - 1 - max_offset) // batch_size // sequence_length
+        if self.steps_per_epoch < 1:
             raise UserError(
-                f"The text has {len(self.ids):,} tokens, but one batch needs {batch_size * length + 1 + spare:,}: give "
-                "a longer text, or a smaller --batch-size or --length."
+                f"The text has {len(self.token_ids):,} tokens, but one batch needs "
+                f"{batch_size * sequence_length + 1 + max_offset:,}: give a longer text, or a smaller --batch-size or "
+                "--sequence-length."
             )
         self.set_epoch(0)
 
     def set_epoch(self, epoch):
-        offset = 0 if self.seed is None else int(np.random.default_rng([self.seed, epoch]).integers(self.length))
-        span = self.batch_size * self.steps * self.length
-        self.tokens = self.ids[offset : offset + span].reshape(self.batch_size, -1)
-        self.targets = self.ids[offset + 1 : offset + span + 1].reshape(self.batch_size, -1)
+        """Set the offset of an epoch."""
+        rng = np.random.default_rng([self.seed or 0, epoch])
+        offset = 0 if self.seed is None else int(rng.integers(self.sequence_length))
+        span = self.batch_size * self.steps_per_epoch * self.sequence_length
+        self.tokens = self.token_ids[offset : offset + span].reshape(self.batch_size, -1)
+        self.targets = self.token_ids[offset + 1 : offset + span + 1].reshape(self.batch_size, -1)
 
     def __len__(self):
-        return self.steps
+        return self.steps_per_epoch
 
     def __getitem__(self, index):
-        part = slice(index * self.length, (index + 1) * self.length)
-        return self.tokens[:, part], self.targets[:, part]
+        columns = slice(index * self.sequence_length, (index + 1) * self.sequence_length)
+        return self.tokens[:, columns], self.targets[:, columns]
 
 
-class Windows(Streams):
-    """The same windows of T tokens in a shuffled order: every window begins from zero states."""
+class ShuffledWindows(BPTTBatches):
+    """The same windows of T tokens in shuffled order, for a stateless model."""
 
     def set_epoch(self, epoch):
+        """Set the offset and the order of an epoch."""
         super().set_epoch(epoch)
-        windows = self.batch_size * self.steps
+        windows = self.batch_size * self.steps_per_epoch
         order = np.arange(windows) if self.seed is None else epoch_order(windows, seed=self.seed, epoch=epoch)
-        # Window w of the stream-wise order goes to place `order[w]` of the batch-wise one.
         self.tokens, self.targets = (
-            part.reshape(windows, self.length)[order].reshape(self.steps, self.batch_size, self.length)
-            for part in (self.tokens, self.targets)
+            array.reshape(windows, self.sequence_length)[order].reshape(
+                self.steps_per_epoch, self.batch_size, self.sequence_length
+            )
+            for array in (self.tokens, self.targets)
         )
 
     def __getitem__(self, index):
