@@ -22,7 +22,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.side_by_side import ratios, take_turns
+from benchmarks.side_by_side import ratios, run_interleaved
 
 BATCH, WARM_UP = 64, 8
 CONTENDERS = (
@@ -75,7 +75,7 @@ def measure_keras(kind, steps):
 
     from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
     from zoo.models.cnn import cnn
-    from zoo.training.optimizers import Adam
+    from zoo.training.optimizers import TorchAdam
 
     class Clock(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
@@ -87,7 +87,7 @@ def measure_keras(kind, steps):
     if kind == "zoo":
         set_compiler_flags()
     model = cnn(num_classes=10)
-    optimizer = Adam(1e-3, decay=1e-4) if kind == "zoo" else keras.optimizers.Adam(1e-3, weight_decay=1e-4)
+    optimizer = TorchAdam(1e-3, weight_decay=1e-4) if kind == "zoo" else keras.optimizers.Adam(1e-3, weight_decay=1e-4)
     model.compile(optimizer=optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     if kind == "zoo":
         use_fast_paths(model)
@@ -121,7 +121,7 @@ def main():
         return print(json.dumps(seconds))
 
     rates = []
-    times = take_turns(
+    times = run_interleaved(
         __file__,
         CONTENDERS,
         rounds=args.rounds,

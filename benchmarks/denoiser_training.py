@@ -21,7 +21,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.side_by_side import ratios, take_turns
+from benchmarks.side_by_side import ratios, run_interleaved
 
 CONTENDERS = ("diffusers", *(f"zoo {backend}" for backend in ("tensorflow", "jax", "torch")))
 BATCH, WARM_UP = 64, 3
@@ -70,11 +70,11 @@ def measure_diffusers(steps):
 def measure_zoo(steps):
     from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
     from zoo.models.stable_diffusion.denoiser import VARIANTS, denoiser
-    from zoo.training.optimizers import Adam
+    from zoo.training.optimizers import TorchAdam
 
     set_compiler_flags()
     model = denoiser(**VARIANTS["tiny"])
-    model.compile(optimizer=Adam(1e-3), loss="mse")
+    model.compile(optimizer=TorchAdam(1e-3), loss="mse")
     use_fast_paths(model)
     x, y = examples()
     return timed(lambda: model.train_on_batch(x, y), steps)
@@ -88,7 +88,7 @@ def main():
     args = parser.parse_args()
     if args.only:
         return print(json.dumps((measure_zoo if args.only.startswith("zoo") else measure_diffusers)(args.steps)))
-    times = take_turns(__file__, CONTENDERS, rounds=args.rounds, arguments=["--steps", args.steps])
+    times = run_interleaved(__file__, CONTENDERS, rounds=args.rounds, arguments=["--steps", args.steps])
     print(f"\n{os.cpu_count()} cores\n\n| contender | ms/step | pictures/s | diffusers = 1 (rounds) |")
     print("| --- | ---: | ---: | --- |")
     for name, ratio in ratios(times, "diffusers").items():

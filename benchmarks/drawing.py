@@ -25,7 +25,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.side_by_side import ratios, take_turns
+from benchmarks.side_by_side import ratios, run_interleaved
 from zoo.models.stable_diffusion import autoencoder, denoiser, text_encoder
 
 CONTENDERS = ("diffusers", "zoo tensorflow", "zoo jax", "zoo torch")
@@ -149,7 +149,7 @@ def main():
     ]
     for count in SIZES[args.size]["counts"]:
         arguments = ["--size", args.size, "--folder", args.folder, "--count", count]
-        found = take_turns(__file__, args.contenders, rounds=args.rounds, arguments=arguments)
+        found = run_interleaved(__file__, args.contenders, rounds=args.rounds, arguments=arguments)
         faster = ratios({name: [one["next"] for one in rounds] for name, rounds in found.items()}, args.contenders[0])
         middle = {
             name: {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}

@@ -21,7 +21,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.side_by_side import ratios, take_turns
+from benchmarks.side_by_side import ratios, run_interleaved
 
 VOCABULARY, BATCH, LENGTH, WARM_UP = 65, 32, 64, 4
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -92,15 +92,15 @@ def measure_keras(kind, cell, units, steps, writing):
     import keras
 
     from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
-    from zoo.generation.recurrent import Writer
+    from zoo.generation.recurrent import RecurrentGenerator
     from zoo.models.rnn_language_model import rnn_language_model
-    from zoo.training.optimizers import Adam
+    from zoo.training.optimizers import TorchAdam
 
     if kind == "zoo":
         set_compiler_flags()
     numbers = {"cell": cell, "vocabulary_size": VOCABULARY, "embedding_dim": units, "units": units}
     if writing:
-        writer, token = Writer(rnn_language_model(**numbers)), np.zeros(1, "int32")
+        writer, token = RecurrentGenerator(rnn_language_model(**numbers)), np.zeros(1, "int32")
 
         def step(_):
             token[0] = writer.read(token)[0].argmax()
@@ -108,7 +108,7 @@ def measure_keras(kind, cell, units, steps, writing):
         return timed(step, steps * 20)
     model = rnn_language_model(**numbers)
     model.compile(
-        Adam(1e-3) if kind == "zoo" else keras.optimizers.Adam(1e-3),
+        TorchAdam(1e-3) if kind == "zoo" else keras.optimizers.Adam(1e-3),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
     )
     if kind == "zoo":
@@ -144,7 +144,7 @@ def main():
             print(f"\n{cell}, 2 layers of {units}", flush=True)
             arguments = ["--cell", cell, "--units", units, "--steps", args.steps]
             arguments += ["--writing"] if args.writing else []
-            times = take_turns(__file__, contenders, rounds=args.rounds, arguments=arguments)
+            times = run_interleaved(__file__, contenders, rounds=args.rounds, arguments=arguments)
             for name, ratio in ratios(times, "pytorch").items():
                 median = statistics.median(times[name])
                 lines.append(f"| {cell}, {units} | {name} | {median:.4f} | {tokens / median:,.0f} | {ratio} |")

@@ -33,10 +33,10 @@ from zoo.models import transformer as transformers
 from zoo.models.cnn import cnn
 from zoo.models.stable_diffusion import denoiser as denoisers
 from zoo.training import callbacks
-from zoo.training.diffusion import Ordered
+from zoo.training.diffusion import IndexedBatches
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.loop import train
-from zoo.training.optimizers import Adam
+from zoo.training.optimizers import TorchAdam
 
 set_compiler_flags()
 WARM_UP = 3
@@ -59,7 +59,7 @@ def make_transformer(rows, steps):
         source, target, wanted = rng.integers(1, 8000, (3, rows, 32)).astype("int32")
         return (source, target), wanted
 
-    return model, Ordered(rows * steps, rows, seed=int(rng.integers(100)), make=make), _cross_entropy()
+    return model, IndexedBatches(rows * steps, rows, seed=int(rng.integers(100)), make_batch=make), _cross_entropy()
 
 
 def make_denoiser(rows, steps):
@@ -71,7 +71,7 @@ def make_denoiser(rows, steps):
         timestep = rng.integers(0, 1000, rows).astype("float32")
         return (latents, timestep, rng.standard_normal((rows, 16, 128), dtype="float32")), noise
 
-    return model, Ordered(rows * steps, rows, seed=0, make=make), keras.losses.MeanSquaredError()
+    return model, IndexedBatches(rows * steps, rows, seed=0, make_batch=make), keras.losses.MeanSquaredError()
 
 
 def _cross_entropy():
@@ -79,7 +79,7 @@ def _cross_entropy():
 
 
 MODELS = {"cnn": make_cnn, "transformer": make_transformer, "denoiser": make_denoiser}
-LAYOUTS = {"transformer": transformers.LAYOUT, "denoiser": denoisers.LAYOUT}
+LAYOUTS = {"transformer": transformers.TENSOR_PARALLEL_LAYOUT_MAP, "denoiser": denoisers.TENSOR_PARALLEL_LAYOUT_MAP}
 
 
 class Times(keras.callbacks.Callback):
@@ -105,7 +105,7 @@ def measure(args):
         gradient = np.concatenate([(a - b).ravel() for a, b in zip(before, after)])
         model, batches, loss = MODELS[args.model](args.rows, WARM_UP + args.steps)
         times = Times()
-        _fit(model, batches, loss, Adam(1e-3), [times])
+        _fit(model, batches, loss, TorchAdam(1e-3), [times])
     if not files.discarding():
         np.savez(args.measured, gradient=gradient, seconds=statistics.median(np.diff(times.at[WARM_UP - 1 :])))
 
@@ -114,14 +114,14 @@ def _fit(model, batches, loss, optimizer, more):
     model.compile(optimizer=optimizer, loss=loss)
     use_fast_paths(model)
     with tempfile.TemporaryDirectory() as folder:
-        log = callbacks.History(pathlib.Path(folder), settings={}, examples=1)
+        log = callbacks.TrainingLog(pathlib.Path(folder), "checkpoint.npz", history=[], settings={}, examples=1)
         train(model, batches, log=log, epochs=1, callbacks=more)
 
 
 def main(args):
     if args.measured:
         return measure(args)
-    platform, count = distribution.parse(args.devices)
+    platform, count = distribution.parse_devices(args.devices)
     counts = sorted({1, *(2**k for k in range(20) if 2**k < (count or 1)), count or 1})
     print(f"{keras.backend.backend()}, {args.model}, {args.rows} rows a batch, {os.cpu_count()} cores\n")
     print("| devices | ms/step | rows/s | efficiency | gradients |\n| ---: | ---: | ---: | ---: | ---: |")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 
-def take_turns(script, contenders, *, rounds, arguments=(), before_round=None):
+def run_interleaved(script, contenders, *, rounds, arguments=(), before_round=None):
     """Run every contender once a round and collect what it prints.
 
     Args:

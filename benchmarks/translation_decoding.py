@@ -21,7 +21,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.side_by_side import ratios, take_turns
+from benchmarks.side_by_side import ratios, run_interleaved
 
 BACKENDS = ("tensorflow", "jax", "torch")
 VOCABULARY, PAD, END = 58_101, 58_100, 0
@@ -39,8 +39,8 @@ def build():
     model = transformer(
         vocabulary_size=VOCABULARY,
         num_layers=6,
-        width=512,
-        inner=2048,
+        hidden_dim=512,
+        intermediate_dim=2048,
         num_heads=8,
         activation="silu",
         logits_bias=True,
@@ -79,9 +79,9 @@ def measure_transformers(model, sources, beams, tokens, repeats):
 
 
 def measure_zoo(model, sources, beams, tokens, repeats):
-    from zoo.generation.seq2seq import Decoder
+    from zoo.generation.seq2seq import Seq2SeqGenerator
 
-    decoder = Decoder(model, start_id=PAD, end_id=END, suppressed=(PAD,))
+    decoder = Seq2SeqGenerator(model, start_id=PAD, end_id=END, suppress_tokens=(PAD,))
     return timed(lambda: decoder.decode(sources, beams=beams, max_length=tokens + 1), repeats)
 
 
@@ -109,7 +109,7 @@ def main():
     for beams in (args.beams,) if args.beams else (1, 5):
         print(f"\n{beams} beams", flush=True)
         arguments = ["--beams", beams, "--batch", args.batch, "--tokens", args.tokens, "--repeats", args.repeats]
-        times = take_turns(__file__, contenders, rounds=args.rounds, arguments=arguments)
+        times = run_interleaved(__file__, contenders, rounds=args.rounds, arguments=arguments)
         for name, ratio in ratios(times, "transformers").items():
             median = statistics.median(times[name])
             lines.append(f"| {beams} | {name} | {median:.3f} | {args.batch / median:.2f} | {ratio} |")

@@ -25,19 +25,19 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.side_by_side import ratios, take_turns
+from benchmarks.side_by_side import ratios, run_interleaved
 
 BACKENDS = ("tensorflow", "jax", "torch")
 VOCABULARY, PAD, START, DROPOUT, SMOOTHING, RATE = 6_000, 0, 1, 0.3, 0.1, 1e-3
 SIZES = {
-    "published": {"num_layers": 3, "width": 256, "inner": 1024, "num_heads": 4, "pre_norm": True},
-    "tiny": {"num_layers": 4, "width": 128, "inner": 256, "num_heads": 4, "pre_norm": False},
+    "published": {"num_layers": 3, "hidden_dim": 256, "intermediate_dim": 1024, "num_heads": 4, "pre_norm": True},
+    "tiny": {"num_layers": 4, "hidden_dim": 128, "intermediate_dim": 256, "num_heads": 4, "pre_norm": False},
 }
 
 
 def make_batches(count):
     """The recipe's batches of pairs whose lengths spread like Multi30k's (mean 15, deviation 5)."""
-    from zoo.data import PairBatches
+    from zoo.data import BucketedBatches
 
     rng = np.random.default_rng(0)
 
@@ -46,7 +46,7 @@ def make_batches(count):
 
     lengths = np.clip(rng.normal(15, 5, (200 * count, 1)) + rng.normal(0, 1.5, (200 * count, 2)), 4, 40).astype(int)
     pairs = [(sentence(source), sentence(target)) for source, target in lengths]
-    batches = PairBatches(pairs, tokens=2048, pad_id=PAD, start_id=START, seed=0)
+    batches = BucketedBatches(pairs, batch_tokens=2048, pad_id=PAD, start_id=START, seed=0)
     return [batches[place] for place in range(count)]
 
 
@@ -64,13 +64,13 @@ def pytorch_model(num_layers, width, inner, num_heads, pre_norm):
     import torch
     from torch import nn
 
-    from zoo.blocks.attention import sinusoids
+    from zoo.blocks.attention import sinusoidal_embedding
 
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
             self.embedding = nn.Embedding(VOCABULARY, width)
-            self.register_buffer("positions", torch.as_tensor(sinusoids(np.arange(512), width)))
+            self.register_buffer("positions", torch.as_tensor(sinusoidal_embedding(np.arange(512), width)))
             self.dropout = nn.Dropout(DROPOUT)
             self.transformer = nn.Transformer(
                 width, num_heads, num_layers, num_layers, inner, DROPOUT, norm_first=pre_norm, batch_first=True
@@ -134,14 +134,14 @@ def measure_keras(kind, size, count):
     from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
     from zoo.models.transformer import transformer
     from zoo.training.initial_weights import set_initial_weights
-    from zoo.training.losses import SmoothedCrossEntropy
-    from zoo.training.optimizers import Adam
+    from zoo.training.losses import LabelSmoothingCrossEntropy
+    from zoo.training.optimizers import TorchAdam
 
     set_compiler_flags()
     model = transformer(vocabulary_size=VOCABULARY, dropout=DROPOUT, pad_id=PAD, **SIZES[size])
     set_initial_weights(model, seed=0, initializer="transformer")
-    adam = Adam if kind == "zoo" else keras.optimizers.Adam
-    model.compile(adam(RATE, beta_2=0.98, epsilon=1e-9), SmoothedCrossEntropy(SMOOTHING))
+    adam = TorchAdam if kind == "zoo" else keras.optimizers.Adam
+    model.compile(adam(RATE, beta_2=0.98, epsilon=1e-9), LabelSmoothingCrossEntropy(SMOOTHING))
     if kind == "zoo":
         use_fast_paths(model)
     batches = make_batches(count)
@@ -173,7 +173,9 @@ def main():
     lines = ["| model | contender | tokens/s | PyTorch = 1 (rounds) |", "| --- | --- | ---: | --- |"]
     for size in (args.size,) if args.size else SIZES:
         print(f"\n{size}", flush=True)
-        times = take_turns(__file__, contenders, rounds=args.rounds, arguments=["--size", size, "--steps", args.steps])
+        times = run_interleaved(
+            __file__, contenders, rounds=args.rounds, arguments=["--size", size, "--steps", args.steps]
+        )
         for name, ratio in ratios(times, "pytorch").items():
             lines.append(f"| {size} | {name} | {1 / statistics.median(times[name]):,.0f} | {ratio} |")
     print(f"\n{os.cpu_count()} cores\n\n" + "\n".join(lines))

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 
 from zoo.training.checkpoints import load_checkpoint, save_checkpoint
-from zoo.training.loop import clear_every_gradient
-from zoo.training.optimizers import Adam
+from zoo.training.loop import fix_zero_grad
+from zoo.training.optimizers import TorchAdam
 
 
 def two_parts(seed, names=("dense", "dense")):
@@ -19,8 +19,8 @@ def two_parts(seed, names=("dense", "dense")):
     model = keras.Model(x, part(names[1])(part(names[0])(x)))
     rng = np.random.default_rng(seed)
     model.set_weights([rng.normal(size=weight.shape) for weight in model.weights])
-    model.compile(Adam(0.1, use_ema=True, ema_momentum=0.9), "mse")
-    clear_every_gradient(model)
+    model.compile(TorchAdam(0.1, use_ema=True, ema_momentum=0.9), "mse")
+    fix_zero_grad(model)
     return model
 
 

@@ -8,9 +8,10 @@ from zoo.data import captions
 from zoo.data.captions import DIGITS, TEMPLATES
 from zoo.evaluation.diffusion_plots import frechet_distance
 from zoo.generation.diffusion import noise_sampler
+from zoo.models.captioned_image_classifier import captioned_image_classifier, feature_extractor
 from zoo.models.cnn import cnn
 from zoo.models.stable_diffusion import autoencoder, text_encoder
-from zoo.training import diffusion as stages
+from zoo.training import diffusion
 
 NUMPY = keras.ops.convert_to_numpy
 LENGTH = 16
@@ -23,14 +24,14 @@ def digits():
 
 @pytest.fixture(scope="module")
 def tokenizer(digits):
-    return stages.caption_tokenizer(digits)
+    return diffusion.caption_tokenizer(digits)
 
 
 @pytest.fixture(scope="module")
 def encoded(digits):
     """Latents of an untrained encoder."""
-    encoder = autoencoder.encoder(widths=(8, 8, 8), blocks=1, groups=4)
-    return stages.EncodedPictures(encoder, digits.limited(60), "train", seed=3)
+    encoder = autoencoder.encoder(block_out_channels=(8, 8, 8), layers_per_block=1, norm_num_groups=4)
+    return diffusion.LatentCache(encoder, digits.subset(60), "train", seed=3)
 
 
 # --------------------------------------------------------------------------------------------------------------- losses
@@ -41,7 +42,7 @@ def test_contrast_is_cross_entropy_both_ways():
     import torch
 
     logits = np.random.default_rng(0).normal(size=(5, 5)).astype("float32") * 3
-    found = float(stages.Contrast()(np.eye(5, dtype="float32"), logits))
+    found = float(diffusion.ClipLoss()(np.eye(5, dtype="float32"), logits))
     both = (torch.tensor(logits), torch.tensor(logits.T))
     expected = sum(torch.nn.functional.cross_entropy(one, torch.arange(5)) for one in both) / 2
     assert found == pytest.approx(float(expected), rel=1e-5)
@@ -49,17 +50,17 @@ def test_contrast_is_cross_entropy_both_ways():
     logits, share = logits[:3, :3], same / same.sum(1, keepdims=True)
     log_p = [one - np.log(np.exp(one).sum(1, keepdims=True)) for one in (logits, logits.T)]
     expected = -np.mean([(share * one).sum(1).mean() for one in log_p])
-    assert float(stages.Contrast()(same, logits)) == pytest.approx(expected, rel=1e-5)
+    assert float(diffusion.ClipLoss()(same, logits)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_autoencoder_in_training():
     """The divergence is PyTorch's; the picture is that of mean + deviation · noise; looks see a difference."""
     import torch
 
-    numbers = {"widths": (8, 8, 8), "blocks": 1, "groups": 4}
+    numbers = {"block_out_channels": (8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}
     encoder, decoder = autoencoder.encoder(**numbers), autoencoder.decoder(**numbers)
-    judge = stages.judge(3)
-    model = stages.autoencoder_in_training(encoder, decoder, judge)
+    judge = captioned_image_classifier(3)
+    model = diffusion.autoencoder_training_model(encoder, decoder, judge)
     assert len(model.trainable_variables) == len(encoder.weights) + len(decoder.weights)
     rng = np.random.default_rng(0)
     image, noise = rng.uniform(-1, 1, (2, 48, 48, 3)), rng.normal(size=(2, 12, 12, 4))
@@ -72,9 +73,9 @@ def test_autoencoder_in_training():
     np.testing.assert_allclose(found["kl"], kl, rtol=1e-4)
     restored = NUMPY(decoder(mean + np.exp(log_variance / 2) * noise))
     np.testing.assert_allclose(found["image"], restored, atol=1e-4)
-    looks = stages.features(judge)
+    looks = feature_extractor(judge)
     seen = [NUMPY(looks((127.5 * picture + 127.5).astype("float32"))) for picture in (restored, image)]
-    np.testing.assert_allclose(found["looks"], ((seen[0] - seen[1]) ** 2).mean(-1), rtol=1e-3)
+    np.testing.assert_allclose(found["perceptual"], ((seen[0] - seen[1]) ** 2).mean(-1), rtol=1e-3)
 
 
 def test_pairs_are_cosines_at_the_end_token():
@@ -82,7 +83,7 @@ def test_pairs_are_cosines_at_the_end_token():
     encoder = text_encoder.text_encoder(vocabulary_size=9, num_layers=1, width=8, inner=8, num_heads=2, max_length=6)
     image = keras.Input((None, None, 3))
     trunk = keras.Model(image, keras.layers.GlobalAveragePooling2D()(image))
-    model = stages.pairs_in_training(encoder, trunk, end_id=2)
+    model = diffusion.clip_model(encoder, trunk, end_id=2)
     token = np.array([[1, 5, 2, 0, 0], [1, 6, 7, 8, 2]], "int32")
     pictures = np.random.default_rng(0).uniform(0, 255, (2, 4, 4, 3)).astype("float32")
     states = NUMPY(encoder(token))
@@ -97,12 +98,12 @@ def test_pairs_are_cosines_at_the_end_token():
 
 def test_judge_and_its_features():
     """The features are what its last layer turns into logits."""
-    model = stages.judge(7)
+    model = captioned_image_classifier(7)
     images = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3)).astype("uint8")
     classifier = model.get_layer("classifier")
     kernel, bias = (NUMPY(weight) for weight in classifier.get_layer("logits").weights)
     np.testing.assert_allclose(
-        NUMPY(stages.features(model)(images)) @ kernel + bias, model.predict(images, verbose=0), atol=1e-4
+        NUMPY(feature_extractor(model)(images)) @ kernel + bias, model.predict(images, verbose=0), atol=1e-4
     )
     assert model.count_params() == cnn(num_classes=7, units=128).count_params()
 
@@ -112,13 +113,13 @@ def test_judge_and_its_features():
 
 @pytest.mark.once
 def test_every_caption_is_known_and_fits(digits, tokenizer):
-    everything = stages.every_caption(digits)
-    ids = stages.encode_captions(tokenizer, everything, LENGTH)
+    everything = diffusion.all_captions(digits)
+    ids = diffusion.tokenize_captions(tokenizer, everything, LENGTH)
     assert len(everything) == 10 * 8 * 8 * len(TEMPLATES) and 3 not in ids
     assert (ids[:, 0] == 1).all() and ((ids == 2).sum(1) == 1).all()
     assert tokenizer.encode("A purple unicorn", add_special_tokens=False).tokens == ["a", "purple", "<unknown>"]
     with pytest.raises(ValueError, match="has 5 tokens, at most 4 fit"):
-        stages.encode_captions(tokenizer, ["a red seven"], 4)
+        diffusion.tokenize_captions(tokenizer, ["a red seven"], 4)
     distinct = {tuple(row) for row in ids.tolist()}
     assert len(distinct) == len(set(everything))
 
@@ -127,19 +128,19 @@ def test_every_caption_is_known_and_fits(digits, tokenizer):
 
 
 def test_batches_are_functions_of_seed_epoch_and_place(digits):
-    one, other = (stages.judge_batches(digits, "train", 30, seed=seed) for seed in (1, 1))
+    one, other = (diffusion.classifier_batches(digits, "train", 30, seed=seed) for seed in (1, 1))
     first = [batch[0] for batch in (one[0], other[0])]
     assert (first[0] == first[1]).all() and len(one) == len(digits.labels["train"]) // 30
     one.set_epoch(1)
     assert (one[0][0] != other[0][0]).any()
-    fixed = stages.judge_batches(digits, "validation", 30, seed=1)
+    fixed = diffusion.classifier_batches(digits, "validation", 30, seed=1)
     before = fixed[0][0]
     fixed.set_epoch(5)
     assert (fixed[0][0] == before).all()
 
 
 def test_pairs_that_say_the_same(digits, tokenizer):
-    (ids, images), same = stages.pair_batches(digits, "train", 64, seed=0, tokenizer=tokenizer, length=LENGTH)[0]
+    (ids, images), same = diffusion.clip_batches(digits, "train", 64, seed=0, tokenizer=tokenizer)[0]
     assert ids.shape == (64, LENGTH) and images.shape == (64, 48, 48, 3) and images.max() > 100
     words = [set(tokenizer.decode(row).replace(",", "").split()) - set("a an on in background".split()) for row in ids]
     texts = [tokenizer.decode(row) for row in ids]
@@ -155,9 +156,9 @@ def test_pairs_that_say_the_same(digits, tokenizer):
 def test_denoiser_batches_are_the_forward_process(digits, encoded):
     """With the noise given back, the clean latents come out, of spread 1; captions are true, some of them left out."""
     levels = noise_sampler.alpha_bars(noise_sampler.betas("linear", start=1e-4, end=0.02))
-    everything = stages.every_caption(digits)
+    everything = diffusion.all_captions(digits)
     contexts = np.arange(len(everything) + 1, dtype="float32")[:, None, None]  # each tells which it is
-    batches = stages.denoiser_batches(encoded, contexts, levels, 20, seed=0, drop=0.3)
+    batches = diffusion.denoiser_batches(encoded, contexts, levels, 20, seed=0, conditioning_dropout_prob=0.3)
     dropped, clean, seen = 0, [], []
     for epoch in range(20):
         batches.set_epoch(epoch)
@@ -170,7 +171,7 @@ def test_denoiser_batches_are_the_forward_process(digits, encoded):
             dropped += (caption == len(everything)).sum()
             rows = batches.order[place * 20 : place * 20 + 20]
             told = caption[caption < len(everything)] // len(TEMPLATES)
-            assert (told == encoded.places[rows][caption < len(everything)]).all()
+            assert (told == encoded.combinations[rows][caption < len(everything)]).all()
     timesteps = np.concatenate(seen)
     assert abs(dropped / len(timesteps) - 0.3) < 0.05
     assert timesteps.min() < 20 and timesteps.max() > 980 and abs(timesteps.mean() - 499.5) < 30
@@ -180,10 +181,10 @@ def test_denoiser_batches_are_the_forward_process(digits, encoded):
 
 def test_pictures_are_encoded_as_captions_say(digits, encoded):
     """Each place is that of the batch it was drawn in."""
-    few = digits.limited(60)
+    few = digits.subset(60)
     batch = next(iter(few.batches("train", 200, seed=3)))
-    assert ((batch.labels * 8 + batch.inks) * 8 + batch.backgrounds == encoded.places).all()
-    text = stages.every_caption(few)[encoded.places[0] * len(TEMPLATES)]
+    assert ((batch.labels * 8 + batch.foregrounds) * 8 + batch.backgrounds == encoded.combinations).all()
+    text = diffusion.all_captions(few)[encoded.combinations[0] * len(TEMPLATES)]
     assert DIGITS[batch.labels[0]] in text and encoded.mean.shape == (60, 12, 12, 4)
 
 

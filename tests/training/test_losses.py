@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from zoo.training.losses import SmoothedCrossEntropy
+from zoo.training.losses import LabelSmoothingCrossEntropy
 from zoo.training.schedules import InverseSquareRoot
 
 
@@ -17,7 +17,7 @@ def test_smoothed_cross_entropy_is_that_of_torch(smoothing):
     logits, wanted = rng.normal(size=(3, 5, 7)).astype("float32") * 3, rng.integers(1, 7, (3, 5))
     wanted[1, 3:] = 0  # padding
     tokens = (wanted > 0).astype("float32")
-    loss = SmoothedCrossEntropy(smoothing)(wanted, logits, sample_weight=tokens / tokens.mean())
+    loss = LabelSmoothingCrossEntropy(smoothing)(wanted, logits, sample_weight=tokens / tokens.mean())
     expected = torch.nn.functional.cross_entropy(
         torch.tensor(logits).flatten(0, 1), torch.tensor(wanted).flatten(), ignore_index=0, label_smoothing=smoothing
     )
@@ -26,14 +26,14 @@ def test_smoothed_cross_entropy_is_that_of_torch(smoothing):
 
 def test_smoothing_out_of_range():
     with pytest.raises(ValueError, match=r"\[0, 1\), got 1"):
-        SmoothedCrossEntropy(1)
+        LabelSmoothingCrossEntropy(1)
 
 
 def test_loss_and_schedule_survive_their_configuration():
-    loss = keras.losses.deserialize(keras.losses.serialize(SmoothedCrossEntropy(0.2)))
-    assert loss.smoothing == 0.2
+    loss = keras.losses.deserialize(keras.losses.serialize(LabelSmoothingCrossEntropy(0.2)))
+    assert loss.label_smoothing == 0.2
     schedule = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(InverseSquareRoot(0.5, 10)))
-    assert schedule.get_config() == {"peak": 0.5, "warm_up": 10}
+    assert schedule.get_config() == {"peak": 0.5, "warmup_steps": 10}
 
 
 def test_inverse_square_root():

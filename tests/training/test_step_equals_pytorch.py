@@ -15,7 +15,7 @@ from tests.models.test_cnn import torch_cnn
 from zoo.fast_paths.layers import use_fast_paths
 from zoo.models.cnn import cnn
 from zoo.training.initial_weights import set_initial_weights
-from zoo.training.optimizers import Adam
+from zoo.training.optimizers import TorchAdam
 
 RATE, DECAY = 1e-3, 1e-4
 
@@ -34,7 +34,7 @@ def test_one_step(fast, step):
 
     # PyTorch
     peer = torch_cnn(weights, pixels=48)
-    optimizer = torch.optim.Adam(peer.parameters(), lr=RATE, weight_decay=DECAY)
+    optimizer = torch.optim.Adam(peer.parameters(), lr=RATE, weight_weight_decay=DECAY)
     state = zip(
         peer.parameters(), torch_cnn(momenta, pixels=48).parameters(), torch_cnn(velocities, pixels=48).parameters()
     )
@@ -50,7 +50,7 @@ def test_one_step(fast, step):
     optimizer.step()
 
     # Ours
-    adam = Adam(RATE, decay=DECAY)
+    adam = TorchAdam(RATE, weight_decay=DECAY)
     model.compile(optimizer=adam, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     adam.build(model.trainable_variables)
     adam.iterations.assign(step)

@@ -1,4 +1,4 @@
-"""What happens around epochs and steps: batch order, history, checkpoints, the first losses, and stopping on NaN."""
+"""Callbacks of the recipes: batch order, history and checkpoint, first losses, weight averaging, stopping."""
 
 import csv
 import io
@@ -15,8 +15,8 @@ from zoo.io import files
 from zoo.training.checkpoints import save_checkpoint
 
 
-class EpochOrder(keras.callbacks.Callback):
-    """Move `zoo.data.Batches` to the order of the epoch that begins."""
+class SetEpoch(keras.callbacks.Callback):
+    """Call `batches.set_epoch(epoch)` when an epoch begins, for the batches of `zoo.data`."""
 
     def __init__(self, batches):
         super().__init__()
@@ -26,8 +26,11 @@ class EpochOrder(keras.callbacks.Callback):
         self.batches.set_epoch(epoch)
 
 
-class StopOnNaN(keras.callbacks.Callback):
-    """End training with one sentence as soon as the loss is not a number."""
+class TerminateOnNaN(keras.callbacks.Callback):
+    """Raise `TrainingError` as soon as the loss is not finite.
+
+    `keras.callbacks.TerminateOnNaN` only ends the epoch: its checkpoint and model would hold the NaN.
+    """
 
     def on_train_batch_end(self, batch, logs=None):
         loss = float((logs or {}).get("loss", 0.0))
@@ -72,18 +75,22 @@ class StopOnInterrupt(keras.callbacks.Callback):
     on_test_batch_end = on_train_batch_end
 
 
-class FirstLosses(keras.callbacks.Callback):
-    """Collect the loss of each of the first `count` steps, to compare backends and numbers of devices step by step.
+class LossRecorder(keras.callbacks.Callback):
+    """Record the loss of each of the first `count` steps, to compare backends and numbers of devices step by step.
 
     Keras logs the mean of the epoch so far, in which a batch weighs as much as it has rows.
 
+    Args:
+        batches: the training batches.
+        count: number of steps.
+
     Attributes:
-        batches: what is trained on; `zoo.training.loop.train` sets it.
+        losses: list of float.
     """
 
-    def __init__(self, count=20):
+    def __init__(self, batches=None, count=20):
         super().__init__()
-        self.count, self.losses, self.batches = count, [], None
+        self.batches, self.count, self.losses = batches, count, []
         self._sum, self._rows = 0.0, 0
 
     def on_train_batch_end(self, batch, logs=None):
@@ -95,43 +102,45 @@ class FirstLosses(keras.callbacks.Callback):
             self._sum = total
 
 
-class History(keras.callbacks.Callback):
-    """After each epoch: add a row to `history.csv` and write a checkpoint, both atomically.
+class TrainingLog(keras.callbacks.Callback):
+    """After each epoch, add a row to `history.csv` and write a checkpoint, both atomically.
 
     Args:
         folder: where the two files go.
+        checkpoint_file: name of the checkpoint.
         settings: what defines the run; stored in the checkpoint.
-        rows: rows of epochs already done, when resuming.
-        examples: training examples an epoch, for the examples a second.
+        history: list of one dict for each epoch already done; rows are appended to it.
+        examples: number of training examples in an epoch, for the examples per second.
         unit: what an example is called.
     """
 
-    def __init__(self, folder, *, settings, rows=(), examples, unit="images"):
+    def __init__(self, folder, checkpoint_file, *, settings, history, examples, unit="images"):
         super().__init__()
-        self.folder, self.settings, self.rows, self.examples, self.unit = folder, settings, list(rows), examples, unit
+        self.folder, self.checkpoint_file, self.settings = folder, checkpoint_file, settings
+        self.history, self.examples, self.unit = history, examples, unit
 
     def on_epoch_begin(self, epoch, logs=None):
-        self._began = time.perf_counter()
+        self._start_time = time.perf_counter()
 
     def on_train_batch_end(self, batch, logs=None):
-        self._seconds = time.perf_counter() - self._began  # validation comes after the last batch
+        self._seconds = time.perf_counter() - self._start_time  # validation comes after the last batch
 
     def on_epoch_end(self, epoch, logs=None):
         row = {"epoch": epoch + 1} | {key: float(value) for key, value in logs.items()}
         row["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         row["seconds"] = round(self._seconds, 2)
         row[f"{self.unit}_per_second"] = round(self.examples / self._seconds, 1)
-        self.rows.append(row)
+        self.history.append(row)
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(row), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.rows)
+        writer.writerows(self.history)
         files.write_text(self.folder / "history.csv", text.getvalue())
-        save_checkpoint(self.folder / "checkpoint.npz", self.model, settings=self.settings, history=self.rows)
+        save_checkpoint(self.folder / self.checkpoint_file, self.model, settings=self.settings, history=self.history)
 
 
-class FreshStates(keras.callbacks.Callback):
-    """Let a model that carries states begin each epoch and each validation from zero."""
+class ResetStates(keras.callbacks.Callback):
+    """Reset the states of stateful layers at the start of each epoch and each validation."""
 
     def on_epoch_begin(self, epoch, logs=None):
         for layer in self.model.layers:
@@ -142,87 +151,93 @@ class FreshStates(keras.callbacks.Callback):
         self.on_epoch_begin(0)
 
 
-class BestWeights(keras.callbacks.Callback):
+class BestCheckpoint(keras.callbacks.Callback):
     """Keep the trainable weights of the epoch with the lowest validation loss; stop when it does not get lower.
 
     Args:
         path: `.npz` file for the weights.
         patience: how many epochs may pass without a better one.
-        rows: rows of epochs already done, when resuming.
+        history: one dict for each epoch already done, when resuming.
     """
 
-    def __init__(self, path, *, patience, rows=()):
+    def __init__(self, path, *, patience, history=()):
         super().__init__()
         self.path, self.patience = path, patience
-        self.losses = [row["val_loss"] for row in rows]
+        self.losses = [row["val_loss"] for row in history]
 
     @property
     def exhausted(self):
-        """Whether the last `patience` epochs brought nothing better."""
+        """Whether the last `patience` epochs brought no better loss."""
         return bool(self.losses) and len(self.losses) - 1 - int(np.argmin(self.losses)) >= self.patience
 
     def on_epoch_end(self, epoch, logs=None):
         self.losses.append(float(logs["val_loss"]))
         if self.losses[-1] == min(self.losses):
-            with files.atomic(self.path) as temporary:
+            with files.atomic_write(self.path) as temporary:
                 np.savez(temporary, *[keras.ops.convert_to_numpy(v) for v in self.model.trainable_variables])
         if self.exhausted:
             self.model.stop_training = True
             print(f"No better validation loss for {self.patience} epochs: stopping.", flush=True)
 
     def restore(self, model):
-        """Put the weights of the best epoch into a model."""
+        """Give a model the weights of the best epoch."""
         with self.path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            for place, variable in enumerate(model.trainable_variables):
-                variable.assign(stored[f"arr_{place}"])
+            for index, variable in enumerate(model.trainable_variables):
+                variable.assign(stored[f"arr_{index}"])
 
 
-class Samples(keras.callbacks.Callback):
-    """After each epoch, print what the model writes and add it to a file.
+class SampleText(keras.callbacks.Callback):
+    """After each epoch, print a text that the model generates and add it to a file.
 
     Args:
         path: text file.
-        write: function without arguments that returns a text.
+        generate: function without arguments that returns a text.
     """
 
-    def __init__(self, path, write):
+    def __init__(self, path, generate):
         super().__init__()
-        self.path, self.write = path, write
+        self.path, self.generate = path, generate
 
     def on_epoch_end(self, epoch, logs=None):
-        text = f"--- after epoch {epoch + 1} ---\n{self.write()}\n"
+        title = f"--- after epoch {epoch + 1} ---\n"
+        text = f"{title}{self.generate()}\n"
         print(text, flush=True)
-        before = self.path.read_text(encoding="utf-8") if epoch and self.path.is_file() else ""
-        files.write_text(self.path, before + text + "\n")
+        earlier = self.path.read_text(encoding="utf-8") if epoch and self.path.is_file() else ""
+        files.write_text(self.path, earlier.partition(title)[0] + text + "\n")
 
 
-class AverageWeights(keras.callbacks.Callback):
-    """Keep the trainable weights of the last epochs in files, for their mean.
+class CheckpointAveraging(keras.callbacks.Callback):
+    """Keep the trainable weights of the last epochs in files, to average them.
 
     Args:
         folder: where `epoch_<n>.npz` go.
-        last: how many epochs are kept.
+        num_checkpoints: how many epochs are kept.
     """
 
-    def __init__(self, folder, *, last):
+    def __init__(self, folder, *, num_checkpoints):
         super().__init__()
-        self.folder, self.last = folder, last
+        self.folder, self.num_checkpoints = folder, num_checkpoints
 
     def on_epoch_end(self, epoch, logs=None):
-        with files.atomic(self._path(epoch + 1)) as temporary:
+        with files.atomic_write(self._path(epoch + 1)) as temporary:
             np.savez(temporary, *[keras.ops.convert_to_numpy(v) for v in self.model.trainable_variables])
-        files.remove(self._path(epoch + 1 - self.last))
+        files.remove(self._path(epoch + 1 - self.num_checkpoints))
 
     def restore(self, model, *, epochs):
-        """Put the mean of the weights after the last epochs into a model; `epochs` is how many there were."""
-        numbers = range(max(1, epochs - self.last + 1), epochs + 1)
-        total = [np.zeros(variable.shape, np.float64) for variable in model.trainable_variables]
-        for number in numbers:
-            with self._path(number).open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                for place, part in enumerate(total):
-                    part += stored[f"arr_{place}"]
-        for variable, part in zip(model.trainable_variables, total, strict=True):
-            variable.assign((part / len(numbers)).astype(np.float32))
+        """Give a model the mean of the weights after the last of `epochs` epochs."""
+        chosen = range(max(1, epochs - self.num_checkpoints + 1), epochs + 1)
+        sums = [np.zeros(variable.shape, np.float64) for variable in model.trainable_variables]
+        for epoch in chosen:
+            with self._path(epoch).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                for index, total in enumerate(sums):
+                    total += stored[f"arr_{index}"]
+        for variable, total in zip(model.trainable_variables, sums, strict=True):
+            variable.assign((total / len(chosen)).astype(np.float32))
+
+    def remove(self):
+        """Delete the files."""
+        for path in self.folder.glob("epoch_*.npz"):
+            files.remove(path)
 
     def _path(self, epoch):
         return self.folder / f"epoch_{epoch}.npz"

@@ -33,7 +33,7 @@ def save_checkpoint(path, model, *, settings, history):
 
 
 def load_checkpoint(path, model, *, settings):
-    """Put a saved state into a compiled model and return the history, one dict for each finished epoch.
+    """Restore a saved state into a compiled model; returns the history, one dict for each finished epoch.
 
     Raises:
         UserError: if the file is missing, damaged, or of a run with other settings or another model.
@@ -61,14 +61,6 @@ def load_checkpoint(path, model, *, settings):
             raise UserError(f"{path}: {key} has shape {arrays[key].shape}, the model's is {tuple(variable.shape)}.")
         variable.assign(arrays[key].astype(_dtype(variable)))
     return meta["history"]
-
-
-def resume(path, model, *, settings):
-    """`load_checkpoint`, and say in one line how far the run was; `settings` hold its epochs."""
-    history = load_checkpoint(path, model, settings=settings)
-    if history:
-        print(f"Resuming after epoch {len(history)} of {settings['epochs']}.", flush=True)
-    return history
 
 
 def _state(model):

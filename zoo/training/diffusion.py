@@ -1,14 +1,14 @@
-"""What each part of a latent diffusion is trained on: the network with its losses, and its batches.
+"""What the recipes of the latent diffusion share: training models, losses, the caption tokenizer, batches, callbacks.
 
-judge         picture -> class                                 cross-entropy
-autoencoder   picture -> latents -> picture                    |x - x̂| + w·KL(q(z|x) ‖ N(0, 1))     Rombach 2022, 3.1
-text encoder  caption and picture -> do they belong together?  contrast both ways                  Radford et al. 2021
-denoiser      noisy latents, timestep, caption -> the noise    |ε - ε̂|²                 Ho et al. 2020, equation 14
+classifier    image -> class                                   cross-entropy
+autoencoder   image -> latents -> image                        |x - x̂| + w·KL(q(z|x) ‖ N(0, 1))     Rombach 2022, 3.1
+text encoder  captions and images -> similarities              contrastive, both ways              Radford et al. 2021
+denoiser      noisy latents, timestep, context -> noise        |ε - ε̂|²                 Ho et al. 2020, equation 14
 
 All random numbers (noise, timesteps, dropped captions) come from NumPy and are functions of (seed, epoch, batch): every
-backend sees the same.
+backend gets the same.
 
-Letters: B pictures, S tokens, h x w x C latents, T timesteps, d width of the context, P width of a pair's vectors.
+Letters: B images, S tokens, h x w x C latents, T timesteps, d width of the context, P width of the shared space.
 """
 
 import keras
@@ -16,97 +16,87 @@ import numpy as np
 from keras import layers, ops
 
 from zoo.data.batches import epoch_order
-from zoo.data.captions import SIZE, TEMPLATES, say
-from zoo.models.cnn import cnn
-from zoo.models.preprocessing import preprocessing, with_preprocessing
-from zoo.models.stable_diffusion.autoencoder import join
+from zoo.data.captions import COLORS, IMAGE_SIZE, TEMPLATES, fill_template
+from zoo.distribution import strategy as distribution
+from zoo.io import files
+from zoo.models.captioned_image_classifier import feature_extractor
+from zoo.models.stable_diffusion.autoencoder import autoencoder_from_parts
 
-MEAN, STD = 0.42, 0.34  # of captioned pictures in [0, 1], all channels; the judge's input is normalised with them
-TEMPERATURE = 0.07  # of the contrast; what CLIP's begins at (Radford et al. 2021, section 2.5)
-PAIR_WIDTH = 64  # P
-MARKS = ("<pad>", "<start>", "<end>", "<unknown>")  # ids 0, 1, 2, 3 of the tokenizer
-
-
-# ------------------------------------------------------------------------------------------------------------- networks
-
-
-def judge(num_classes, *, seed=0):
-    """The 48x48 CNN behind its preprocessing: pictures (B, H, W, 3), 0 to 255 -> logits (B, K)."""
-    classifier = cnn(num_classes=num_classes, units=128, dropout=0.25, seed=seed, name="classifier")
-    before = preprocessing("test", input_shape=(None, None, 3), image_size=SIZE, mean=MEAN, std=STD, name="prepare")
-    return with_preprocessing(before, classifier, name="judge")
+LATENT_SHAPE = (12, 12, 4)  # (h, w, C)
+MAX_LENGTH = 16  # S: tokens of a caption, with start and end
+# Ho et al. 2020, section 4. Hardly any signal is left at its end, so that black and white backgrounds can be generated.
+NOISE_SCHEDULE = {"kind": "linear", "beta_start": 1e-4, "beta_end": 0.02, "steps": 1000}
+TEMPERATURE = 0.07  # of the contrastive loss, the start value of CLIP's (Radford et al. 2021, section 2.5)
+PROJECTION_DIM = 64  # P
+SPECIAL_TOKENS = ("<pad>", "<start>", "<end>", "<unknown>")  # ids 0, 1, 2, 3 of the tokenizer
 
 
-def features(model):
-    """Of a judge: pictures (B, H, W, 3) -> what its last hidden layer says of them, (B, 128), without its dropouts."""
-    image = keras.Input((None, None, 3), name="image")
-    classifier, x = model.get_layer("classifier"), model.get_layer("prepare")(image)
-    for name in ("conv1", "conv2", "pool1", "conv3", "pool2", "flatten", "dense1"):
-        x = classifier.get_layer(name)(x)
-    return keras.Model(image, x, name="judge_features")
+# ------------------------------------------------------------------------------------------- training models and losses
 
 
-def autoencoder_in_training(encoder, decoder, looks=None):
-    """[image, noise] -> {"image": restored, "kl": (B,)[, "looks": (B,)]}.
+def autoencoder_training_model(encoder, decoder, classifier=None):
+    """[image, noise] -> {"image": reconstruction, "kl": (B,)[, "perceptual": (B,)]}.
 
-    kl is the Kullback-Leibler divergence of the latents from N(0, 1), a mean over them in nats. looks is the mean
-    squared difference of what a judge's features say of both pictures.
+    kl is the Kullback-Leibler divergence of the latents from N(0, 1), their mean in nats. perceptual is the mean
+    squared difference between a classifier's features of both images.
 
     Args:
         encoder, decoder: of `zoo.models.stable_diffusion.autoencoder`.
-        looks: a judge, whose weights then stay as they are, or None.
+        classifier: a `captioned_image_classifier`, which is frozen here; None for no perceptual output.
     """
-    whole = join(encoder, decoder)
-    restored, mean, log_variance = whole.outputs
-    image = whole.inputs[0]
+    autoencoder = autoencoder_from_parts(encoder, decoder)
+    reconstruction, mean, log_variance = autoencoder.outputs
+    image = autoencoder.inputs[0]
     kl = 0.5 * ops.mean(ops.square(mean) + ops.exp(log_variance) - 1 - log_variance, axis=(1, 2, 3))  # (B,)
-    outputs = {"image": restored, "kl": kl}
-    if looks is not None:
-        seen = features(looks)
-        seen.trainable = False
-        outputs["looks"] = ops.mean(ops.square(seen(127.5 * restored + 127.5) - seen(127.5 * image + 127.5)), axis=-1)
-    return keras.Model(whole.inputs, outputs, name="autoencoder_in_training")
+    outputs = {"image": reconstruction, "kl": kl}
+    if classifier is not None:
+        features = feature_extractor(classifier)
+        features.trainable = False
+        difference = features(127.5 * reconstruction + 127.5) - features(127.5 * image + 127.5)
+        outputs["perceptual"] = ops.mean(ops.square(difference), axis=-1)
+    return keras.Model(autoencoder.inputs, outputs, name="autoencoder_training_model")
 
 
-def pairs_in_training(text_encoder, trunk, end_id):
-    """[tokens (B, S), image (B, H, W, 3), 0 to 255] -> logits (B, B): how well picture i and caption j go together.
+def clip_model(text_encoder, image_encoder, end_id):
+    """[token_ids (B, S), image (B, H, W, 3) in [0, 255]] -> logits (B, B): similarity of image i and caption j.
 
-    The text's vector is the state at its end token, the picture's that of `trunk`; each is brought to P numbers of
-    length 1, and their products are divided by the temperature.
+    The text's vector is the state at its end token, the image's that of `image_encoder`; each is projected to P
+    dimensions and normalized, and the cosines are divided by the temperature.
 
     Args:
-        text_encoder: tokens (B, S) -> (B, S, d).
-        trunk: pictures -> (B, F), `features` of a judge.
-        end_id: token that ends a text.
+        text_encoder: token ids (B, S) -> (B, S, d).
+        image_encoder: images -> (B, F).
+        end_id: id of the token that ends a text.
     """
-    token = keras.Input((None,), dtype="int32", name="token")
+    token_ids = keras.Input((None,), dtype="int32", name="token")
     image = keras.Input((None, None, 3), name="image")
-    at_end = ops.expand_dims(ops.cast(ops.equal(token, end_id), "float32"), -1)  # (B, S, 1)
-    text = ops.sum(at_end * text_encoder(token), axis=1)  # (B, d)
-    text, picture = (
-        ops.normalize(layers.Dense(PAIR_WIDTH, use_bias=False, name=f"{name}_projection")(x), axis=-1)
-        for name, x in (("text", text), ("image", trunk(image)))
+    is_end = ops.expand_dims(ops.cast(ops.equal(token_ids, end_id), "float32"), -1)  # (B, S, 1)
+    text_features = ops.sum(is_end * text_encoder(token_ids), axis=1)  # (B, d)
+    text_embeds, image_embeds = (
+        ops.normalize(layers.Dense(PROJECTION_DIM, use_bias=False, name=f"{name}_projection")(x), axis=-1)
+        for name, x in (("text", text_features), ("image", image_encoder(image)))
     )
-    return keras.Model([token, image], ops.matmul(picture, ops.transpose(text)) / TEMPERATURE, name="pairs_in_training")
+    logits = ops.matmul(image_embeds, ops.transpose(text_embeds)) / TEMPERATURE
+    return keras.Model([token_ids, image], logits, name="clip_model")
 
 
 @keras.saving.register_keras_serializable("zoo")
-class Contrast(keras.losses.Loss):
-    """Cross-entropy of pictures over captions and of captions over pictures, a mean of both (CLIP, figure 3), in nats.
+class ClipLoss(keras.losses.Loss):
+    """Mean of the cross-entropies of images over captions and of captions over images (CLIP, figure 3), in nats.
 
-    Args of a call: which belong together, (B, B) of 0 and 1, symmetric, several in a row where captions say the same;
-    logits (B, B), a picture a row.
+    `y_true` (B, B) is 1 where image i and caption j match, else 0; symmetric, with several ones in a row where captions
+    are equal. `y_pred` (B, B) are logits, a row per image.
     """
 
     def call(self, y_true, y_pred):
-        wanted = y_true / ops.sum(y_true, axis=1, keepdims=True)
-        both = (ops.log_softmax(y_pred, axis=1), ops.transpose(ops.log_softmax(y_pred, axis=0)))
-        return -0.5 * sum(ops.sum(wanted * one, axis=1) for one in both)
+        target = y_true / ops.sum(y_true, axis=1, keepdims=True)
+        log_probs = (ops.log_softmax(y_pred, axis=1), ops.transpose(ops.log_softmax(y_pred, axis=0)))
+        return -0.5 * sum(ops.sum(target * log_p, axis=1) for log_p in log_probs)
 
 
 @keras.saving.register_keras_serializable("zoo")
-class AsIs(keras.losses.Loss):
-    """The output is the loss, (B,)."""
+class IdentityLoss(keras.losses.Loss):
+    """The model's output is the loss, (B,)."""
 
     def call(self, y_true, y_pred):
         return y_pred
@@ -115,67 +105,67 @@ class AsIs(keras.losses.Loss):
 # ------------------------------------------------------------------------------------------------------------ tokenizer
 
 
+def all_captions(dataset):
+    """Every caption, (K·8·8·templates), ordered by (label, foreground, background, template)."""
+    colors = range(len(COLORS))
+    return [
+        fill_template(template, name, foreground, background)
+        for name in dataset.class_names
+        for foreground in colors
+        for background in colors
+        for template in TEMPLATES
+    ]
+
+
 def caption_tokenizer(dataset):
-    """A word-level tokenizer of all captions of a data set, lower-cased; `MARKS` come first."""
+    """A lower-casing word-level `tokenizers.Tokenizer` of all captions of a data set; `SPECIAL_TOKENS` come first."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     tokenizer = Tokenizer(models.WordLevel({}, unk_token="<unknown>"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), pre_tokenizers.Whitespace()
-    words = {
-        word for caption in every_caption(dataset) for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(caption)
-    }
-    entries = {word: id_ for id_, word in enumerate((*MARKS, *sorted(words)))}
-    tokenizer.model = models.WordLevel(entries, unk_token="<unknown>")
-    tokenizer.add_special_tokens(list(MARKS))
+    words = {word for caption in all_captions(dataset) for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(caption)}
+    vocabulary = {word: id_ for id_, word in enumerate((*SPECIAL_TOKENS, *sorted(words)))}
+    tokenizer.model = models.WordLevel(vocabulary, unk_token="<unknown>")
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 2)]
     )
     return tokenizer
 
 
-def every_caption(dataset):
-    """All captions that there are, (K·8·8·templates): that of (label, ink, background, template) at its place."""
-    colours = range(8)
-    return [
-        say(template, name, ink, background)
-        for name in dataset.class_names
-        for ink in colours
-        for background in colours
-        for template in TEMPLATES
-    ]
-
-
-def encode_captions(tokenizer, captions, length):
-    """Ids (N, length) int32 of captions with start, end and padding.
+def tokenize_captions(tokenizer, captions, length=MAX_LENGTH):
+    """Token ids (N, length) int32 of captions with start, end and padding.
 
     Raises:
-        ValueError: if one is longer.
+        ValueError: if a caption is longer.
     """
-    ids = np.zeros((len(captions), length), np.int32)  # 0 is <pad>
+    token_ids = np.zeros((len(captions), length), np.int32)  # 0 is <pad>
     for row, encoding in enumerate(tokenizer.encode_batch(list(captions))):
         if len(encoding.ids) > length:
             raise ValueError(f"{captions[row]!r} has {len(encoding.ids)} tokens, at most {length} fit.")
-        ids[row, : len(encoding.ids)] = encoding.ids
-    return ids
+        token_ids[row, : len(encoding.ids)] = encoding.ids
+    return token_ids
 
 
 # -------------------------------------------------------------------------------------------------------------- batches
 
 
-class Ordered(keras.utils.PyDataset):
-    """Whole batches of `count` rows in an order that is a function of (seed, epoch); `make(rows, rng)` makes each.
+class IndexedBatches(keras.utils.PyDataset):
+    """Whole batches of indices in an order that is a function of (seed, epoch); `make_batch` turns each into data.
 
     Args:
-        count: rows in all.
-        batch_size: rows of a batch, at most `count`.
-        seed: of order and random numbers; with `fixed` those of epoch 0 for ever (validation).
-        make: function of (rows (B,), rng, key) to what `fit` takes; `rng` and `key`, a list of ints, are functions of
-            (seed, epoch, batch).
+        count: number of examples.
+        batch_size: examples per batch, at most `count`.
+        seed: of the order and of the random numbers.
+        make_batch: function of (indices (B,), rng, key) that returns what `fit` takes; `rng` and `key`, a list of ints,
+            are functions of (seed, epoch, batch).
+        fixed: whether every epoch is epoch 0 (validation).
     """
 
-    def __init__(self, count, batch_size, *, seed, make, fixed=False):
+    def __init__(self, count, batch_size, *, seed, make_batch, fixed=False):
         super().__init__(workers=1, use_multiprocessing=False)
-        self.count, self.batch_size, self.seed, self.make, self.fixed = count, min(batch_size, count), seed, make, fixed
+        self.count, self.batch_size, self.seed, self.fixed = count, min(batch_size, count), seed, fixed
+        self.make_batch = make_batch
         self.set_epoch(0)
 
     def set_epoch(self, epoch):
@@ -186,93 +176,166 @@ class Ordered(keras.utils.PyDataset):
         return self.count // self.batch_size
 
     def __getitem__(self, index):
-        rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        indices = self.order[index * self.batch_size : (index + 1) * self.batch_size]
         key = [self.seed, self.epoch, index]
-        return self.make(rows, np.random.default_rng([*key, 1]), key)
+        return self.make_batch(indices, np.random.default_rng([*key, 1]), key)
 
 
-def judge_batches(dataset, part, batch_size, *, seed):
-    """Pictures (B, 48, 48, 3) uint8 and their classes (B,)."""
+def _split_batches(dataset, split, batch_size, seed, make_batch):
+    count = len(dataset.labels[split])
+    return IndexedBatches(count, batch_size, seed=seed, make_batch=make_batch, fixed=split != "train")
 
-    def make(rows, rng, key):
-        batch = dataset.draw(part, rows, seed=key)
+
+def classifier_batches(dataset, split, batch_size, *, seed):
+    """Images (B, 48, 48, 3) uint8 and their classes (B,)."""
+
+    def make_batch(indices, rng, key):
+        batch = dataset.render(split, indices, seed=key)
         return batch.images, batch.labels
 
-    return _over(dataset, part, batch_size, seed, make)
+    return _split_batches(dataset, split, batch_size, seed, make_batch)
 
 
-def autoencoder_batches(dataset, part, batch_size, *, seed, latent_shape, looks=False):
-    """([pictures in [-1, 1], noise (B, h, w, C)], {"image": the pictures, others: zeros (B,)})."""
+def autoencoder_batches(dataset, split, batch_size, *, seed, perceptual=False):
+    """([images in [-1, 1], noise (B, h, w, C)], {"image": the images, "kl"[, "perceptual"]: zeros (B,)})."""
 
-    def make(rows, rng, key):
-        images = dataset.draw(part, rows, seed=key).images.astype("float32") / 127.5 - 1
-        noise = rng.standard_normal((len(rows), *latent_shape), dtype="float32") * (part == "train")
-        zeros = np.zeros(len(rows), "float32")
-        return (images, noise), {"image": images, "kl": zeros} | ({"looks": zeros} if looks else {})
+    def make_batch(indices, rng, key):
+        images = to_minus_one_to_one(dataset.render(split, indices, seed=key).images)
+        noise = rng.standard_normal((len(indices), *LATENT_SHAPE), dtype="float32") * (split == "train")
+        zeros = np.zeros(len(indices), "float32")
+        return (images, noise), {"image": images, "kl": zeros} | ({"perceptual": zeros} if perceptual else {})
 
-    return _over(dataset, part, batch_size, seed, make)
-
-
-def pair_batches(dataset, part, batch_size, *, seed, tokenizer, length):
-    """([tokens (B, S), pictures], (B, B) float32: 1 where caption j is true of picture i)."""
-
-    def make(rows, rng, key):
-        batch = dataset.draw(part, rows, seed=key)
-        said = np.stack([batch.labels, batch.inks, batch.backgrounds], 1)  # (B, 3)
-        same = (said[:, None] == said[None]).all(-1).astype("float32")
-        return (encode_captions(tokenizer, batch.captions, length), batch.images.astype("float32")), same
-
-    return _over(dataset, part, batch_size, seed, make)
+    return _split_batches(dataset, split, batch_size, seed, make_batch)
 
 
-def _over(dataset, part, batch_size, seed, make):
-    return Ordered(len(dataset.labels[part]), batch_size, seed=seed, make=make, fixed=part != "train")
+def clip_batches(dataset, split, batch_size, *, seed, tokenizer):
+    """([token ids (B, S), images], (B, B) float32: 1 where caption j is true of image i)."""
+
+    def make_batch(indices, rng, key):
+        batch = dataset.render(split, indices, seed=key)
+        attributes = np.stack([batch.labels, batch.foregrounds, batch.backgrounds], 1)  # (B, 3)
+        matches = (attributes[:, None] == attributes[None]).all(-1).astype("float32")
+        return (tokenize_captions(tokenizer, batch.captions), batch.images.astype("float32")), matches
+
+    return _split_batches(dataset, split, batch_size, seed, make_batch)
 
 
-def denoiser_batches(latents, contexts, alpha_bars, batch_size, *, seed, drop=0.1, fixed=False):
+def denoiser_batches(
+    latents, contexts, alphas_cumprod, batch_size, *, seed, conditioning_dropout_prob=0.1, fixed=False
+):
     """([noisy latents (B, h, w, C), timesteps (B,), contexts (B, S, d)], noise (B, h, w, C)).
 
     Args:
-        latents: `EncodedPictures`.
-        contexts: (K·8·8·templates + 1, S, d): those of `every_caption`, and last that of the empty one.
-        alpha_bars: (T,).
-        drop: share of the captions that are left out, for guidance (Ho & Salimans 2022, algorithm 1).
-        fixed: whether every epoch is like the first.
+        latents: `LatentCache`.
+        contexts: (K·8·8·templates + 1, S, d), of `all_captions` and, last, of the empty caption.
+        alphas_cumprod: (T,).
+        batch_size: B.
+        seed: of the order and of the random numbers.
+        conditioning_dropout_prob: probability that a caption is replaced by the empty one, for classifier-free guidance
+            (Ho & Salimans 2022, algorithm 1).
+        fixed: whether every epoch is epoch 0.
     """
 
-    def make(rows, rng, key):
-        clean = latents.draw(rows, rng)
-        timestep = rng.integers(0, len(alpha_bars), len(rows))
+    def make_batch(indices, rng, key):
+        clean = latents.sample(indices, rng)
+        timestep = rng.integers(0, len(alphas_cumprod), len(indices))
         noise = rng.standard_normal(clean.shape, dtype="float32")
-        level = alpha_bars[timestep].astype("float32")[:, None, None, None]
-        caption = latents.places[rows] * len(TEMPLATES) + rng.integers(0, len(TEMPLATES), len(rows))
-        caption[rng.random(len(rows)) < drop] = len(contexts) - 1
-        noisy = np.sqrt(level) * clean + np.sqrt(1 - level) * noise  # q(x_t | x_0)
+        alpha_cumprod = alphas_cumprod[timestep].astype("float32")[:, None, None, None]
+        caption = latents.combinations[indices] * len(TEMPLATES) + rng.integers(0, len(TEMPLATES), len(indices))
+        caption[rng.random(len(indices)) < conditioning_dropout_prob] = len(contexts) - 1
+        noisy = np.sqrt(alpha_cumprod) * clean + np.sqrt(1 - alpha_cumprod) * noise  # q(x_t | x_0)
         return (noisy, timestep.astype("float32"), contexts[caption]), noise
 
-    return Ordered(len(latents.places), batch_size, seed=seed, make=make, fixed=fixed)
+    return IndexedBatches(len(latents.combinations), batch_size, seed=seed, make_batch=make_batch, fixed=fixed)
 
 
-class EncodedPictures:
-    """What an encoder says of each scan of a part, drawn once in colours that are a function of the seed.
+class LatentCache:
+    """An encoder's output for each example of a split, rendered once in colors that are a function of the seed.
 
     Attributes:
-        places: (N,) place of (label, ink, background) among the K·8·8.
-        mean, deviation: (N, h, w, C) float16 of latents; `scale` brings them to a standard deviation of 1.
+        combinations: (N,) index of (label, foreground, background) among the K·8·8.
+        mean, std: (N, h, w, C) float16 of the latents.
+        scaling_factor: brings latents to a standard deviation of 1.
     """
 
-    def __init__(self, encoder, dataset, part, *, seed, scale=None, batch_size=200):
-        places, means, deviations = [], [], []
-        for batch in dataset.batches(part, batch_size, seed=seed):
-            mean, log_variance = encoder.predict_on_batch(batch.images.astype("float32") / 127.5 - 1)
-            places.append((batch.labels * 8 + batch.inks) * 8 + batch.backgrounds)
+    def __init__(self, encoder, dataset, split, *, seed, scaling_factor=None, batch_size=200):
+        combinations, means, stds = [], [], []
+        for batch in dataset.batches(split, batch_size, seed=seed):
+            mean, log_variance = encoder.predict_on_batch(to_minus_one_to_one(batch.images))
+            combinations.append((batch.labels * 8 + batch.foregrounds) * 8 + batch.backgrounds)
             means.append(np.asarray(mean, "float16"))
-            deviations.append(np.exp(0.5 * np.asarray(log_variance)).astype("float16"))
-        self.places, self.mean, self.deviation = map(np.concatenate, (places, means, deviations))
-        spread = np.sqrt(self.mean.astype("float64").var() + (self.deviation.astype("float64") ** 2).mean())
-        self.scale = float(1 / spread) if scale is None else scale
+            stds.append(np.exp(0.5 * np.asarray(log_variance)).astype("float16"))
+        self.combinations, self.mean, self.std = map(np.concatenate, (combinations, means, stds))
+        variance = self.mean.astype("float64").var() + (self.std.astype("float64") ** 2).mean()
+        self.scaling_factor = float(1 / np.sqrt(variance)) if scaling_factor is None else scaling_factor
 
-    def draw(self, rows, rng):
-        """Scaled latents (B, h, w, C) float32, with a draw from what the encoder is unsure of."""
-        mean, deviation = self.mean[rows].astype("float32"), self.deviation[rows].astype("float32")
-        return self.scale * (mean + deviation * rng.standard_normal(mean.shape, dtype="float32"))
+    def sample(self, indices, rng):
+        """Scaled latents (B, h, w, C) float32 from the encoder's posterior."""
+        mean, std = self.mean[indices].astype("float32"), self.std[indices].astype("float32")
+        return self.scaling_factor * (mean + std * rng.standard_normal(mean.shape, dtype="float32"))
+
+
+def to_minus_one_to_one(images):
+    """uint8 images as float32 in [-1, 1]."""
+    return images.astype("float32") / 127.5 - 1
+
+
+# ------------------------------------------------------------------------------------------- of the denoiser's recipe
+
+
+def pipeline_config(scaling_factor):
+    """The contents of pipeline.json; see `zoo.converters.stable_diffusion`."""
+    return {
+        "kind": "stable_diffusion",
+        "latent_channels": LATENT_SHAPE[-1],
+        "latent_scale": scaling_factor,
+        "latent_shift": 0.0,
+        "downsampling": IMAGE_SIZE // LATENT_SHAPE[0],
+        "image_size": IMAGE_SIZE,
+        "max_length": MAX_LENGTH,
+        "start_id": 1,
+        "end_id": 2,
+        "pad_id": 0,
+        "schedule": NOISE_SCHEDULE,
+        "prediction": "epsilon",
+        "sampler": "dpm++",
+        "spacing": "linspace",
+        "offset": 0,
+        "final_alpha_one": True,
+        "karras": False,
+    }
+
+
+def ema_weights(optimizer):
+    """The moving averages of the trainable variables, in their order, of an optimizer with `use_ema=True`."""
+    return [variable for variable in optimizer.variables if variable.name.endswith("_average")]
+
+
+class SampleGrid(keras.callbacks.Callback):
+    """After each epoch, generate images with the averaged weights; a row of a PNG per epoch.
+
+    Args:
+        path: PNG file; the images of earlier epochs are kept in an .npz beside it, for a run that is resumed.
+        ema_model: a model like the one that is trained; its weights are set here.
+        generate: function without arguments that returns images (N, H, W, 3) uint8 made with `ema_model`.
+        plot: function of (path, rows of images) that writes the PNG.
+    """
+
+    def __init__(self, path, ema_model, *, generate, plot):
+        super().__init__()
+        self.path, self.ema_model, self.generate, self.plot = path, ema_model, generate, plot
+
+    def on_epoch_end(self, epoch, logs=None):
+        for variable, average in zip(
+            self.ema_model.trainable_variables, ema_weights(self.model.optimizer), strict=True
+        ):
+            variable.assign(ops.cast(ops.convert_to_numpy(average), "float32"))
+        store, rows = self.path.with_suffix(".npz"), []
+        if epoch and store.is_file():
+            with store.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                rows = list(stored["rows"][:epoch])
+        with distribution.aside():
+            rows.append(self.generate())
+        with files.atomic_write(store) as temporary:
+            np.savez_compressed(temporary, rows=np.stack(rows))
+        self.plot(self.path, rows)

@@ -32,8 +32,8 @@ from zoo.models.stable_diffusion import autoencoder, denoiser, text_encoder
 from zoo.tasks.text_to_image import Painter, fast_pipeline, load_tokenizer
 from zoo.training import callbacks
 from zoo.training import diffusion as parts
-from zoo.training.checkpoints import resume
-from zoo.training.image_recipe import environment
+from zoo.training.checkpoints import load_checkpoint
+from zoo.training.run import run_metadata
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.loop import train
 from zoo.training.optimizers import TorchAdam
@@ -187,7 +187,7 @@ def run_stage(stage, dataset, args):
     return finish_stage(stage, run, history, first_losses, finish, began=began)
 
 
-@distribution.by_the_first
+@distribution.on_main_process
 def finish_stage(stage, run, history, first_losses, finish, *, began):
     """Let a stage evaluate and save what it trained; write its curves and metrics."""
     folder, numbers, args, measured = run.folder, run.numbers, run.args, finish()
@@ -206,7 +206,7 @@ def finish_stage(stage, run, history, first_losses, finish, *, began):
         "wall_seconds": round(time.perf_counter() - began, 1),
         "images_per_second": round(sum(row["images_per_second"] * row["seconds"] for row in history) / seconds, 1),
         "command": f"KERAS_BACKEND={keras.backend.backend()} python {shlex.join(sys.argv)}",
-        **environment(),
+        **run_metadata(),
     }
     files.write_json(folder / "metrics.json", metrics)
     files.remove(folder / "checkpoint.npz")
@@ -228,9 +228,11 @@ def fit(run, model, batches, validation, *, loss, more=(), ema=None, **compile_o
     use_fast_paths(model)
     settings = run.numbers | {key: getattr(run.args, key) for key in SETTINGS} | {"data": run.data_sha256}
     checkpoint = run.folder / "checkpoint.npz"
-    history = resume(checkpoint, model, settings=settings) if run.args.resume and checkpoint.exists() else []
+    history = load_checkpoint(checkpoint, model, settings=settings) if run.args.resume and checkpoint.exists() else []
     first = callbacks.LossRecorder()
-    log = callbacks.TrainingLog(run.folder, settings=settings, rows=history, examples=len(batches) * batches.batch_size)
+    log = callbacks.TrainingLog(
+        run.folder, "checkpoint.npz", settings=settings, history=history, examples=len(batches) * batches.batch_size
+    )
     train(
         model,
         batches,
@@ -239,12 +241,14 @@ def fit(run, model, batches, validation, *, loss, more=(), ema=None, **compile_o
         callbacks=[first, log, *more],
         validation_data=validation,
     )
-    return log.rows, first.losses
+    return log.history, first.losses
 
 
 def on_devices(run, layout=None):
     """The scope that the command asks for; see `zoo.distribution.strategy.strategy`."""
-    return distribution.strategy(run.args.devices, kind=run.args.parallel, layout=layout, precision=run.args.precision)
+    return distribution.strategy(
+        run.args.devices, parallel=run.args.parallel, layout_map=layout, precision=run.args.precision
+    )
 
 
 # Each of the following trains one part and returns (history rows, first 20 losses, a function): the function evaluates
@@ -269,7 +273,7 @@ def train_judge(run):
         rows, first = fit(run, model, batches, validation, loss=loss, weighted_metrics=["accuracy"])
 
     def finish():
-        trained, right = distribution.plain(model), 0
+        trained, right = distribution.to_single_device(model), 0
         use_fast_paths(trained)
         for place in range(len(test)):
             images, labels = test[place]
@@ -310,7 +314,7 @@ def train_autoencoder(run):
         rows, first = fit(run, model, batches, validation, loss=losses, loss_weights=weights)
 
     def finish():
-        trained = [distribution.plain(encoder), distribution.plain(decoder)]
+        trained = [distribution.to_single_device(encoder), distribution.to_single_device(decoder)]
         whole = parts.autoencoder_in_training(*trained)
         use_fast_paths(whole)
         error, shown = 0.0, None
@@ -342,7 +346,7 @@ def train_text_encoder(run):
     with on_devices(run) as devices, contextlib.ExitStack() as stack:
         if devices.parts > 1 and keras.backend.backend() != "jax":
             print("The contrast is between all rows of a batch: this stage is trained on one device.", flush=True)
-            stack.enter_context(distribution.alone())
+            stack.enter_context(distribution.single_device())
         with zero_weight_init():
             encoder = text_encoder.text_encoder(
                 vocabulary_size=entries, **text_encoder.VARIANTS["tiny"] | {"max_length": MAX_LENGTH}
@@ -357,8 +361,8 @@ def train_text_encoder(run):
         rows, first = fit(run, model, batches, validation, loss=parts.Contrast())
 
     def finish():
-        measured = retrieval(distribution.plain(model), run.dataset, tokenizer, seed=run.args.seed)
-        trained = distribution.plain(encoder)
+        measured = retrieval(distribution.to_single_device(model), run.dataset, tokenizer, seed=run.args.seed)
+        trained = distribution.to_single_device(encoder)
         model_files.save_model(trained, run.out / "text_encoder.keras")
         files.write_text(run.out / "tokenizer.json", tokenizer.to_str(pretty=True))
         return {"parameters": trained.count_params(), "vocabulary": entries} | measured
@@ -410,7 +414,7 @@ def train_denoiser(run):
         )
         for source in (latents, checked)
     )
-    variant = denoiser.VARIANTS["tiny"] | {"context_width": contexts.shape[-1]}
+    variant = denoiser.VARIANTS["tiny"] | {"cross_attention_dim": contexts.shape[-1]}
     with zero_weight_init():
         averaged = denoiser.denoiser(**variant)
     painter = Painter(fast_pipeline(reader, None, decoder, averaged, settings), tokenizer)
@@ -459,7 +463,7 @@ class AsItLearns(keras.callbacks.Callback):
         if epoch and store.is_file():
             with store.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 rows = list(stored["rows"][:epoch])
-        with distribution.aside():
+        with distribution.outside_scope():
             rows.append(scores.draw_prompts(self.painter, self.prompts, **self.options))
         with files.atomic_write(store) as temporary:
             np.savez_compressed(temporary, rows=np.stack(rows))

@@ -24,7 +24,7 @@ from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
 from zoo.io import files, model_files
 from zoo.models.preprocessing import preprocessing, with_preprocessing
 from zoo.training import callbacks
-from zoo.training.checkpoints import resume
+from zoo.training.checkpoints import load_checkpoint
 from zoo.training.loop import train as train_model
 from zoo.training.optimizers import TorchAdam
 from zoo.training.schedules import warmup_cosine
@@ -143,9 +143,9 @@ def fit(model, train, validation, dataset, args):
     )
     use_fast_paths(model)
     settings = {key: getattr(args, key) for key in SETTINGS} | {"data": dataset.fingerprint()}
-    history = resume(folder / "checkpoint.npz", model, settings=settings) if args.resume else []
+    history = load_checkpoint(folder / "checkpoint.npz", model, settings=settings) if args.resume else []
     first = callbacks.LossRecorder()
-    log = callbacks.TrainingLog(folder, settings=settings, rows=history, examples=len(batches.x))
+    log = callbacks.TrainingLog(folder, "checkpoint.npz", settings=settings, history=history, examples=len(batches.x))
     train_model(
         model,
         batches,
@@ -154,7 +154,7 @@ def fit(model, train, validation, dataset, args):
         callbacks=[first, log],
         validation_data=data.Batches(*validation, batch_size=256, seed=None) if len(validation[0]) else None,
     )
-    return log.rows, first.losses
+    return log.history, first.losses
 
 
 def predict(model, images):
@@ -205,17 +205,17 @@ def report(model, dataset, folder, *, limit=None, extra=None):
         "dataset": dataset.name,
         "data_sha256": dataset.fingerprint(),
         "command": f"KERAS_BACKEND={keras.backend.backend()} python {shlex.join(sys.argv)}",
-        **environment(),
+        **run_metadata(),
         **(extra or {}),
     }
     files.write_json(folder / "metrics.json", metrics)
     return metrics
 
 
-@distribution.by_the_first
+@distribution.on_main_process
 def finish(model, history, first_losses, dataset, args, *, began):
     """Save the model, draw the curves, report, and remove the checkpoint that is no longer needed."""
-    folder, model = pathlib.Path(args.output), distribution.plain(model)
+    folder, model = pathlib.Path(args.output), distribution.to_single_device(model)
     model_files.save_model(model, folder / "model.keras")
     classification.save_training_curves(folder / "training_curves.png", history)
     seconds = sum(row["seconds"] for row in history)

@@ -22,8 +22,8 @@ from zoo.io import files, model_files
 from zoo.models import rnn_language_model as rnn
 from zoo.tokenizers import text as tokenizers
 from zoo.training import callbacks
-from zoo.training.checkpoints import resume
-from zoo.training.image_recipe import environment, learning_rate
+from zoo.training.checkpoints import load_checkpoint
+from zoo.training.run import run_metadata, learning_rate
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.loop import train
 from zoo.training.optimizers import TorchAdam
@@ -110,9 +110,9 @@ def build(args, vocabulary_size):
     """
     numbers = {key: getattr(args, key) for key in ("cell", "embedding_dim", "units", "num_layers", "tie_embeddings")}
     numbers |= {"vocabulary_size": vocabulary_size, "dropout": 0.0 if args.parity else args.dropout, "seed": args.seed}
-    rows = distribution.current().rows(args.batch_size)
+    rows = distribution.current().per_replica_batch_size(args.batch_size)
     try:
-        with zero_weight_init(), distribution.aside():
+        with zero_weight_init(), distribution.outside_scope():
             model = rnn.rnn_language_model(**numbers)
         with zero_weight_init():
             training_model = rnn.rnn_language_model(
@@ -154,10 +154,12 @@ def fit(training_model, model, tokenizer, dataset, args):
     )
     use_fast_paths(training_model)
     settings = {key: getattr(args, key) for key in SETTINGS} | {"data": dataset.fingerprint()}
-    history = resume(folder / "checkpoint.npz", training_model, settings=settings) if args.resume else []
-    best = callbacks.BestCheckpoint(folder / "best.npz", patience=args.patience, rows=history)
+    history = load_checkpoint(folder / "checkpoint.npz", training_model, settings=settings) if args.resume else []
+    best = callbacks.BestCheckpoint(folder / "best.npz", patience=args.patience, history=history)
     first = callbacks.LossRecorder()
-    log = callbacks.TrainingLog(folder, settings=settings, rows=history, examples=batches.tokens.size, unit="tokens")
+    log = callbacks.TrainingLog(
+        folder, "checkpoint.npz", settings=settings, history=history, examples=batches.tokens.size, unit="tokens"
+    )
     samples = callbacks.SampleText(
         folder / "samples.txt", lambda: sample(training_model, model, tokenizer, dataset, args)
     )
@@ -173,14 +175,14 @@ def fit(training_model, model, tokenizer, dataset, args):
         )
     best.restore(training_model)
     copy_weights(training_model, model)
-    return log.rows, first.losses
+    return log.history, first.losses
 
 
 def sample(training_model, model, tokenizer, dataset, args, length=200):
     """What the model writes now, after the first line of the validation part."""
     copy_weights(training_model, model)
     prompt = dataset.split("validation").strip().partition("\n")[0][:80] + "\n"
-    with distribution.aside():
+    with distribution.outside_scope():
         text = writing.generate(model, tokenizer, prompt, length=length, seed=args.seed, temperature=0.8)
         return prompt + "".join(text)
 
@@ -227,13 +229,13 @@ def report(model, tokenizer, dataset, folder, *, extra=None):
     text = language.text_report(metrics)
     print("\n" + text, flush=True)
     files.write_text(folder / "report.txt", text + "\n")
-    metrics |= {"command": f"KERAS_BACKEND={keras.backend.backend()} python {shlex.join(sys.argv)}", **environment()}
+    metrics |= {"command": f"KERAS_BACKEND={keras.backend.backend()} python {shlex.join(sys.argv)}", **run_metadata()}
     metrics |= extra or {}
     files.write_json(folder / "metrics.json", metrics)
     return metrics
 
 
-@distribution.by_the_first
+@distribution.on_main_process
 def finish(model, tokenizer, history, first_losses, dataset, args, *, began):
     """Save the model and its tokenizer, draw the curves, report, and remove what only a resumed run needs."""
     folder = pathlib.Path(args.output)

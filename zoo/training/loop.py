@@ -15,7 +15,7 @@ def train(model, batches, *, log, epochs, callbacks, validation_data=None):
     Args:
         model: compiled.
         batches: global batches; has `set_epoch`, its order is its own.
-        log: the `zoo.training.callbacks.History` among the callbacks, which writes the checkpoint.
+        log: the `zoo.training.callbacks.TrainingLog` among the callbacks, which writes the checkpoint.
         epochs: how many in all.
         callbacks: those of the recipe, in the order in which they act.
         validation_data: batches, or None.
@@ -24,43 +24,43 @@ def train(model, batches, *, log, epochs, callbacks, validation_data=None):
         KeyboardInterrupt: on Ctrl-C, with what was kept. TrainingError: if the loss is not a number, or another process
             of the run has gone.
     """
-    clear_every_gradient(model)
+    fix_zero_grad(model)
     if hasattr(batches, "batch_size"):
-        distribution.current().rows(batches.batch_size)  # which devices must be able to divide
-    mine, validation = distribution.share(batches), distribution.share(validation_data)
+        distribution.current().per_replica_batch_size(batches.batch_size)  # which devices must be able to divide
+    mine, validation = distribution.shard(batches), distribution.shard(validation_data)
     distribution.prepare(model, mine)
     if not model.optimizer.built:
         model.optimizer.build(model.trainable_variables)  # TensorFlow takes longer when it is left to the first step
     for callback in callbacks:
-        if isinstance(callback, own.FirstLosses):
+        if isinstance(callback, own.LossRecorder):
             callback.batches = mine
     try:
         with own.StopOnInterrupt() as stop:
             model.fit(
                 mine,
                 shuffle=False,
-                initial_epoch=len(log.rows),
+                initial_epoch=len(log.history),
                 epochs=epochs,
-                callbacks=[stop, own.EpochOrder(batches), own.StopOnNaN(), *callbacks],
+                callbacks=[stop, own.SetEpoch(batches), own.TerminateOnNaN(), *callbacks],
                 verbose=1 if sys.stdout.isatty() else 2,
                 validation_data=validation,
             )
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_kept(log)) from None
     except Exception as error:
-        if not distribution.lost_process(error):
+        if not distribution.is_peer_failure(error):
             raise
-        raise TrainingError(f"{distribution.GONE}: {_kept(log)}.") from error
-    distribution.wait_for_all()
+        raise TrainingError(f"{distribution.PEER_FAILURE_MESSAGE}: {_kept(log)}.") from error
+    distribution.barrier()
 
 
 def _kept(log):
     """What is left of a run that was cut short."""
-    done = len(log.rows)
+    done = len(log.history)
     return f"epoch 1 to {done} kept in {log.folder}, go on with --resume" if done else "no epoch was finished yet"
 
 
-def clear_every_gradient(model):
+def fix_zero_grad(model):
     """On PyTorch, let a model's `zero_grad` reach every weight, also where two layers in it have the same name.
 
     Keras 3.15 collects them by path (`TorchLayer._track_variables`), so that of two models within a model, each with a

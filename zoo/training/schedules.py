@@ -6,28 +6,28 @@ from keras import ops
 
 @keras.saving.register_keras_serializable("zoo")
 class InverseSquareRoot(keras.optimizers.schedules.LearningRateSchedule):
-    """Rise linearly to `peak` over `warm_up` steps, then fall with the root of the step.
+    """Linear warm-up to `peak` over `warmup_steps` steps, then decay with the inverse square root of the step.
 
-        rate(t) = peak · min(t / w, sqrt(w / t))        Vaswani et al. 2017, equation 3, with peak = 1 / sqrt(d·w)
+        lr(t) = peak · min(t / w, sqrt(w / t))        Vaswani et al. 2017, equation 3, with peak = 1 / sqrt(d·w)
 
     Args:
-        peak: highest rate.
-        warm_up: w, steps until then, at least 1.
+        peak: the highest learning rate.
+        warmup_steps: w, steps until it is reached, at least 1.
     """
 
-    def __init__(self, peak, warm_up):
-        self.peak, self.warm_up = peak, warm_up
+    def __init__(self, peak, warmup_steps):
+        self.peak, self.warmup_steps = peak, warmup_steps
 
     def __call__(self, step):
         t = ops.cast(step, "float32") + 1.0
-        return self.peak * ops.minimum(t / self.warm_up, ops.sqrt(self.warm_up / t))
+        return self.peak * ops.minimum(t / self.warmup_steps, ops.sqrt(self.warmup_steps / t))
 
     def get_config(self):
-        return {"peak": self.peak, "warm_up": self.warm_up}
+        return {"peak": self.peak, "warmup_steps": self.warmup_steps}
 
 
-def risen_cosine(peak, *, steps, warm_up):
-    """Rise linearly to `peak` over `warm_up` steps, then fall along a cosine to 0 at step `steps`."""
+def warmup_cosine(peak, *, steps, warmup_steps):
+    """Linear warm-up to `peak` over `warmup_steps` steps, then cosine decay to 0 at step `steps`."""
     return keras.optimizers.schedules.CosineDecay(
-        0.0, decay_steps=steps - warm_up, warmup_target=peak, warmup_steps=warm_up
+        0.0, decay_steps=steps - warmup_steps, warmup_target=peak, warmup_steps=warmup_steps
     )

@@ -21,8 +21,8 @@ from zoo.models import transformer as models
 from zoo.tasks.translator import Translator
 from zoo.tokenizers.shared_bpe import SharedBPETokenizer
 from zoo.training import callbacks
-from zoo.training.checkpoints import resume
-from zoo.training.image_recipe import environment
+from zoo.training.checkpoints import load_checkpoint
+from zoo.training.run import run_metadata
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.loop import train
 from zoo.training.losses import LabelSmoothingCrossEntropy
@@ -160,10 +160,12 @@ def fit(model, tokenizer, dataset, args):
     )
     use_fast_paths(model)
     settings = {key: getattr(args, key) for key in SETTINGS} | {"data": dataset.fingerprint()}
-    history = resume(folder / "checkpoint.npz", model, settings=settings) if args.resume else []
+    history = load_checkpoint(folder / "checkpoint.npz", model, settings=settings) if args.resume else []
     first = callbacks.LossRecorder()
-    log = callbacks.TrainingLog(folder, settings=settings, rows=history, examples=batches.target_tokens, unit="tokens")
-    average = callbacks.CheckpointAveraging(folder, last=args.average)
+    log = callbacks.TrainingLog(
+        folder, "checkpoint.npz", settings=settings, history=history, examples=batches.target_tokens, unit="tokens"
+    )
+    average = callbacks.CheckpointAveraging(folder, num_checkpoints=args.average)
     bleu = callbacks.ValidationScore("val_bleu", lambda: validation_bleu(model, tokenizer, dataset))
     train(
         model,
@@ -174,7 +176,7 @@ def fit(model, tokenizer, dataset, args):
         validation_data=validation,
     )
     average.restore(model, epochs=args.epochs)
-    return log.rows, first.losses
+    return log.history, first.losses
 
 
 def encoded(tokenizer, pairs):
@@ -196,8 +198,8 @@ def rate(args, *, steps):
 def validation_bleu(model, tokenizer, dataset):
     """Greedy BLEU on the validation part."""
     sources, references = zip(*dataset.validation)
-    with distribution.aside():
-        translator = Translator(distribution.plain(model), tokenizer)
+    with distribution.outside_scope():
+        translator = Translator(distribution.to_single_device(model), tokenizer)
         return reports.bleu(translator.translate(list(sources), beams=1), references)[0]
 
 
@@ -220,16 +222,16 @@ def report(model, tokenizer, dataset, folder, *, extra=None):
     files.write_text(folder / "report.txt", text + "\n")
     files.write_text(folder / "translations.txt", "\n".join(translations) + "\n")
     reports.save_attention(folder / "attention.png", *translator.attention(sources[0], translations[0]))
-    metrics |= {"command": f"KERAS_BACKEND={keras.backend.backend()} python {shlex.join(sys.argv)}", **environment()}
+    metrics |= {"command": f"KERAS_BACKEND={keras.backend.backend()} python {shlex.join(sys.argv)}", **run_metadata()}
     metrics |= extra or {}
     files.write_json(folder / "metrics.json", metrics)
     return metrics
 
 
-@distribution.by_the_first
+@distribution.on_main_process
 def finish(model, tokenizer, history, first_losses, dataset, args, *, began):
     """Save the model and its tokenizer, draw the curves, report, and remove what only a resumed run needs."""
-    folder, model = pathlib.Path(args.output), distribution.plain(model)
+    folder, model = pathlib.Path(args.output), distribution.to_single_device(model)
     model_files.save_model(model, folder / "model.keras")
     tokenizer.save(folder / "tokenizer.json")
     reports.save_training_curves(folder / "training_curves.png", history)

@@ -1,0 +1,170 @@
+"""The flags of the recipes: each is defined once, here, so that it means the same everywhere; a recipe picks its own.
+
+parser = flags.parser(__doc__)
+flags.add(parser, "dataset", "data_dir", epochs=5, batch_size=64)   # a value is the recipe's default
+flags.add(parser, *flags.RUN)
+args = parser.parse_args()
+flags.check(args)                                                    # ranges; one sentence if a value is wrong
+flags.settings(args)                                                 # what defines the run
+"""
+
+import argparse
+import dataclasses
+
+from zoo.data import IMAGE_DATASETS
+from zoo.errors import UserError
+from zoo.models.rnn_language_model import CELLS
+from zoo.models.transformer import VARIANTS
+from zoo.tokenizers.text import LEVELS
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag:
+    """Definition of a flag.
+
+    Attributes:
+        help: for `--help`.
+        default: value if the command does not say; a recipe may have its own.
+        type: of the value; bool for a switch.
+        minimum: smallest value allowed.
+        below: upper bound, excluded.
+        defines_run: False for what changes where a run takes place and what it writes, but not its numbers. All others
+            are recorded in `metrics.json`, and a checkpoint is resumed only under equal ones.
+        options: further arguments of `ArgumentParser.add_argument`.
+    """
+
+    help: str
+    default: object = None
+    type: type = str
+    minimum: float | None = None
+    below: float | None = None
+    defines_run: bool = True
+    options: dict = dataclasses.field(default_factory=dict)
+
+
+def _flag(help, default=None, type=str, minimum=None, below=None, defines_run=True, **options):
+    return Flag(help, default, type, minimum, below, defines_run, options)
+
+
+SCHEDULES = ("cosine", "inverse-sqrt", "constant")
+OPTIMIZERS = ("adam", "adamw")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
+FLAGS = {
+    # data
+    "dataset": _flag(f"one of {', '.join(IMAGE_DATASETS)}; the recipe's own by default", defines_run=False),
+    "data_dir": _flag("folder of the data set", defines_run=False),
+    "text": _flag("UTF-8 text file of your own to train on", metavar="FILE", defines_run=False),
+    "pairs": _flag(
+        "sentence pairs of your own: one TSV, or two aligned files", nargs="+", metavar="FILE", defines_run=False
+    ),
+    "source_lang": _flag("language to translate from", "de", metavar="LANGUAGE"),
+    "target_lang": _flag("language to translate into", "en", metavar="LANGUAGE"),
+    "limit": _flag("use at most this many examples of each part (characters, of a text)", type=int, minimum=1),
+    "tokenizer": _flag("what a token is", "char", choices=LEVELS),
+    "vocabulary_size": _flag("upper bound of the tokenizer's entries", type=int, minimum=1),
+    # model
+    "variant": _flag("size of the model", "tiny", choices=tuple(VARIANTS)),
+    "cell": _flag("recurrent cell", "lstm", choices=tuple(CELLS)),
+    "num_layers": _flag("number of layers", type=int, minimum=1),
+    "num_heads": _flag("attention heads", type=int, minimum=1),
+    "hidden_dim": _flag("width of the model", type=int, minimum=1),
+    "intermediate_dim": _flag("width of the feed-forward layers", type=int, minimum=1),
+    "embedding_dim": _flag("width of the token embeddings", 64, type=int, minimum=1),
+    "units": _flag("units of a recurrent layer", 512, type=int, minimum=1),
+    "tie_embeddings": _flag("use the token embeddings as output weights too", False, type=bool),
+    "pre_norm": _flag("normalise the input of each sublayer instead of its output", False, type=bool),
+    "dropout": _flag("dropout rate", 0.5, type=float, minimum=0, below=1),
+    # optimization
+    "epochs": _flag("number of epochs", type=int, minimum=1),
+    "batch_size": _flag("examples of a batch, over all devices", type=int, minimum=1),
+    "batch_tokens": _flag("upper bound of a batch's tokens on each side, padding included", 2048, type=int, minimum=1),
+    "sequence_length": _flag("tokens of a sequence, after which gradients are truncated", 64, type=int, minimum=1),
+    "stateless": _flag("shuffled windows from zero states instead of states carried between batches", False, type=bool),
+    "optimizer": _flag(
+        "adam: L2 weight decay, adamw: decoupled weight decay, as in torch.optim", "adam", choices=OPTIMIZERS
+    ),
+    "learning_rate": _flag("peak learning rate", type=float, minimum=0),
+    "schedule": _flag("of the learning rate; all but constant begin with a warm-up", "cosine", choices=SCHEDULES),
+    "warmup_steps": _flag("steps until the peak learning rate, at most a quarter of all", type=int, minimum=1),
+    "weight_decay": _flag("strength of the weight decay", 0.0, type=float, minimum=0),
+    "global_clipnorm": _flag("upper bound of the norm of all gradients together; 0 for none", type=float, minimum=0),
+    "label_smoothing": _flag("of the cross-entropy, in [0, 1)", 0.1, type=float, minimum=0, below=1),
+    "patience": _flag("stop after this many epochs without a better validation loss", type=int, minimum=1),
+    "average_checkpoints": _flag("average the weights of the last N epochs", metavar="N", type=int, minimum=1),
+    "ema_decay": _flag("decay of the moving average of the weights, in [0, 1)", 0.999, type=float, minimum=0, below=1),
+    # latent diffusion
+    "kl_weight": _flag("weight of the autoencoder's KL divergence", 1e-4, type=float, minimum=0),
+    "perceptual_weight": _flag("weight of the autoencoder's perceptual loss", 0.0, type=float, minimum=0),
+    "conditioning_dropout_prob": _flag(
+        "fraction of captions dropped for classifier-free guidance, in [0, 1)", 0.1, type=float, minimum=0, below=1
+    ),
+    "num_eval_prompts": _flag("prompts of each kind for the evaluation", 1000, type=int, minimum=1, defines_run=False),
+    "guidance_scale": _flag("classifier-free guidance", type=float, minimum=0, defines_run=False),
+    "num_steps": _flag("sampling steps", type=int, minimum=1, defines_run=False),
+    # run
+    "seed": _flag("of weights, batch order, dropout and augmentation", 0, type=int, minimum=0),
+    "parity": _flag("no dropout and no augmentation: the same losses on every backend", False, type=bool),
+    "devices": _flag("auto: all accelerators, else one CPU; a number; cpu:4 simulates four", "auto", defines_run=False),
+    "parallel": _flag(
+        "what the devices divide: the rows of a batch or the weights",
+        "data",
+        choices=("data", "model"),
+        defines_run=False,
+    ),
+    "precision": _flag("Keras dtype policy of the training", "float32", choices=PRECISIONS, defines_run=False),
+    "output": _flag("folder for everything the run writes; runs/<recipe>-<data> by default", defines_run=False),
+    "resume": _flag("continue an interrupted run from its last finished epoch", False, type=bool, defines_run=False),
+    "evaluate": _flag(
+        "evaluate a model (name, folder or .keras file) instead of training", metavar="MODEL", defines_run=False
+    ),
+}
+
+RUN = ("seed", "limit", "parity", "devices", "parallel", "precision", "output", "resume", "evaluate")
+
+
+def parser(doc):
+    """An `ArgumentParser` described by the first line of a recipe's docstring."""
+    return argparse.ArgumentParser(
+        description=doc.strip().splitlines()[0],
+        epilog="The backend is chosen by the environment: KERAS_BACKEND=tensorflow, jax or torch.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+
+
+def add(parser, *names, **defaults):
+    """Add flags to a parser, by name with underscores; a keyword argument is the default in this recipe."""
+    for name in (*names, *defaults):
+        flag = FLAGS[name]
+        options = {"action": "store_true"} if flag.type is bool else {"type": flag.type}
+        default = defaults.get(name, flag.default)
+        parser.add_argument(_spelling(name), default=default, help=flag.help, **options, **flag.options)
+
+
+def check(args):
+    """Check the range of every value.
+
+    Raises:
+        UserError: if a value is out of range.
+    """
+    for name, value in vars(args).items():
+        flag = FLAGS.get(name)
+        if flag is None or value is None or flag.minimum is None:
+            continue
+        if flag.below is not None and not flag.minimum <= value < flag.below:
+            expected = f"in [{flag.minimum}, {flag.below})"
+        elif value < flag.minimum:
+            expected = f"at least {flag.minimum}"
+        else:
+            continue
+        negative = expected == "at least 0"
+        raise UserError(f"{_spelling(name)} must {'not be negative' if negative else f'be {expected}'}, got {value}.")
+
+
+def settings(args):
+    """{name: value} of the flags that define a run."""
+    return {name: value for name, value in vars(args).items() if name in FLAGS and FLAGS[name].defines_run}
+
+
+def _spelling(name):
+    return f"--{name.replace('_', '-')}"

@@ -1,0 +1,186 @@
+"""What every training run has beside its model: a folder, settings, a checkpoint, callbacks and metrics.
+
+In a recipe:
+
+    run = Run(args, folder="runs/cnn_mnist-mnist", data_sha256=dataset.fingerprint())
+    with zoo.strategy(args.devices, parallel=args.parallel, precision=args.precision):
+        model = ...
+        model.compile(optimizer=..., loss=...)
+        run.prepare(model)                    # fast paths; with --resume, the state of the checkpoint
+        with run.interruptible():             # Ctrl-C and lost processes exit with a one-line error
+            model.fit(
+                train,
+                validation_data=validation,
+                epochs=args.epochs,
+                initial_epoch=run.initial_epoch,
+                callbacks=[..., *run.callbacks(train, examples=len(train.x))],
+                shuffle=False,                # the order is that of the batches
+                verbose=run.verbose,
+            )
+    run.history                               # one dict an epoch
+    run.save_metrics({"test_accuracy": ...})  # metrics.json, after which the run cannot be resumed any more
+"""
+
+import contextlib
+import importlib.metadata
+import platform
+import shlex
+import sys
+import time
+
+import keras
+
+import zoo
+from zoo.distribution import strategy as distribution
+from zoo.errors import TrainingError
+from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
+from zoo.io import files
+from zoo.training import flags
+from zoo.training.callbacks import LossRecorder, SetEpoch, StopOnInterrupt, TerminateOnNaN, TrainingLog
+from zoo.training.checkpoints import load_checkpoint
+
+set_compiler_flags()  # before JAX starts
+
+CHECKPOINT_FILE, METRICS_FILE = "checkpoint.npz", "metrics.json"
+
+
+class Run:
+    """A training run.
+
+    Args:
+        args: the recipe's flags, `zoo.training.flags`.
+        folder: output folder; made if it does not exist.
+        data_sha256: fingerprint of the data; with the flags that define a run it makes `settings`.
+
+    Attributes:
+        folder: `pathlib.Path`.
+        settings: dict; a checkpoint is resumed only under equal settings.
+        history: list of one dict an epoch, as in `history.csv`.
+        verbose: for `fit`: a progress bar on a terminal, else one line an epoch.
+
+    Raises:
+        UserError: if the folder cannot be written to.
+    """
+
+    def __init__(self, args, *, folder, data_sha256):
+        self.args = args
+        self.folder = files.prepare_folder(folder)
+        self.settings = flags.settings(args) | {"data": data_sha256}
+        self.history = []
+        self.verbose = 1 if sys.stdout.isatty() else 2
+        self._start_time = time.perf_counter()
+        self._stop = StopOnInterrupt()
+        self._recorder = None
+        self._unit = None
+
+    @property
+    def initial_epoch(self):
+        """Number of finished epochs."""
+        return len(self.history)
+
+    @property
+    def first_losses(self):
+        """Losses of the first 20 steps of this process, to compare backends."""
+        return self._recorder.losses if self._recorder else []
+
+    def prepare(self, model):
+        """Give a compiled model the backend's fast paths and, with --resume, the state of the checkpoint.
+
+        Raises:
+            UserError: if the run cannot be resumed.
+        """
+        use_fast_paths(model)
+        fix_zero_grad(model)
+        if not model.optimizer.built:
+            model.optimizer.build(model.trainable_variables)  # at the first step it takes TensorFlow longer
+        if self.args.resume:
+            self.history[:] = load_checkpoint(self.folder / CHECKPOINT_FILE, model, settings=self.settings)
+            print(f"Resuming after epoch {len(self.history)} of {self.args.epochs}.", flush=True)
+
+    def callbacks(self, batches, *, examples, unit="images"):
+        """The callbacks of every run; place those that change the logs or keep weights before them.
+
+        Args:
+            batches: the training batches; `set_epoch(epoch)` moves them to the order of an epoch.
+            examples: number of training examples in an epoch, for the examples per second.
+            unit: what an example is called.
+
+        Returns:
+            list of `keras.callbacks.Callback`.
+        """
+        self._recorder, self._unit = LossRecorder(distribution.share(batches)), unit
+        log = TrainingLog(
+            self.folder, CHECKPOINT_FILE, settings=self.settings, history=self.history, examples=examples, unit=unit
+        )
+        return [self._stop, SetEpoch(batches), TerminateOnNaN(), self._recorder, log]
+
+    @contextlib.contextmanager
+    def interruptible(self):
+        """Around `fit`: Ctrl-C and the loss of another process raise with what was kept.
+
+        Raises:
+            KeyboardInterrupt: on Ctrl-C, after the current step. TrainingError: if another process has ended.
+        """
+        try:
+            with self._stop:
+                yield
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(self._kept()) from None
+        except Exception as error:
+            if not distribution.lost_process(error):
+                raise
+            raise TrainingError(f"{distribution.GONE}: {self._kept()}.") from error
+        distribution.wait_for_all()
+
+    def _kept(self):
+        count = len(self.history)
+        if not count:
+            return "no epoch was finished yet"
+        return f"epoch 1 to {count} kept in {self.folder}, go on with --resume"
+
+    def metrics(self):
+        """What `metrics.json` and the card say of every run: settings, first losses, times, command and versions."""
+        seconds, rate = sum(row["seconds"] for row in self.history), f"{self._unit}_per_second"
+        return {
+            **{key: value for key, value in self.settings.items() if key != "data"},
+            "data_sha256": self.settings["data"],
+            "epochs_trained": len(self.history),
+            "first_losses": self.first_losses,
+            "wall_seconds": round(time.perf_counter() - self._start_time, 1),
+            "training_seconds": round(seconds, 1),
+            rate: round(sum(row[rate] * row["seconds"] for row in self.history) / seconds, 1),
+            **run_metadata(),
+        }
+
+    def save_metrics(self, metrics):
+        """Write `metrics.json` and remove the checkpoint, which only a run to be resumed needs."""
+        files.write_json(self.folder / METRICS_FILE, metrics)
+        files.remove(self.folder / CHECKPOINT_FILE)
+
+
+def run_metadata():
+    """Command, backend, versions and machine, for `metrics.json`."""
+    backend = keras.backend.backend()
+    versions = {name: importlib.metadata.version(name) for name in ("keras", backend, "numpy")}
+    return {
+        "command": f"KERAS_BACKEND={backend} python {shlex.join(sys.argv)}",
+        "backend": backend,
+        "versions": {"zoo": zoo.__version__, "python": platform.python_version(), **versions},
+        "machine": f"{platform.machine()}, {platform.system()}",
+    }
+
+
+def fix_zero_grad(model):
+    """On PyTorch, make a model's `zero_grad` reach every weight, also where two layers in it have the same name.
+
+    Keras 3.15 collects parameters by path (`TorchLayer._track_variables`), so that of two models within a model, each
+    with a layer "conv", one would accumulate the gradients of all steps.
+    """
+    if keras.backend.backend() != "torch":
+        return
+
+    def zero_grad(set_to_none=True):
+        for variable in model.trainable_variables:
+            variable.value.grad = None
+
+    model.zero_grad = zero_grad
