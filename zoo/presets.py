@@ -1,12 +1,12 @@
-"""The models by name: architectures that can be built, and pretrained files that can be loaded.
+"""Models by name: architectures that can be built, and presets (folders of trained models) that can be loaded.
 
     zoo.list_models()               every name
-    zoo.create_model("cnn")         the architecture, with fresh weights
-    zoo.load_model("cnn_mnist")     the pretrained file of that name, or any .keras file by its path
+    zoo.create_model("cnn")         an architecture with fresh weights
+    zoo.load_model("cnn_mnist")     the model of a preset, or any .keras file by its path
 
-A pretrained file is looked for in the folder `ZOO_MODELS_DIR` (if set), then in `saved_models/` beside the package.
-Where only its card lies, and the card has a "url", the file is fetched and checked against the card's sha256; so is
-the tokenizer of a language model ("tokenizer_url", "tokenizer_sha256").
+A preset is looked for in the folder `ZOO_MODELS_DIR` (if set), then in `saved_models/` beside the package. A file of a
+preset that is not there and has a "url" in the preset's card is fetched and checked against the card's sha256.
+`hf://owner/name` is a repository of the Hugging Face Hub that holds a preset.
 Importing this module loads neither Keras nor NumPy.
 """
 
@@ -16,113 +16,145 @@ import importlib
 import inspect
 import os
 import pathlib
-import re
 import shutil
 import sys
 
 from zoo import backends
-from zoo.errors import UserError, nearest, reason
-from zoo.io import files
+from zoo.errors import UserError, did_you_mean, error_summary
+from zoo.io import cards, files, model_files
+from zoo.models import variants
 
 CHECKOUT_MODELS = pathlib.Path(__file__).resolve().parent.parent / "saved_models"
+HUB_PREFIX = "hf://"
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One model.
+class ModelEntry:
+    """An architecture of the zoo.
 
     Attributes:
-        name: what people call it by.
-        builder: where the function that builds its architecture is, "module:function".
-        numbers: keyword arguments for the builder.
-        task: what it is for, in a few words.
-        parameters: of the architecture as built with `numbers`.
-        pretrained: whether there is a trained file of that name.
+        name: what `create_model` knows it by.
+        builder: where the function that builds it is, "module:function".
+        kwargs: keyword arguments for the builder.
+        task: what it is for: Hugging Face's `pipeline_tag`.
+        parameters: number of parameters as built with `kwargs`.
+        pretrained: whether a preset of that name is published.
     """
 
     name: str
     builder: str
-    numbers: dict
+    kwargs: dict
     task: str
     parameters: int
     pretrained: bool = False
 
 
-_CNN, _IMAGES = "zoo.models.cnn:cnn", "classification"
-_RNN, _TEXT = "zoo.models.rnn_language_model:rnn_language_model", "language model"
+_CNN, _CLASSIFICATION = "zoo.models.cnn:cnn", "image-classification"
+_RNN, _TEXT = "zoo.models.rnn_language_model:rnn_language_model", "text-generation"
 _SHAKESPEARE = {"vocabulary_size": 65, "dropout": 0.3}
 _TRANSFORMER, _TRANSLATION = "zoo.models.transformer:transformer", "translation"
-# `zoo.models.transformer.VARIANTS`, written out here because importing it would load Keras; a test compares them.
-_TINY = {"num_layers": 4, "width": 128, "inner": 256, "num_heads": 4}
+_TINY, _BASE = variants.TRANSFORMER["tiny"], variants.TRANSFORMER["base"]
 _MULTI30K = {
-    **{"vocabulary_size": 6_000, "num_layers": 3, "width": 256, "inner": 1024, "num_heads": 4},
+    **{"vocabulary_size": 6_000, "num_layers": 3, "hidden_dim": 256, "intermediate_dim": 1024, "num_heads": 4},
     **{"pre_norm": True, "dropout": 0.3},
 }
-_BASE = {"num_layers": 6, "width": 512, "inner": 2048, "num_heads": 8}
-_DIFFUSION, _DRAWING = "zoo.models.stable_diffusion", "text to image"
-# The variants "sd15" of its three parts, compared likewise.
-_SD_TEXT = {
-    "vocabulary_size": 49408,
-    "num_layers": 12,
-    "width": 768,
-    "inner": 3072,
-    "num_heads": 12,
-    "max_length": 77,
-    "activation": "quick_gelu",
-}
-_SD_IMAGE = {"widths": (128, 256, 512, 512), "blocks": 2, "groups": 32}
-_SD_NOISE = {
-    "widths": (320, 640, 1280, 1280),
-    "blocks": 2,
-    "attention": (True, True, True, False),
-    "num_heads": 8,
-    "context_width": 768,
-    "groups": 32,
-}
+_DIFFUSION, _TEXT_TO_IMAGE = "zoo.models.stable_diffusion", "text-to-image"
 
 MODELS = {
-    row.name: row
-    for row in (
-        Row("cnn", _CNN, {"num_classes": 10}, _IMAGES, 9_536_074),
-        Row("cnn_single_pool", _CNN, {"num_classes": 10, "single_pool": True}, _IMAGES, 18_899_402),
-        Row("cnn_mnist", _CNN, {"num_classes": 10}, _IMAGES, 9_536_074, pretrained=True),
-        Row("cnn_gtsrb", _CNN, {"num_classes": 43}, _IMAGES, 9_553_003, pretrained=True),
-        Row("lstm_language_model", _RNN, {"cell": "lstm", "vocabulary_size": 65}, _TEXT, 3_318_401),
-        Row("gru_language_model", _RNN, {"cell": "gru", "vocabulary_size": 65}, _TEXT, 2_501_249),
-        Row("lstm_shakespeare", _RNN, _SHAKESPEARE | {"cell": "lstm"}, _TEXT, 3_318_401, pretrained=True),
-        Row("gru_shakespeare", _RNN, _SHAKESPEARE | {"cell": "gru"}, _TEXT, 2_501_249, pretrained=True),
-        Row("transformer_tiny", _TRANSFORMER, {"vocabulary_size": 10_000} | _TINY, _TRANSLATION, 2_605_056),
+    entry.name: entry
+    for entry in (
+        ModelEntry("cnn", _CNN, {"num_classes": 10}, _CLASSIFICATION, 9_536_074),
+        ModelEntry("cnn_single_pool", _CNN, {"num_classes": 10, "single_pool": True}, _CLASSIFICATION, 18_899_402),
+        ModelEntry("cnn_mnist", _CNN, {"num_classes": 10}, _CLASSIFICATION, 9_536_074, pretrained=True),
+        ModelEntry("cnn_gtsrb", _CNN, {"num_classes": 43}, _CLASSIFICATION, 9_553_003, pretrained=True),
+        ModelEntry("lstm_language_model", _RNN, {"cell": "lstm", "vocabulary_size": 65}, _TEXT, 3_318_401),
+        ModelEntry("gru_language_model", _RNN, {"cell": "gru", "vocabulary_size": 65}, _TEXT, 2_501_249),
+        ModelEntry("lstm_shakespeare", _RNN, _SHAKESPEARE | {"cell": "lstm"}, _TEXT, 3_318_401, pretrained=True),
+        ModelEntry("gru_shakespeare", _RNN, _SHAKESPEARE | {"cell": "gru"}, _TEXT, 2_501_249, pretrained=True),
+        ModelEntry("transformer_tiny", _TRANSFORMER, {"vocabulary_size": 10_000} | _TINY, _TRANSLATION, 2_605_056),
         *(
-            Row(f"transformer_multi30k_{pair}", _TRANSFORMER, _MULTI30K, _TRANSLATION, 7_066_624, pretrained=True)
+            ModelEntry(f"transformer_multi30k_{pair}", _TRANSFORMER, _MULTI30K, _TRANSLATION, 7_066_624, True)
             for pair in ("de_en", "en_de")
         ),
-        Row("transformer_base", _TRANSFORMER, {"vocabulary_size": 37_000} | _BASE, _TRANSLATION, 63_082_496),
-        Row(
+        ModelEntry("transformer_base", _TRANSFORMER, {"vocabulary_size": 37_000} | _BASE, _TRANSLATION, 63_082_496),
+        ModelEntry(
             "sd15_text_encoder",
             f"{_DIFFUSION}.text_encoder:text_encoder",
-            _SD_TEXT,
-            _DRAWING,
+            variants.TEXT_ENCODER["sd15"],
+            _TEXT_TO_IMAGE,
             123_060_480,
         ),
-        Row("sd15_autoencoder", f"{_DIFFUSION}.autoencoder:autoencoder", _SD_IMAGE, _DRAWING, 83_653_863),
-        Row("sd15_denoiser", f"{_DIFFUSION}.denoiser:denoiser", _SD_NOISE, _DRAWING, 859_520_964),
+        ModelEntry(
+            "sd15_autoencoder",
+            f"{_DIFFUSION}.autoencoder:autoencoder",
+            variants.AUTOENCODER["sd15"],
+            _TEXT_TO_IMAGE,
+            83_653_863,
+        ),
+        ModelEntry(
+            "sd15_denoiser", f"{_DIFFUSION}.denoiser:denoiser", variants.DENOISER["sd15"], _TEXT_TO_IMAGE, 859_520_964
+        ),
     )
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """A trained model as a folder of files.
+
+    Attributes:
+        name: of the preset.
+        folder: where its files are.
+        card: dict, what card.json says; {} without one.
+        generation_config: dict, what generation_config.json says; {} without one.
+        model_file: name of the `.keras` file, for a preset of one model.
+    """
+
+    name: str
+    folder: pathlib.Path
+    card: dict
+    generation_config: dict
+    model_file: str = cards.MODEL_FILE
+
+    @property
+    def task(self):
+        """What the card says it is for, e.g. "translation"; None without a card."""
+        return self.card.get("task")
+
+    @property
+    def model_path(self):
+        """Path of the `.keras` file of a preset of one model."""
+        return self.folder / self.model_file
+
+    def file(self, name):
+        """Path of a file of the preset, checked against the card.
+
+        Raises:
+            UserError: if it is missing, or not the file that the card describes.
+        """
+        path = self.folder / name
+        if not path.is_file():
+            raise UserError(f"There is no {name} in {self.folder}: the preset {self.name} is not complete.")
+        cards.check_file(path)
+        return path
+
+    def load_model(self, name=None, *, dtype=None, load_weights=True):
+        """Load a model of the preset; see `zoo.io.model_files.load_model`."""
+        return model_files.load_model(self.folder / (name or self.model_file), dtype=dtype, load_weights=load_weights)
 
 
 def list_models(pretrained=None):
     """Return the sorted names of the models.
 
     Args:
-        pretrained: True for those with a file, or a card that says where to fetch it; False for the architectures
-            without one; None for all.
+        pretrained: True for presets (whose files are here, or whose card says where to fetch them); False for
+            architectures without a preset of that name; None for all.
 
     Raises:
-        UserError: if the folder in `ZOO_MODELS_DIR` does not exist or holds no model.
+        UserError: if the folder in `ZOO_MODELS_DIR` does not exist or holds no preset.
     """
-    with_file = set(pretrained_files())
-    chosen = {None: with_file | set(MODELS), True: with_file, False: set(MODELS) - with_file}
-    return sorted(chosen[pretrained])
+    presets = set(preset_folders())
+    return sorted({None: presets | set(MODELS), True: presets, False: set(MODELS) - presets}[pretrained])
 
 
 def create_model(name, /, **overrides):
@@ -130,175 +162,258 @@ def create_model(name, /, **overrides):
 
     Args:
         name: an architecture; `list_models()` has them.
-        **overrides: numbers for its builder other than the usual ones, e.g. `num_classes=43`.
+        **overrides: keyword arguments of its builder, in place of the usual ones, e.g. `num_classes=43`.
 
     Returns:
         `keras.Model`.
 
     Raises:
-        UserError: if the name or a number's name is unknown, or a number is out of range.
+        UserError: if the name or a keyword is unknown, or a value is out of range.
 
     Example:
         >>> zoo.create_model("cnn", num_classes=43).count_params()
         9553003
     """
     if name not in MODELS:
-        raise UserError(f"There is no model {name!r} to build: choose one of {_names(MODELS)}.{nearest(name, MODELS)}")
-    row = MODELS[name]
-    module, _, function = row.builder.partition(":")
+        raise UserError(f"There is no model {name!r} to build: choose one of {_names(MODELS)}.{_hint(name, MODELS)}")
+    entry = MODELS[name]
+    module, _, function = entry.builder.partition(":")
     build = getattr(importlib.import_module(module), function)
     accepted = inspect.signature(build).parameters
     for key in overrides:
         if key not in accepted:
-            raise UserError(f"{name} takes no {key!r}: it takes {_names(accepted)}.{nearest(key, accepted)}")
-    numbers = row.numbers | ({"name": name} if "name" in accepted else {}) | overrides
+            raise UserError(f"{name} takes no {key!r}: it takes {_names(accepted)}.{_hint(key, accepted)}")
+    kwargs = entry.kwargs | ({"name": name} if "name" in accepted else {}) | overrides
     try:
-        return build(**numbers)
+        return build(**kwargs)
     except ValueError as error:
         raise UserError(str(error)) from error
     except TypeError as error:
-        raise UserError(f"{name} cannot be built with {overrides}: {reason(error)}.") from error
+        raise UserError(f"{name} cannot be built with {overrides}: {error_summary(error)}.") from error
 
 
 def load_model(name_or_path):
-    """Load a pretrained model by its name, or any `.keras` file by its path, checked as `files.load_model` says.
+    """Load the model of a preset by name or folder, or any `.keras` file by its path, with its file checked.
 
     Raises:
-        UserError: if there is no such model or file, or it cannot be trusted or used.
+        UserError: if there is no such preset or file, or it cannot be trusted or used.
     """
-    return files.load_model(locate(name_or_path))
+    return model_files.load_model(resolve_model_path(name_or_path))
 
 
-def locate(name_or_path):
-    """Return the path of a model's file: the path itself, or what `find_file` finds for a name.
+def resolve_model_path(name_or_path):
+    """Return the path of a `.keras` file: the path itself, or the model of a preset.
 
-    Anything that ends with .keras or holds a separator is a path. So is what exists, unless a model has that name.
+    Raises:
+        UserError: if there is no such preset, or it consists of several models.
     """
     text = os.fspath(name_or_path)
-    path = pathlib.Path(text)
-    if is_path(text):
-        if not path.exists() and path.stem in pretrained_files():
+    if text.endswith(".keras"):
+        return _file_path(text)
+    preset = find_preset(text)
+    parts = sorted(path.name for path in preset.folder.glob("*.keras") if not path.name.startswith("."))
+    if not preset.model_path.is_file() and parts:
+        raise UserError(
+            f"{preset.name} consists of {len(parts)} models: give one of them, e.g. {preset.folder / parts[0]}."
+        )
+    return preset.model_path
+
+
+def find_preset(name_or_path, *, revision=None):
+    """Find a preset, after fetching what is not here.
+
+    Args:
+        name_or_path: the name of a preset; the path of a folder or of a `.keras` file; or "hf://owner/name". What is
+            both a name and a folder here is taken as the name.
+        revision: branch, tag or commit of an "hf://" repository; its main branch if None.
+
+    Returns:
+        `Preset`.
+
+    Raises:
+        UserError: if there is none, it cannot be fetched, or the folder is one of diffusers or transformers.
+    """
+    text = os.fspath(name_or_path)
+    if text.startswith(HUB_PREFIX):
+        return _folder_preset(_snapshot(text.removeprefix(HUB_PREFIX), revision), name=text.rpartition("/")[2])
+    if revision is not None:
+        raise UserError(f"revision is for hf:// presets, got revision {revision!r} with {text}.")
+    if text.endswith(".keras"):
+        return _file_preset(_file_path(text))
+    if not _is_path(text):
+        return _folder_preset(_find_folder(text), name=text)
+    if not os.path.isdir(text):
+        raise UserError(f"There is no folder {text}: give a preset's name or folder.{_hint(text, preset_folders())}")
+    return _folder_preset(pathlib.Path(text))
+
+
+def preset_folders():
+    """Return {name: folder} of the presets; the user's own come before those of the checkout.
+
+    Raises:
+        UserError: if the folder in `ZOO_MODELS_DIR` does not exist or holds no preset.
+    """
+    presets = {}
+    for root in _roots():
+        here = {folder.name: folder for folder in sorted(root.glob("*/")) if _is_preset(folder)}
+        if not here and root != CHECKOUT_MODELS:
+            problem = "holds no preset" if root.is_dir() else "is not a folder"
             raise UserError(
-                f"There is no model file at {text}: the pretrained model is loaded by its name, {path.stem}."
+                f"ZOO_MODELS_DIR is {root}, which {problem}: put folders with model.keras or card.json there, or unset "
+                "it."
             )
-        return path
-    return find_file(text)
+        presets = here | presets
+    return presets
 
 
-def is_path(text):
-    """Whether a user who gives this means a file, not the name of a model."""
+def _is_preset(folder):
+    return not folder.name.startswith(".") and any(
+        (folder / name).is_file() for name in (cards.CARD_FILE, cards.MODEL_FILE, cards.PIPELINE_FILE)
+    )
+
+
+def _is_path(text):
+    """Whether a user who gives this means a file or folder, not the name of a model."""
     separator = os.sep in text or bool(os.altsep and os.altsep in text)
     return text.endswith(".keras") or separator or (text not in MODELS and os.path.exists(text))
 
 
-def pretrained_files():
-    """Return {name: path of its file, or of its card where the file is still to be fetched}.
-
-    Raises:
-        UserError: if the folder in `ZOO_MODELS_DIR` does not exist or holds no model.
-    """
-    found = {}
-    for folder in _folders():
-        here = {path.stem: path for path in folder.glob("*.keras") if not path.name.startswith(".")}
-        for card in files.cards(folder):
-            if card.stem not in here and (files.read_card(card) or {}).get("url"):
-                here[card.stem] = card
-        if not here and folder != CHECKOUT_MODELS:
-            problem = "holds no model" if folder.is_dir() else "is not a folder"
-            raise UserError(
-                f"ZOO_MODELS_DIR is {folder}, which {problem}: put .keras files or their cards there, or unset it."
-            )
-        found = here | found
-    return found
+def _file_path(text):
+    path = pathlib.Path(text)
+    if not path.exists() and path.stem in preset_folders():
+        raise UserError(f"There is no model file at {text}: the preset is loaded by its name, {path.stem}.")
+    return path
 
 
-def find_file(name):
-    """Return the path of the pretrained file of that name, after fetching it if only its card is here.
+def _file_preset(path):
+    name = path.parent.name if path.name == cards.MODEL_FILE and path.parent.name else path.stem
+    config = cards.read_json(path.parent / cards.GENERATION_CONFIG_FILE)
+    return Preset(name, path.parent, cards.read_card(path), config, path.name)
 
-    Raises:
-        UserError: if there is none, or it cannot be fetched.
-    """
-    found = pretrained_files()
-    if name in found:
-        path = found[name]
-        return _fetch(path) if path.suffix == ".json" else path
+
+def _folder_preset(folder, name=None):
+    """The preset that a folder holds; what its card says is elsewhere is fetched."""
+    _check_format(folder)
+    card = cards.read_card(folder)
+    name = name or card.get("name") or folder.resolve().name
+    folder = _fetch_missing(name, folder, card)
+    if not _is_preset(folder):
+        raise UserError(
+            f"{folder} is a folder without {cards.MODEL_FILE}, {cards.PIPELINE_FILE} or {cards.CARD_FILE}: give the "
+            f"folder of a preset{_presets_in(folder)}."
+        )
+    return Preset(name, folder, card, cards.read_json(folder / cards.GENERATION_CONFIG_FILE))
+
+
+def _presets_in(folder):
+    inside = sorted(path for path in folder.glob("*/") if _is_preset(path))
+    return f", e.g. {inside[0]}" if inside else " or a .keras file"
+
+
+def _check_format(folder):
+    """Raise UserError if a folder is in the format of diffusers or transformers."""
+    convert = f"first turn it into a preset with `zoo convert {{}} {folder} FOLDER`"
+    if (folder / "model_index.json").is_file():
+        raise UserError(f"{folder} is in the format of diffusers: {convert.format('stable-diffusion')}.")
+    if not (folder / cards.MODEL_FILE).is_file() and (folder / "config.json").is_file():
+        if model_type := cards.read_json(folder / "config.json").get("model_type"):
+            how = convert.format("marian")
+            if model_type != "marian":
+                how = f"`zoo convert` reads model_type 'marian', not {model_type!r}"
+            raise UserError(f"{folder} is in the format of transformers: {how}.")
+
+
+def _find_folder(name):
+    """The folder of the preset of that name."""
+    presets = preset_folders()
+    if name in presets:
+        return presets[name]
     if name in MODELS and not MODELS[name].pretrained:
         raise UserError(
             f"{name} is an architecture without a pretrained file: build it with create_model({name!r}), or load one "
-            f"of {_names(found)}."
+            f"of {_names(presets)}."
         )
-    looked = " or ".join(str(folder) for folder in _folders())
+    searched = " or ".join(str(root) for root in _roots())
     if name in MODELS:
-        raise UserError(f"The file {name}.keras is not in {looked}: set ZOO_MODELS_DIR to the folder that holds it.")
-    known = set(found) | set(MODELS)
-    raise UserError(f"There is no model {name!r} in {looked}: choose one of {_names(known)}.{nearest(name, known)}")
+        raise UserError(f"The preset {name} is not in {searched}: set ZOO_MODELS_DIR to the folder that holds it.")
+    known = set(presets) | set(MODELS)
+    raise UserError(f"There is no model {name!r} in {searched}: choose one of {_names(known)}.{_hint(name, known)}")
 
 
-def pipelines():
-    """Return {name: folder} of the pipelines beside the pretrained files."""
-    return {path.parent.name: path.parent for folder in reversed(_folders()) for path in folder.glob("*/pipeline.json")}
-
-
-def locate_pipeline(name_or_path):
-    """Return the folder of a pipeline: the path itself, or one of that name beside the pretrained files.
-
-    Raises:
-        UserError: if there is none.
-    """
-    text = os.fspath(name_or_path)
-    if os.path.isdir(text):
-        return pathlib.Path(text)
-    found = pipelines()
-    if text in found:
-        return found[text]
-    looked = " or ".join(str(folder) for folder in _folders())
-    raise UserError(
-        f"There is no folder {text}, and none of that name with a pipeline in {looked}: give the folder that "
-        f"`zoo convert stable-diffusion` wrote.{nearest(text, found)}"
-    )
+def _hint(name, known):
+    return did_you_mean(name, known)
 
 
 def _names(names):
     return ", ".join(sorted(names)) or "none"
 
 
-def _folders():
-    """The folders that may hold pretrained files, first the user's own."""
+def _roots():
+    """The folders that may hold presets, first the user's own."""
     own = os.environ.get("ZOO_MODELS_DIR")
-    return [folder for folder in (own and pathlib.Path(own).expanduser(), CHECKOUT_MODELS) if folder]
+    return [root for root in (own and pathlib.Path(own).expanduser(), CHECKOUT_MODELS) if root]
 
 
-def _fetch(card_path):
-    """Fetch the files that a card describes, into `ZOO_MODELS_DIR` or Keras' cache, but for good copies there."""
-    card, name = files.read_card(card_path), card_path.stem
+# ---------------------------------------------------------------------------------------------------------- fetching
+
+
+def _snapshot(repository, revision):
+    """The local folder of a repository of the Hugging Face Hub, fetched if need be."""
+    import huggingface_hub
+
+    if len(parts := repository.split("/")) != 2 or not all(parts):
+        raise UserError(f"{HUB_PREFIX}{repository} is not a repository: write {HUB_PREFIX}owner/name.")
+    try:
+        return pathlib.Path(huggingface_hub.snapshot_download(repository, revision=revision))
+    except Exception as error:  # the hub, the network and the disk raise many kinds
+        at = f" at revision {revision}" if revision else ""
+        raise UserError(
+            f"{HUB_PREFIX}{repository}{at} cannot be fetched ({error_summary(error)}): check the name, the revision "
+            "and the network."
+        ) from error
+
+
+def _fetch_missing(name, folder, card):
+    """Fetch the files that a card has a "url" for and that are not here; returns the folder where all files are.
+
+    They go into the preset's folder if it is in `ZOO_MODELS_DIR`, else into one in Keras' cache. Copies that are there
+    already and are those that the card describes stay.
+    """
+    missing = {file: entry for file, entry in card.get("files", {}).items() if not (folder / file).is_file()}
+    missing = {file: entry for file, entry in missing.items() if "url" in entry}
     own = os.environ.get("ZOO_MODELS_DIR")
-    cache = pathlib.Path(own or os.path.join(os.environ.get("KERAS_HOME") or "~/.keras", "models")).expanduser()
-    target = cache / f"{name}.keras"
-    wanted = [("url", "sha256", target)]
-    if "tokenizer_url" in card:  # first, because a model file that is in place is never fetched again
-        wanted.insert(0, ("tokenizer_url", "tokenizer_sha256", files.tokenizer_path(target)))
-    for url, digest, _ in wanted:
-        if not (isinstance(card.get(digest), str) and re.fullmatch("[0-9a-f]{64}", card[digest])):
+    if not missing:
+        # A file that was fetched before is checked when it is loaded.
+        return folder
+    target = folder
+    if not own or pathlib.Path(own).expanduser() != folder.parent:
+        target = pathlib.Path(os.environ.get("KERAS_HOME") or "~/.keras", "models", name).expanduser()
+    for file, entry in missing.items():
+        if not cards.is_sha256(entry.get("sha256")):
             raise UserError(
-                f"{card_path} has a {url} but no {digest}, so what it leads to cannot be trusted: add the {digest}."
+                f"{folder / cards.CARD_FILE} has a url for {file} but no sha256, so what it leads to cannot be trusted:"
+                " add the sha256."
             )
-    for url, digest, path in wanted:
-        if path.is_file() and files.sha256(path) == card[digest]:
+    # The model comes last, because a preset whose model is in place counts as complete.
+    for file, entry in sorted(missing.items(), key=lambda item: item[0].endswith(".keras")):
+        if (target / file).is_file() and files.sha256(target / file) == entry["sha256"]:
             continue
         try:
-            _download(card[url], path, card[digest])
+            _download(entry["url"], target / file, entry["sha256"])
         except Exception as error:  # urllib, the disk and Keras raise many kinds
             raise UserError(
-                f"{name} cannot be fetched from {card[url]} into {cache} ({reason(error)}): check both, try again."
+                f"{name} cannot be fetched from {entry['url']} into {target} ({error_summary(error)}): check both, "
+                "then try again."
             ) from error
-    beside = target.with_suffix(".json")  # so that every later load is checked against the card, too
-    if not beside.is_file() or beside.read_bytes() != card_path.read_bytes():
-        with files.atomic(beside) as temporary:
-            shutil.copyfile(card_path, temporary)
+    if target != folder:  # its other files come along, so that every later load is checked against the card, too
+        for path in folder.iterdir():
+            if path.is_file() and path.name not in missing:
+                with files.atomic_write(target / path.name) as temporary:
+                    shutil.copyfile(path, temporary)
     return target
 
 
-def _download(url, target, digest):
+def _download(url, target, sha256):
     """Fetch to a file beside `target`, check its sha256, and only then put it in place."""
     backends.start()
     import keras
@@ -312,7 +427,7 @@ def _download(url, target, digest):
                 url,
                 cache_dir=str(target.parent.parent),
                 cache_subdir=target.parent.name,
-                file_hash=digest,
+                file_hash=sha256,
                 hash_algorithm="sha256",
             )
         os.replace(part, target)

@@ -9,10 +9,15 @@ import io
 import json
 import pathlib
 import struct
-import sys
 import zipfile
 
-from zoo.compat.keras import zero_weight_init
+from zoo.compat.keras import (
+    deserialize_model,
+    load_weights,
+    save_through_disk,
+    without_tensorflow,
+    zero_weight_init,
+)
 from zoo.errors import UserError, did_you_mean, error_summary
 from zoo.io.cards import check_file
 from zoo.io.files import atomic_write
@@ -25,7 +30,7 @@ def save_model(model, path):
     import keras
 
     model = keras.Model(model.input, model.output, name=model.name)
-    with atomic_write(path) as temporary, without_tensorflow(), _through_disk():
+    with atomic_write(path) as temporary, without_tensorflow(), save_through_disk(LARGE_MODEL):
         model.save(temporary)
 
 
@@ -53,24 +58,39 @@ def check_model_file(path):
         raise UserError(f"{path} is damaged (checksum of {damaged} is wrong): fetch or save it again.")
 
 
-def load_model(path):
-    """Load a `.keras` file after checking that it is whole and, if a card in its folder describes it, the one described.
+def load_model(path, *, dtype=None, load_weights=True):
+    """Load a `.keras` file after checking that it is whole and, if a card in its folder describes it, that very file.
 
     Nothing in the file is run or imported: classes of your own must be registered before.
 
+    Args:
+        path: of the file.
+        dtype: name of a dtype policy for all layers, e.g. "bfloat16" or "mixed_bfloat16"; as in the file if None.
+        load_weights: False for fresh initial weights.
+
     Raises:
         UserError: if the file is missing, truncated, altered, not a Keras model, or needs unknown custom classes
-            (all of which are named).
+            (all of which are named), or the dtype is unknown.
     """
     check_model_file(path)
     import keras
 
+    if dtype is not None:
+        try:
+            dtype = keras.dtype_policies.get(dtype).name
+        except (ValueError, TypeError) as error:
+            raise UserError(f"dtype is {dtype!r}, expected a policy such as float32 or mixed_bfloat16.") from error
     try:
-        with without_tensorflow(), zero_weight_init():
-            place = _place_of_weights(path)
-            return (
-                _load_in_place(path, *place) if place else keras.saving.load_model(path, compile=False, safe_mode=True)
-            )
+        with without_tensorflow(), zero_weight_init() if load_weights else contextlib.nullcontext():
+            if dtype is not None or not load_weights:
+                model = _model_from_config(path, dtype)
+                if load_weights:
+                    model.load_weights(path)
+                return model
+            extent = _weights_extent(path)
+            if extent is not None:
+                return _load_in_place(path, *extent)
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises many kinds; all of them mean that this file cannot be used
         if missing := _unknown_objects(path):
             raise UserError(_needs(path, missing)) from error
@@ -82,7 +102,27 @@ def load_model(path):
         raise UserError(f"{path} cannot be loaded as a Keras model: {error_summary(error)}.") from error
 
 
-def _place_of_weights(path):
+def _model_from_config(path, dtype):
+    """The model that a file describes, with initial weights, all layers of one dtype policy."""
+    import keras
+
+    with zipfile.ZipFile(path) as archive:
+        config = json.loads(archive.read("config.json")) | {"compile_config": None}
+    return keras.saving.deserialize_keras_object(_with_dtype(config, dtype) if dtype else config, safe_mode=True)
+
+
+def _with_dtype(config, dtype):
+    """A serialized object with every dtype policy in it replaced; inputs and casts name a plain dtype and keep it."""
+    if isinstance(config, list):
+        return [_with_dtype(value, dtype) for value in config]
+    if not isinstance(config, dict):
+        return config
+    if config.get("class_name") == "DTypePolicy":
+        return config | {"config": {"name": dtype}}
+    return {key: _with_dtype(value, dtype) for key, value in config.items()}
+
+
+def _weights_extent(path):
     """(first byte, bytes) of the weights in the file of a large model, None if they cannot be read where they are."""
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
@@ -98,28 +138,10 @@ def _place_of_weights(path):
 
 def _load_in_place(path, begin, length):
     """Load a model as `keras.saving.load_model`, which would first copy all weights to memory or to another file."""
-    import keras
-
-    saving, scope = keras.src.saving.saving_lib, keras.src.saving.serialization_lib.ObjectSharingScope
-    with zipfile.ZipFile(path) as archive, scope():
-        config = json.loads(archive.read("config.json")) | {"compile_config": None}
-        model = keras.saving.deserialize_keras_object(config, safe_mode=True)
+    with zipfile.ZipFile(path) as archive:
+        model = deserialize_model(json.loads(archive.read("config.json")) | {"compile_config": None})
     with open(path, "rb", buffering=0) as file:
-        weights, failed, messages = saving.H5IOStore(_Part(file, begin, length), mode="r"), set(), {}
-        try:
-            saving._load_state(
-                model,
-                weights_store=weights,
-                assets_store=None,
-                inner_path="",
-                visited_saveables=set(),
-                failed_saveables=failed,
-                error_msgs=messages,
-            )
-        finally:
-            weights.close()
-    if failed:
-        saving._raise_loading_failure(messages)
+        load_weights(model, _Part(file, begin, length))
     return model
 
 
@@ -216,42 +238,3 @@ def _needs(path, missing):
         f"the module that defines {'it' if one else 'them'} (registered with keras.saving.register_keras_serializable)"
         ", then load the file again."
     )
-
-
-@contextlib.contextmanager
-def without_tensorflow():
-    """Keep Keras on JAX and PyTorch from importing TensorFlow while saving and loading.
-
-    Keras 3.15 imports it only to ask whether an object is one of its types (`serialize_keras_object`), which takes
-    seconds and hundreds of megabytes.
-    """
-    import keras
-
-    lazy_module = keras.src.utils.module_utils.tensorflow
-    hide = keras.backend.backend() != "tensorflow" and "tensorflow" not in sys.modules
-    if hide:
-        lazy_module._available = False
-    try:
-        yield
-    finally:
-        if hide:
-            lazy_module._available = None
-
-
-@contextlib.contextmanager
-def _through_disk():
-    """Let Keras hold a large model's weights in a temporary file beside it, not in memory, while saving.
-
-    Where the free memory is twice their size, Keras 3.15 holds them there once more.
-    """
-    import keras
-
-    saving = keras.src.saving.saving_lib
-    original = saving.is_memory_sufficient
-    saving.is_memory_sufficient = lambda model: (
-        original(model) and saving.weight_memory_size(model.variables) < LARGE_MODEL
-    )
-    try:
-        yield
-    finally:
-        saving.is_memory_sufficient = original

@@ -1,0 +1,33 @@
+"""What users call: a model together with its tokenizer, settings and card.
+
+ImageClassifier  images to classes
+CausalLM         a prompt to the text that follows
+Translator       sentences to sentences
+TextToImage      a prompt to images
+load_task        the class that a preset's card asks for
+convert          published weights in other formats to presets
+"""
+
+from zoo.errors import UserError
+from zoo.presets import find_preset
+from zoo.tasks.base import TASK_CLASSES, task_class
+
+
+def load_task(preset, *, revision=None, dtype=None, load_weights=True):
+    """Load a preset as the class that its card asks for.
+
+    Args:
+        preset, revision, dtype, load_weights: see `zoo.tasks.base.Task.from_preset`.
+
+    Returns:
+        `ImageClassifier`, `CausalLM`, `Translator` or `TextToImage`.
+
+    Raises:
+        UserError: as `from_preset`, or if the card says no task.
+    """
+    found = find_preset(preset, revision=revision)
+    if found.task not in TASK_CLASSES:
+        says = f"says task {found.task!r}" if found.task else "says no task"
+        names = ", ".join(f"zoo.{name}" for _, name in TASK_CLASSES.values())
+        raise UserError(f"The card of {found.name} {says}: load it with one of {names}.")
+    return task_class(found.task).from_preset(preset, revision=revision, dtype=dtype, load_weights=load_weights)

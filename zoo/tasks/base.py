@@ -1,0 +1,219 @@
+"""What the four tasks share: presets, settings, one item or many, seeds."""
+
+import importlib
+import pathlib
+
+from zoo.errors import UserError
+from zoo.io import cards, files, model_files
+from zoo.presets import find_preset, preset_folders
+
+# Hugging Face's `pipeline_tag` of a card to the class that loads it.
+TASK_CLASSES = {
+    "image-classification": ("zoo.tasks.image_classifier", "ImageClassifier"),
+    "text-generation": ("zoo.tasks.causal_lm", "CausalLM"),
+    "translation": ("zoo.tasks.translator", "Translator"),
+    "text-to-image": ("zoo.tasks.text_to_image", "TextToImage"),
+}
+
+
+def task_class(task):
+    """The class of a task by its `pipeline_tag`, e.g. "translation"."""
+    module, name = TASK_CLASSES[task]
+    return getattr(importlib.import_module(module), name)
+
+
+class _Presets:
+    """A class property: the sorted names of the presets that fit the class."""
+
+    def __get__(self, instance, owner):
+        return [
+            name
+            for name, folder in sorted(preset_folders().items())
+            if cards.read_card(folder).get("task") == owner.task
+        ]
+
+
+class Task:
+    """A model together with all that is needed to use it.
+
+    Subclasses set `task` and `DEFAULTS` and add a method that is a verb. To load and save more than one model and a
+    tokenizer they override `_from_preset` and `_save_files`.
+
+    Args:
+        model: `keras.Model`, kept as it is: `task.model` can be trained.
+        tokenizer: the tokenizer it was trained with; None for models of images.
+        card: dict, what is known about the model.
+        generation_config: dict of settings that take the place of `DEFAULTS`.
+
+    Attributes:
+        task: Hugging Face's `pipeline_tag`.
+        DEFAULTS: settings where neither the call nor the preset says otherwise.
+        presets: names of the presets that fit the class.
+    """
+
+    task = None
+    DEFAULTS = {}
+    presets = _Presets()
+
+    def __init__(self, model, tokenizer=None, *, card=None, generation_config=None):
+        self.model, self.tokenizer = model, tokenizer
+        self.card = dict(card or {})
+        self.generation_config = dict(generation_config or {})
+        self._check_generation_config()
+
+    def _check_generation_config(self):
+        for name, value in self.generation_config.items():
+            default = self.DEFAULTS.get(name)
+            kind = type(default)
+            good = value is None or default is None or isinstance(value, (int, float) if kind is float else kind)
+            if not good or isinstance(value, bool) != (kind is bool) and default is not None and value is not None:
+                raise UserError(
+                    f"{cards.GENERATION_CONFIG_FILE} says {name} is {value!r}, where a value of type {kind.__name__} "
+                    "was expected: correct it."
+                )
+
+    # ------------------------------------------------------------------------------------------------------- presets
+
+    @classmethod
+    def from_preset(cls, preset, *, revision=None, dtype=None, load_weights=True):
+        """Load a preset.
+
+        Args:
+            preset: a name of `presets`, the path of a folder or of a `.keras` file, or "hf://owner/name".
+            revision: branch, tag or commit of an "hf://" repository.
+            dtype: dtype policy of the layers, e.g. "bfloat16"; as saved if None.
+            load_weights: False for fresh initial weights.
+
+        Raises:
+            UserError: if there is no such preset, it is one of another task, or a file is missing, altered or
+                unusable.
+        """
+        found = find_preset(preset, revision=revision)
+        cls._check_task(found)
+        return cls._from_preset(found, dtype=dtype, load_weights=load_weights)
+
+    @classmethod
+    def _check_task(cls, preset):
+        """Raise UserError if the preset's card says that it is for another class."""
+        if preset.task is None or preset.task == cls.task:
+            return
+        if preset.task not in TASK_CLASSES:
+            raise UserError(f"{preset.name} is a preset for {preset.task!r}, which no class here does.")
+        other = TASK_CLASSES[preset.task][1]
+        raise UserError(
+            f"{preset.name} is a preset for {preset.task}, not for {cls.task}: load it with zoo.{other}.from_preset."
+        )
+
+    @classmethod
+    def _from_preset(cls, preset, *, dtype, load_weights):
+        """Build the task from a `zoo.presets.Preset` of this task."""
+        model = preset.load_model(dtype=dtype, load_weights=load_weights)
+        extra = cls._constructor_arguments(preset, model)
+        return cls(model, **extra, card=preset.card, generation_config=preset.generation_config)
+
+    @classmethod
+    def _constructor_arguments(cls, preset, model):
+        """Further arguments of the constructor, read from the preset: a dict, e.g. {"tokenizer": …}."""
+        return {}
+
+    def save_to_preset(self, folder, *, card=None):
+        """Write a preset folder that `from_preset` loads; what it held is replaced.
+
+        Args:
+            folder: made if need be.
+            card: dict that adds to, or replaces, what `self.card` says.
+
+        Returns:
+            pathlib.Path of the folder.
+
+        Raises:
+            UserError: if the folder cannot be written to.
+        """
+        folder = files.prepare_folder(folder)
+        # The card goes first and comes last: where it is, all is there. A parity record belongs to the old model.
+        for name in (cards.CARD_FILE, cards.PARITY_FILE, cards.GENERATION_CONFIG_FILE):
+            files.remove(folder / name)
+        names = self._save_files(folder)
+        if self.generation_config:
+            files.write_json(folder / cards.GENERATION_CONFIG_FILE, self.generation_config)
+        described = {"name": pathlib.Path(folder).resolve().name, "task": self.task, "parameters": self._count_params()}
+        cards.write_card(folder, self.card | described | (card or {}), names)
+        return folder
+
+    def _save_files(self, folder):
+        """Write the model and the tokenizer; returns the names of the files."""
+        model_files.save_model(self.model, folder / cards.MODEL_FILE)
+        if self.tokenizer is None:
+            return [cards.MODEL_FILE]
+        self._save_tokenizer(folder / cards.TOKENIZER_FILE)
+        return [cards.MODEL_FILE, cards.TOKENIZER_FILE]
+
+    def _save_tokenizer(self, path):
+        self.tokenizer.save(str(path))
+
+    def _count_params(self):
+        return self.model.count_params()
+
+    # ------------------------------------------------------------------------------------------------------ settings
+
+    def _settings(self, **arguments):
+        """{name: the argument, else what the preset's generation_config says, else the class's default}.
+
+        An argument of None counts as not given. All names of `DEFAULTS` are in the result.
+        """
+        layers = arguments, self.generation_config, self.DEFAULTS
+        return {
+            name: next((layer[name] for layer in layers if layer.get(name) is not None), None)
+            for name in {**self.DEFAULTS, **arguments}
+        }
+
+    # ------------------------------------------------------------------------------------------- one item, or a list
+
+    def _is_item(self, value):
+        """Whether a value is one item, not a batch of them."""
+        return isinstance(value, str)
+
+    def _map(self, function, items, batch_size):
+        """Apply a function to one item or a list of them, `batch_size` at a time.
+
+        Args:
+            function: of a list of items and the index of the first, gives a list of as many results.
+            items: one item, or an iterable of items.
+            batch_size: most items of one call; changes speed and memory, never results.
+
+        Returns:
+            one result for one item, else a list.
+
+        Raises:
+            UserError: if `batch_size` is not a positive integer, or an item is none.
+        """
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"batch_size must be a positive integer, got {batch_size!r}.")
+        if self._is_item(items):
+            return function([items], 0)[0]
+        try:
+            items = list(items)
+        except TypeError:
+            raise UserError(f"{type(self).__name__} takes one item or a list of them, got {items!r}.") from None
+        for item in items:
+            if not self._is_item(item):
+                raise UserError(f"{type(self).__name__} takes one item or a list of them, got {item!r} in the list.")
+        results = []
+        for first in range(0, len(items), batch_size):
+            results += function(items[first : first + batch_size], first)
+        return results
+
+    @staticmethod
+    def _seed(seed):
+        """A seed from 0 up: the one given, or a fresh one for None. Item i of a batch uses seed + i.
+
+        Raises:
+            UserError: if it is negative or no integer.
+        """
+        if seed is None:
+            import secrets
+
+            return secrets.randbits(31)
+        if isinstance(seed, bool) or not hasattr(seed, "__index__") or seed < 0:
+            raise UserError(f"seed must be an integer from 0 up, or None for a fresh one, got {seed!r}.")
+        return int(seed)
