@@ -1,138 +1,183 @@
-"""What a classifier sees in picture files of any kind: the likeliest classes of each, as text."""
+"""Image classification: images of any kind and size to the probabilities of classes.
+
+classifier = ImageClassifier.from_preset("cnn_mnist")
+classifier.classify("docs/images/digit.png", top_k=3)   # [{"label": "3", "score": 0.99…}, …]
+classifier.predict(images)                              # (B, K) probabilities
+"""
+
+import os
 
 import numpy as np
 
 from zoo.errors import UserError
-from zoo.io import files
-
-INVERT = ("auto", "yes", "no")
-BAR = 30  # characters for a probability of 1
+from zoo.io.images import load_image
+from zoo.tasks.base import Task
 
 
-def read_picture(path):
-    """Read a picture as Pillow RGB, upright as its EXIF data says, with white behind what is transparent.
+class ImageClassifier(Task):
+    """Names what images show.
+
+    An image is a path, a Pillow image, or an array (H, W) or (H, W, C) of values from 0 to 255; a list of images, or
+    an array (B, H, W, C), is a batch.
+
+    Args:
+        model: `keras.Model` from images (B, H, W, 1 or 3) to logits or probabilities (B, K), K at least 2.
+        class_names: K names; those of the card, or else the numbers from 0, if None.
+        card: dict, what is known about the model.
+        generation_config: dict; `top_k` is the one setting.
 
     Raises:
-        UserError: if the file is missing or not a picture.
+        UserError: if the model is no such model, or the number of names is not K.
     """
-    from PIL import Image, ImageOps
 
-    try:
-        with Image.open(path) as image:
-            image.load()
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith(("I", "F")):  # 16 bits or more a pixel, which Pillow would cut off at 255
-                image = _to_eight_bits(image)
-            if image.has_transparency_data:
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise UserError(f"There is no picture at {path}: give the path of an image file.") from error
-    except Exception as error:  # Pillow raises many kinds for what it cannot read
-        reason = getattr(error, "strerror", None) or "Pillow cannot read it"
-        raise UserError(f"{path} is not a picture ({reason}): give an image file, e.g. PNG or JPEG.") from error
+    task = "image-classification"
+    DEFAULTS = {"top_k": 3}
+
+    def __init__(self, model, *, class_names=None, card=None, generation_config=None):
+        super().__init__(model, card=card, generation_config=generation_config)
+        _check_classifier(model)
+        num_classes = model.output_shape[1]
+        names = class_names if class_names is not None else self.card.get("class_names") or range(num_classes)
+        self.class_names = [str(name) for name in names]
+        if len(self.class_names) != num_classes:
+            raise UserError(
+                f"There are {len(self.class_names)} class names, but {model.name} has {num_classes} classes."
+            )
+
+    def classify(self, images, *, top_k=None, invert="auto", batch_size=32):
+        """The most probable classes of images.
+
+        Args:
+            images: one image or a batch, see above.
+            top_k: how many classes; the preset's, or 3, if None.
+            invert: whether to exchange dark and light; "auto" does so for models of one channel, which take light ink
+                on dark ground, where the border of the image is lighter than mid-grey.
+            batch_size: images of one size that go through the model at once.
+
+        Returns:
+            list of {"label": str, "score": float}, most probable first; for a batch, a list of such lists.
+
+        Raises:
+            UserError: if an image cannot be read, or an argument is out of range.
+        """
+        top_k = self._settings(top_k=top_k)["top_k"]
+        if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+            raise UserError(f"top_k must be a positive integer, got {top_k!r}.")
+        return self._map(lambda chunk, _: self._top_classes(chunk, top_k, invert), images, batch_size)
+
+    def predict(self, images, *, invert="auto", batch_size=32):
+        """Probabilities (B, K) float64 of images, in the order of `class_names`; B is 1 for one image.
+
+        Args:
+            images, invert, batch_size: see `classify`.
+        """
+        images = [images] if self._is_item(images) else images
+        rows = self._map(lambda chunk, _: list(self._probabilities(chunk, invert)), images, batch_size)
+        return np.array(rows).reshape(-1, len(self.class_names))
+
+    def preprocess(self, image, *, invert="auto"):
+        """What the model takes, (H, W, C), of one image; see `classify`.
+
+        Arrays that fit the model stay as they are; all else becomes uint8, and is resized to the model's input size or,
+        if it takes any size, to at most twice the size it resizes to itself.
+        """
+        pixels = self._resized(image)
+        return 255 - pixels if self._inverts(pixels, invert) else pixels
+
+    def postprocess(self, outputs):
+        """Probabilities (B, K) float64 of the model's outputs (B, K): logits, or probabilities already."""
+        outputs = np.asarray(outputs, np.float64)
+        if outputs.min() >= 0 and np.abs(outputs.sum(axis=1) - 1).max() < 1e-3:
+            return outputs  # the model ends in a softmax
+        exponentials = np.exp(outputs - outputs.max(axis=1, keepdims=True))
+        return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+    def is_inverted(self, image, invert="auto"):
+        """Whether `preprocess` exchanges dark and light in an image."""
+        return self._inverts(self._resized(image), invert)
+
+    def save_to_preset(self, folder, *, card=None):
+        return super().save_to_preset(folder, card={"class_names": self.class_names} | (card or {}))
+
+    save_to_preset.__doc__ = Task.save_to_preset.__doc__
+
+    def _is_item(self, value):
+        from PIL import Image
+
+        return isinstance(value, (str, os.PathLike, Image.Image)) or getattr(value, "ndim", None) in (2, 3)
+
+    def _top_classes(self, images, top_k, invert):
+        results = []
+        for scores in self._probabilities(images, invert):
+            best = np.argsort(-scores, kind="stable")[:top_k]
+            results.append([{"label": self.class_names[k], "score": float(scores[k])} for k in best])
+        return results
+
+    def _probabilities(self, images, invert):
+        """Probabilities (B, K) of a list of images; those of one size go through the model together."""
+        import keras
+
+        arrays = [self.preprocess(image, invert=invert) for image in images]
+        groups = {}
+        for index, array in enumerate(arrays):
+            groups.setdefault((array.shape, array.dtype), []).append(index)
+        probabilities = np.zeros((len(arrays), len(self.class_names)))
+        for indices in groups.values():
+            batch = np.stack([arrays[index] for index in indices])
+            outputs = self.model(keras.ops.convert_to_tensor(batch), training=False)
+            probabilities[indices] = self.postprocess(keras.ops.convert_to_numpy(outputs))
+        return probabilities
+
+    def _resized(self, image):
+        """One image as (H, W, C) of the model's channels, and of a size that it takes."""
+        from PIL import Image
+
+        _, height, width, channels = self.model.input_shape
+        limit = None if height and width else self._max_useful_side()
+        if getattr(image, "ndim", None) in (2, 3):
+            pixels = np.asarray(image)
+            pixels = pixels[..., None] if pixels.ndim == 2 else pixels
+            fits = pixels.shape[:2] == (height, width) or not (height and width or limit and max(pixels.shape) > limit)
+            if fits and pixels.shape[2] == channels:
+                return pixels
+            if pixels.dtype.kind == "f":
+                image = np.clip(np.round(pixels), 0, 255).astype("uint8")
+        picture = Image.fromarray(load_image(image)).convert("L" if channels == 1 else "RGB")
+        if height and width:
+            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+        elif limit:
+            picture.thumbnail((limit, limit), Image.Resampling.BILINEAR)
+        return np.asarray(picture).reshape(picture.height, picture.width, channels)
+
+    def _inverts(self, pixels, invert):
+        if invert not in ("auto", True, False):
+            raise UserError(f'invert must be "auto", True or False, got {invert!r}.')
+        if invert == "auto":
+            border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+            return bool(pixels.shape[2] == 1 and border.mean() > 127.5)
+        return invert
+
+    def _max_useful_side(self):
+        """Twice the size that the model's own resizing layer brings images to; None if it has none.
+
+        That layer takes single pixels and would miss the strokes of a large scan, which Pillow averages.
+        """
+        import keras
+
+        layers, sizes = list(self.model.layers), []
+        for layer in layers:
+            layers += getattr(layer, "layers", [])
+            if isinstance(layer, keras.layers.Resizing):
+                sizes.append(2 * max(layer.height, layer.width))
+        return max(sizes, default=None)
 
 
-def _to_eight_bits(image):
-    from PIL import Image
-
-    pixels = np.asarray(image, np.float64)
-    if image.mode.startswith("I;16") or pixels.max() > 255:
-        pixels = pixels / 257
-    elif image.mode == "F" and pixels.max() <= 1:
-        pixels = pixels * 255
-    return Image.fromarray(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
-
-
-def check_classifier(model):
-    """Raise UserError unless the model maps images (N, H, W, 1 or 3) to numbers for two classes or more (N, K)."""
+def _check_classifier(model):
+    """Raise UserError unless the model maps images (B, H, W, 1 or 3) to numbers for two classes or more (B, K)."""
     takes, gives = getattr(model, "input_shape", None), getattr(model, "output_shape", None)
-    pictures = isinstance(takes, tuple) and len(takes) == 4 and takes[-1] in (1, 3)
-    if not pictures or not isinstance(gives, tuple) or len(gives) != 2 or (gives[1] or 0) < 2:
+    images = isinstance(takes, tuple) and len(takes) == 4 and takes[-1] in (1, 3)
+    if not images or not isinstance(gives, tuple) or len(gives) != 2 or (gives[1] or 0) < 2:
         raise UserError(
-            f"{model.name} maps {takes} to {gives}, but to classify pictures takes a model from (batch, height, width, "
-            "1 or 3) to (batch, classes): choose another with --model."
+            f"{model.name} maps {takes} to {gives}, but an image classifier maps (batch, height, width, 1 or 3) to "
+            "(batch, classes): choose another model."
         )
-
-
-def prepare(picture, model, invert="auto"):
-    """Make of a Pillow picture what a classifier takes.
-
-    Args:
-        picture: what `read_picture` returns.
-        model: the classifier.
-        invert: "yes", "no", or "auto": models of one channel take light ink on dark ground, so for them a picture is
-            inverted when its border is lighter than mid-grey.
-
-    Returns:
-        (array (1, H, W, C) uint8, whether it was inverted).
-    """
-    from PIL import Image
-
-    _, height, width, channels = model.input_shape
-    picture = picture.convert("L" if channels == 1 else "RGB")
-    if height and width:
-        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    elif limit := _largest_useful_side(model):
-        picture.thumbnail((limit, limit), Image.Resampling.BILINEAR)
-    pixels = np.asarray(picture).reshape(picture.height, picture.width, channels)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    inverted = invert == "yes" or (invert == "auto" and channels == 1 and border.mean() > 127.5)
-    return (255 - pixels if inverted else pixels)[None], inverted
-
-
-def _largest_useful_side(model):
-    """Twice the size that the model's own resizing layer brings pictures to; None if it has none.
-
-    That layer takes single pixels and would miss the strokes of a large scan, which Pillow averages.
-    """
-    import keras
-
-    resizing = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Resizing)]
-    return max((2 * max(layer.height, layer.width) for layer in resizing), default=None)
-
-
-def probabilities(model, pixels):
-    """Probabilities (N, K) in float64 that a classifier gives for images (N, H, W, C)."""
-    import keras
-
-    outputs = keras.ops.convert_to_numpy(model(keras.ops.convert_to_tensor(pixels), training=False))
-    outputs = outputs.astype(np.float64)
-    if outputs.min() >= 0 and np.abs(outputs.sum(axis=1) - 1).max() < 1e-3:
-        return outputs  # the model ends in a softmax of its own
-    exponentials = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-    return exponentials / exponentials.sum(axis=1, keepdims=True)
-
-
-def classify(paths, load, *, top=3, invert="auto", say=print):
-    """Classify picture files; the report goes to `say`, a line at a time.
-
-    Args:
-        paths: picture files, all of which are read before the model is loaded.
-        load: function that returns (`keras.Model`, path of its file).
-        top: how many classes to name.
-        invert: "auto", "yes" or "no"; see `Classifier.prepare`.
-
-    Raises:
-        UserError: if a file is not a picture or the model no classifier.
-    """
-    if top < 1:
-        raise UserError(f"--top must be at least 1, got {top}.")
-    pictures = [(path, read_picture(path)) for path in paths]
-    model, model_path = load()
-    check_classifier(model)
-    card = files.read_card(model_path) or {}
-    names = [str(name) for name in card.get("class_names") or range(model.output_shape[1])]
-    if len(names) != model.output_shape[1]:
-        raise UserError(f"The card of {model_path} names {len(names)} classes, the model has {model.output_shape[1]}.")
-    for path, picture in pictures:
-        pixels, inverted = prepare(picture, model, invert)
-        p = probabilities(model, pixels)[0]
-        best = np.argsort(-p, kind="stable")[:top]
-        width = max(len(names[k]) for k in best)
-        remark = (
-            {"auto": "  (inverted, because its border is light)", "yes": "  (inverted)"}[invert] if inverted else ""
-        )
-        say(f"{path}{remark}")
-        for k in best:
-            say(f"  {names[k]:<{width}}  {p[k]:>6.1%}  {'█' * round(BAR * p[k])}".rstrip())
