@@ -1,11 +1,12 @@
-"""Train the 48x48 CNN on handwritten digits and report how good it is.
+"""Train the 48x48 CNN on handwritten digits and evaluate it on the test images.
 
-KERAS_BACKEND=jax python recipes/cnn_mnist.py
+    KERAS_BACKEND=tensorflow python recipes/cnn_mnist.py
+
+Five epochs of MNIST: test accuracy 99.45 %, test loss 0.0167 (the preset `cnn_mnist`).
 """
 
 import pathlib
 import sys
-import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # works from a checkout, installed or not
 
@@ -13,39 +14,106 @@ from zoo import backends
 
 backends.start_script()
 
+import keras
+
 import zoo
 from zoo import data
+from zoo.blocks.random_streams import set_random_streams
 from zoo.distribution.launch import run_recipe
+from zoo.distribution.strategy import on_main_process, plain
+from zoo.evaluation.classification import save_training_curves
+from zoo.evaluation.reports import evaluate_classifier
 from zoo.models.cnn import cnn
-from zoo.training import image_recipe as recipe
+from zoo.models.preprocessing import preprocessing, with_preprocessing
+from zoo.training import flags
 from zoo.training.initial_weights import set_initial_weights
+from zoo.training.optimizers import TorchAdam
+from zoo.training.run import Run, save_metrics
+from zoo.training.schedules import InverseSquareRoot, warmup_cosine
 
 
 def parse_args(argv=None):
-    return recipe.argument_parser(__doc__, epochs=5, decay_kind="l2", output="runs/cnn_mnist").parse_args(argv)
+    parser = flags.parser(__doc__)
+    flags.add(parser, "dataset", "data_dir", epochs=5, batch_size=64)
+    flags.add(parser, optimizer="adam", learning_rate=1e-3, schedule="cosine", weight_decay=1e-4)
+    flags.add(parser, *flags.RUN)
+    return parser.parse_args(argv)
 
 
 def main(args):
-    began = time.perf_counter()
-    recipe.check_arguments(args)
-    name, remark = (args.dataset, None) if args.dataset else data.choose_dataset(args.data_dir)
+    flags.check(args)
+
+    # Data: images (N, H, W, 1) uint8, a twelfth of the training images held out for validation.
+    name, remark = (args.dataset, None) if args.dataset else data.default_image_dataset(args.data_dir)
     if remark:
         print(remark, flush=True)
-    dataset = recipe.open_dataset(args, name)
+    dataset = data.load_images(name, args.data_dir)
+    print(
+        f"{keras.backend.backend()} backend · {dataset.name}: {len(dataset.x_train):,} training and "
+        f"{len(dataset.x_test):,} test images, {len(dataset.class_names)} classes",
+        flush=True,
+    )
+    folder = pathlib.Path(args.output or f"runs/cnn_mnist-{dataset.name}")
     if args.evaluate:
-        model = recipe.load_for(dataset, args.evaluate)
-        return recipe.report(model, dataset, pathlib.Path(args.output) / "evaluation", limit=args.limit)
+        model = zoo.ImageClassifier.from_preset(args.evaluate).model
+        folder = folder / "evaluation"
+        return save_metrics(folder, evaluate_classifier(model, dataset, folder, limit=args.limit))
+    run = Run(args, folder=folder, data_sha256=dataset.fingerprint())
+    (x_train, y_train), (x_val, y_val) = data.split_validation(
+        dataset, fraction=1 / 12, seed=args.seed, limit=args.limit
+    )
+    train = data.Batches(x_train, y_train, batch_size=args.batch_size, seed=args.seed)
+    validation = data.Batches(x_val, y_val, batch_size=256, seed=None) if len(x_val) else None
 
-    train, validation = data.split_validation(dataset, fraction=1 / 12, seed=args.seed, limit=args.limit)
-    with zoo.strategy(args.devices, kind=args.parallel, precision=args.precision):
+    with zoo.strategy(args.devices, parallel=args.parallel, precision=args.precision):
+        # Model: the CNN behind two pipelines that share its weights; the one for training augments.
         classifier = cnn(num_classes=len(dataset.class_names), dropout=0.0 if args.parity else 0.5)
         set_initial_weights(classifier, seed=args.seed, initializer="he")
         classifier.summary()
-        training_model, model = recipe.build(classifier, dataset, args)
-        history, first_losses = recipe.fit(training_model, train, validation, dataset, args)
-    if args.parity:
-        print("First losses:", " ".join(f"{loss:.6f}" for loss in first_losses))
-    return recipe.finish(model, history, first_losses, dataset, args, began=began)
+        input_shape = (None, None, dataset.x_train.shape[-1])
+        pipeline = preprocessing("test", input_shape=input_shape, seed=args.seed)
+        augmentation = preprocessing("test" if args.parity else "train", input_shape=input_shape, seed=args.seed)
+        model = with_preprocessing(pipeline, classifier, name=f"{classifier.name}_{dataset.name}")
+        training_model = with_preprocessing(augmentation, classifier, name=f"{model.name}_train")
+        set_random_streams(training_model, seed=args.seed)
+
+        # Schedule: Adam's first steps move every weight by the full rate whatever its gradient. Over the 18,432 inputs
+        # of the first dense layer that adds up: without a warm-up the loss jumps from 2.4 to 6.7 at the second step.
+        steps = args.epochs * len(train)
+        warmup_steps = min(200, steps // 4)
+        learning_rate = {
+            "cosine": warmup_cosine(args.learning_rate, steps=steps, warmup_steps=warmup_steps),
+            "inverse-sqrt": InverseSquareRoot(args.learning_rate, max(1, warmup_steps)),
+            "constant": args.learning_rate,
+        }[args.schedule]
+        optimizer = TorchAdam(
+            learning_rate, weight_decay=args.weight_decay, decoupled_weight_decay=args.optimizer == "adamw"
+        )
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        training_model.compile(optimizer=optimizer, loss=loss, weighted_metrics=["accuracy"])
+
+        run.prepare(training_model)
+        with run.interruptible():
+            training_model.fit(
+                train,
+                validation_data=validation,
+                epochs=args.epochs,
+                initial_epoch=run.initial_epoch,
+                callbacks=run.callbacks(train, examples=len(x_train)),
+                shuffle=False,
+                verbose=run.verbose,
+            )
+    return save_and_report(run, model, dataset)
+
+
+@on_main_process
+def save_and_report(run, model, dataset):
+    model = plain(model)
+    save_training_curves(run.folder / "training_curves.png", run.history)
+    metrics = run.metrics() | evaluate_classifier(model, dataset, run.folder, limit=run.args.limit)
+    metrics["validation_accuracy"] = run.history[-1].get("val_accuracy")
+    zoo.ImageClassifier(model, class_names=dataset.class_names).save_to_preset(run.folder, card=metrics)
+    return run.save_metrics(metrics)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # works
 
 from zoo import backends
 
-backends.start_script()
+backends.import_keras_or_exit()
 
 from zoo.distribution.launch import run_recipe
 from zoo.evaluation import diffusion as scores

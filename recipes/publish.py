@@ -16,7 +16,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # works from a checkout, installed or not
 
 from zoo.errors import UserError, run_command
-from zoo.io import files
+from zoo.io import cards, files
 from zoo.parity.records import make_golden
 from zoo.tasks.translator import load_tokenizer
 from zoo.tokenizers import text as tokenizers
@@ -83,14 +83,14 @@ def main(args):
     described = read_metrics(run / "metrics.json")
     copies = {run / "model.keras": (target, described.pop("model_sha256"))}
     if "tokenizer_sha256" in described:
-        copies[files.tokenizer_path(run / "model.keras")] = files.tokenizer_path(target), described["tokenizer_sha256"]
+        copies[(run / "model.keras").with_name(cards.TOKENIZER_FILE)] = target.with_name(cards.TOKENIZER_FILE), described["tokenizer_sha256"]
     for source, (_, digest) in copies.items():
         if not source.is_file() or files.sha256(source) != digest:
             raise UserError(f"{source} is missing or not the file its metrics.json describes: run the recipe again.")
 
     files.prepare_folder(target.parent)
     for source, (copy, _) in copies.items():
-        with files.atomic(copy) as temporary:
+        with files.atomic_write(copy) as temporary:
             shutil.copyfile(source, temporary)
     card = {"name": target.stem, "file": target.name, "sha256": files.sha256(target), "bytes": target.stat().st_size}
     card |= {"input": args.input, "output": "logits; softmax gives probabilities"}
@@ -119,12 +119,12 @@ def read_metrics(path):
     keys = (*kinds[0], "model_sha256")
     if missing := [key for key in keys if key not in metrics]:
         raise UserError(f"{path} lacks {', '.join(missing)}: run the recipe again.")
-    return {key: metrics[key] for key in keys} | {"command": files.from_scratch(metrics["command"])}
+    return {key: metrics[key] for key in keys} | {"command": cards.without_resume_flag(metrics["command"])}
 
 
 def golden_inputs(target):
     """[ids (1, T) int32] of `TEXT`, of the characters that the tokenizer beside a model knows; None if none."""
-    tokenizer = tokenizers.load_tokenizer(files.tokenizer_path(target))
+    tokenizer = tokenizers.load_tokenizer(target.with_name(cards.TOKENIZER_FILE))
     known = set(tokenizer.get_vocab()) if tokenizers.level(tokenizer) == "char" else set(TEXT)
     ids = tokenizers.encode(tokenizer, "".join(character for character in TEXT if character in known))
     return [np.array([ids], "int32")] if ids else None
@@ -132,7 +132,7 @@ def golden_inputs(target):
 
 def translation_inputs(path, source, target):
     """[source ids (1, S), target ids (1, T) after the start] of `SENTENCES`; English for languages not among them."""
-    tokenizer = load_tokenizer(files.tokenizer_path(path))
+    tokenizer = load_tokenizer(path.with_name(cards.TOKENIZER_FILE))
     read, written = (SENTENCES.get(language, SENTENCES["en"]) for language in (source, target))
     shifted = [tokenizer.start_id, *tokenizer.encode_target(written)[:-1]]
     return [np.array([ids], "int32") for ids in (tokenizer.encode(read), shifted)]

@@ -16,10 +16,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # works
 
 from zoo import backends
 
-backends.start_script()
+backends.import_keras_or_exit()
 
 from zoo.errors import UserError, run_command
-from zoo.io import files
+from zoo.io import cards, files, model_files
 
 # Of each file of a model: the stage that makes it, what it takes and what it gives.
 PARTS = {
@@ -68,7 +68,7 @@ def main(args):
     files.prepare_folder(target)
     (target / "pipeline.json").unlink(missing_ok=True)
     for name in (*(f"{part}.keras" for part in PARTS), "tokenizer.json"):
-        with files.atomic(target / name) as temporary:
+        with files.atomic_write(target / name) as temporary:
             shutil.copyfile(run / name, temporary)
     for part, (stage, takes, gives) in PARTS.items():
         path, metrics = target / f"{part}.keras", stages[stage]
@@ -76,7 +76,7 @@ def main(args):
         card |= {"input": takes, "output": gives, "command": repeatable(metrics["command"])}
         card |= {key: value for key, value in metrics.items() if key not in LEFT_OUT}
         # Of this part alone, where a stage made several. Read from the run: the card beside `path` may be an older one.
-        card["parameters"] = files.load_model(run / path.name).count_params()
+        card["parameters"] = model_files.load_model(run / path.name).count_params()
         if part == "denoiser":
             card["scores"] = {key: scores[key] for key in SCORES}
         files.write_json(path.with_suffix(".json"), card | {"data_licence": args.data_licence})
@@ -93,7 +93,7 @@ def repeatable(command):
     while "--output" in words:
         place = words.index("--output")
         del words[place : place + 2]
-    return files.from_scratch(shlex.join(words))
+    return cards.without_resume_flag(shlex.join(words))
 
 
 def read(path):

@@ -1,11 +1,13 @@
-"""Train a recurrent language model to write like Shakespeare and report how well it predicts him.
+"""Train a recurrent language model on Shakespeare's plays and evaluate how well it predicts them.
 
-KERAS_BACKEND=tensorflow python recipes/rnn_shakespeare.py --cell lstm --data-dir FOLDER
+    KERAS_BACKEND=torch python recipes/rnn_shakespeare.py --cell lstm --data-dir FOLDER --dropout 0.3 --epochs 7
+
+Tiny shakespeare, by characters: 1.996 bits per character on the validation part, 2.187 on the test part (the preset
+`lstm_shakespeare`); with `--cell gru` 2.066 and 2.225 (`gru_shakespeare`).
 """
 
 import pathlib
 import sys
-import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # works from a checkout, installed or not
 
@@ -13,34 +15,152 @@ from zoo import backends
 
 backends.start_script()
 
+import keras
+import numpy as np
+
 import zoo
+from zoo import data
+from zoo.blocks.random_streams import set_random_streams
+from zoo.compat.keras import zero_weight_init
+from zoo.distribution import strategy as distribution
 from zoo.distribution.launch import run_recipe
-from zoo.generation.recurrent import load_with_tokenizer
-from zoo.training import language_recipe as recipe
+from zoo.errors import UserError
+from zoo.evaluation.language import save_training_curves
+from zoo.evaluation.reports import evaluate_language_model
+from zoo.models.rnn_language_model import rnn_language_model
+from zoo.tokenizers.text import encode, train_tokenizer
+from zoo.training import flags
+from zoo.training.callbacks import BestCheckpoint, ResetStates, SampleText
+from zoo.training.initial_weights import set_initial_weights
+from zoo.training.optimizers import TorchAdam
+from zoo.training.run import Run, save_metrics
+from zoo.training.schedules import InverseSquareRoot, warmup_cosine
 
 
 def parse_args(argv=None):
-    args = recipe.argument_parser(__doc__, output=None).parse_args(argv)
-    args.output = args.output or f"runs/rnn_shakespeare_{args.cell}_{args.level}"
-    return args
+    parser = flags.parser(__doc__)
+    flags.add(parser, "text", "data_dir", tokenizer="char", vocabulary_size=None)
+    flags.add(parser, cell="lstm", embedding_dim=64, units=512, num_layers=2, dropout=0.5, tie_embeddings=False)
+    flags.add(parser, epochs=20, batch_size=32, sequence_length=64, stateless=False, patience=4)
+    flags.add(parser, optimizer="adamw", learning_rate=2e-3, schedule="cosine", weight_decay=0.0, global_clipnorm=1.0)
+    flags.add(parser, *flags.RUN)
+    return parser.parse_args(argv)
 
 
 def main(args):
-    began = time.perf_counter()
-    recipe.check_arguments(args)
-    dataset = recipe.open_text(args)
-    if args.evaluate:
-        model, tokenizer = load_with_tokenizer(args.evaluate)
-        return recipe.report(model, tokenizer, dataset, pathlib.Path(args.output) / "evaluation")
+    flags.check(args)
 
-    tokenizer = recipe.make_tokenizer(dataset, args)
-    with zoo.strategy(args.devices, kind=args.parallel, precision=args.precision):
-        training_model, model = recipe.build(args, tokenizer.get_vocab_size())
+    # Data: a text, in order 90 % for training, 5 % for validation and 5 % for the test, as token ids.
+    dataset, remark = data.load_text(file=args.text, data_dir=args.data_dir)
+    if args.limit:
+        dataset = data.TextDataset(dataset.name, dataset.text[: args.limit], dataset.source)
+    if remark:
+        print(remark, flush=True)
+    print(f"{keras.backend.backend()} backend · {dataset.name}: {len(dataset.text):,} characters", flush=True)
+    folder = pathlib.Path(args.output or f"runs/rnn_shakespeare-{dataset.name}-{args.cell}-{args.tokenizer}")
+    if args.evaluate:
+        task = zoo.CausalLM.from_preset(args.evaluate)
+        folder = folder / "evaluation"
+        return save_metrics(folder, evaluate_language_model(task.model, task.tokenizer, dataset, folder))
+    run = Run(args, folder=folder, data_sha256=dataset.fingerprint())
+    # Characters are those of the whole text; words and byte-pair pieces are learned from the training part.
+    tokenizer = train_tokenizer(
+        dataset.text if args.tokenizer == "char" else dataset.split("train"),
+        args.tokenizer,
+        vocabulary_size=args.vocabulary_size,
+    )
+    print(f"{args.tokenizer} tokenizer with {tokenizer.get_vocab_size():,} entries", flush=True)
+    token_ids = {split: encode(tokenizer, dataset.split(split)) for split in ("train", "validation")}
+    batch = {"batch_size": args.batch_size, "sequence_length": args.sequence_length}
+    train = (data.ShuffledWindows if args.stateless else data.BPTTBatches)(token_ids["train"], **batch, seed=args.seed)
+    validation = data.BPTTBatches(token_ids["validation"], **batch)
+
+    with zoo.strategy(args.devices, parallel=args.parallel, precision=args.precision) as devices:
+        # Model: one to train, whose states are carried from batch to batch (truncated backpropagation through time),
+        # and one to use, of any batch size; their weights are equal.
+        config = {
+            "vocabulary_size": tokenizer.get_vocab_size(),
+            **{key: getattr(args, key) for key in ("cell", "embedding_dim", "units", "num_layers", "tie_embeddings")},
+            "dropout": 0.0 if args.parity else args.dropout,
+            "seed": args.seed,
+        }
+        stateful_batch_size = None if args.stateless else devices.rows(args.batch_size)
+        try:
+            with zero_weight_init(), distribution.outside_scope():
+                model = rnn_language_model(**config)
+            with zero_weight_init():
+                training_model = rnn_language_model(
+                    **config, carry_batch=stateful_batch_size, name=f"{model.name}_train"
+                )
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        set_initial_weights(model, seed=args.seed, initializer="recurrent")
+        copy_weights(model, training_model)
+        set_random_streams(training_model, seed=args.seed)
         model.summary()
-        history, first_losses = recipe.fit(training_model, model, tokenizer, dataset, args)
-    if args.parity:
-        print("First losses:", " ".join(f"{loss:.6f}" for loss in first_losses))
-    return recipe.finish(model, tokenizer, history, first_losses, dataset, args, began=began)
+
+        steps = args.epochs * len(train)
+        warmup_steps = min(200, steps // 4)
+        learning_rate = {
+            "cosine": warmup_cosine(args.learning_rate, steps=steps, warmup_steps=warmup_steps),
+            "inverse-sqrt": InverseSquareRoot(args.learning_rate, max(1, warmup_steps)),
+            "constant": args.learning_rate,
+        }[args.schedule]
+        optimizer = TorchAdam(
+            learning_rate,
+            weight_decay=args.weight_decay,
+            decoupled_weight_decay=args.optimizer == "adamw",
+            global_clipnorm=args.global_clipnorm or None,  # recurrent gradients explode now and then
+        )
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        training_model.compile(optimizer=optimizer, loss=loss)
+
+        prompt = dataset.split("validation").strip().partition("\n")[0][:80] + "\n"
+
+        def generate():
+            copy_weights(training_model, model)
+            with distribution.outside_scope():
+                return zoo.CausalLM(model, tokenizer).generate(
+                    prompt, max_new_tokens=200, temperature=0.8, seed=args.seed
+                )
+
+        run.prepare(training_model)
+        best = BestCheckpoint(run.folder / "best.npz", patience=args.patience, history=run.history)
+        samples = SampleText(run.folder / "samples.txt", generate)
+        if not best.exhausted:
+            with run.interruptible():
+                training_model.fit(
+                    train,
+                    validation_data=validation,
+                    epochs=args.epochs,
+                    initial_epoch=run.initial_epoch,
+                    callbacks=[
+                        ResetStates(),
+                        best,
+                        samples,
+                        *run.callbacks(train, examples=train.tokens.size, unit="tokens"),
+                    ],
+                    shuffle=False,
+                    verbose=run.verbose,
+                )
+        best.restore(training_model)
+        copy_weights(training_model, model)
+    return save_and_report(run, model, tokenizer, dataset)
+
+
+def copy_weights(source, target):
+    """Give one model the weights of another of the same architecture; carried states stay."""
+    for old, new in zip(source.trainable_variables, target.trainable_variables, strict=True):
+        new.assign(np.array(keras.ops.convert_to_numpy(old)))
+
+
+@distribution.on_main_process
+def save_and_report(run, model, tokenizer, dataset):
+    save_training_curves(run.folder / "training_curves.png", run.history)
+    metrics = run.metrics() | evaluate_language_model(model, tokenizer, dataset, run.folder)
+    zoo.CausalLM(model, tokenizer).save_to_preset(run.folder, card=metrics)
+    (run.folder / "best.npz").unlink()
+    return run.save_metrics(metrics)
 
 
 if __name__ == "__main__":

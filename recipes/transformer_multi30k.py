@@ -1,11 +1,15 @@
-"""Train a transformer encoder-decoder to translate and report its BLEU.
+"""Train a transformer encoder-decoder to translate and evaluate its BLEU.
 
-KERAS_BACKEND=torch python recipes/transformer_multi30k.py --source de --target en --data-dir FOLDER
+    KERAS_BACKEND=tensorflow python recipes/transformer_multi30k.py --source-lang de --target-lang en \\
+        --data-dir FOLDER --vocabulary-size 6000 --pre-norm --num-layers 3 --hidden-dim 256 --intermediate-dim 1024 \\
+        --num-heads 4 --epochs 24 --schedule cosine --learning-rate 1e-3 --warmup-steps 800 --dropout 0.3
+
+Multi30k, German to English: test BLEU 39.21 greedy, 40.71 with 5 beams (the preset `transformer_multi30k_de_en`);
+English to German, 20 epochs: 37.14 and 38.32 (`transformer_multi30k_en_de`).
 """
 
 import pathlib
 import sys
-import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # works from a checkout, installed or not
 
@@ -13,37 +17,148 @@ from zoo import backends
 
 backends.start_script()
 
+import keras
+
 import zoo
+from zoo import data
+from zoo.blocks.random_streams import set_random_streams
+from zoo.compat.keras import zero_weight_init
+from zoo.distribution import strategy as distribution
 from zoo.distribution.launch import run_recipe
-from zoo.models.transformer import LAYOUT
-from zoo.tasks.translator import load_translator
-from zoo.training import translation_recipe as recipe
+from zoo.errors import UserError
+from zoo.evaluation.reports import evaluate_translator
+from zoo.evaluation.translation import bleu, save_training_curves
+from zoo.models.transformer import LAYOUT, VARIANTS, transformer
+from zoo.tokenizers.shared_bpe import SharedBPETokenizer
+from zoo.training import flags
+from zoo.training.callbacks import CheckpointAveraging, ValidationScore
+from zoo.training.initial_weights import set_initial_weights
+from zoo.training.losses import LabelSmoothingCrossEntropy
+from zoo.training.optimizers import TorchAdam
+from zoo.training.run import Run, save_metrics
+from zoo.training.schedules import InverseSquareRoot, warmup_cosine
+
+SIZES = ("num_layers", "hidden_dim", "intermediate_dim", "num_heads")
 
 
 def parse_args(argv=None):
-    args = recipe.argument_parser(__doc__, output=None).parse_args(argv)
-    args.output = args.output or f"runs/transformer_{args.source}_{args.target}"
-    return args
+    parser = flags.parser(__doc__)
+    flags.add(parser, "pairs", "data_dir", source_lang="de", target_lang="en", vocabulary_size=8000)
+    flags.add(parser, *SIZES, "pre_norm", variant="tiny", dropout=0.3)
+    flags.add(parser, epochs=30, batch_tokens=2048, label_smoothing=0.1, average_checkpoints=5)
+    flags.add(parser, learning_rate=2e-3, schedule="inverse-sqrt", warmup_steps=1000)
+    flags.add(parser, *flags.RUN)
+    return parser.parse_args(argv)
 
 
 def main(args):
-    began = time.perf_counter()
-    recipe.check_arguments(args)
-    dataset = recipe.open_pairs(args)
-    if args.evaluate:
-        translator = load_translator(args.evaluate)
-        recipe.check_languages(dataset, args.evaluate)
-        folder = pathlib.Path(args.output) / "evaluation"
-        return recipe.report(translator.model, translator.tokenizer, dataset, folder)
+    flags.check(args)
 
-    tokenizer = recipe.make_tokenizer(dataset, args)
-    with zoo.strategy(args.devices, kind=args.parallel, layout=LAYOUT, precision=args.precision):
-        model = recipe.build(args, tokenizer)
+    # Data: pairs of sentences, in batches of like length.
+    dataset, remark = data.load_pairs(args.source_lang, args.target_lang, data_dir=args.data_dir, pairs=args.pairs)
+    splits = {split: getattr(dataset, split)[: args.limit] for split in ("train", "validation", "test")}
+    dataset = data.PairDataset(dataset.name, dataset.source_lang, dataset.target_lang, **splits)
+    if remark:
+        print(remark, flush=True)
+    print(
+        f"{keras.backend.backend()} backend · {dataset.name}, {args.source_lang} to {args.target_lang}: "
+        + ", ".join(f"{len(pairs):,} {split}" for split, pairs in splits.items())
+        + " pairs",
+        flush=True,
+    )
+    name = f"transformer_{args.source_lang}_{args.target_lang}"
+    folder = pathlib.Path(args.output or f"runs/transformer_multi30k-{dataset.name}-{name[12:]}")
+    if args.evaluate:
+        translator = zoo.Translator.from_preset(args.evaluate)
+        check_languages(translator.card, dataset)
+        folder = folder / "evaluation"
+        return save_metrics(folder, evaluate_translator(translator, dataset, folder))
+    run = Run(args, folder=folder, data_sha256=dataset.fingerprint())
+    tokenizer = SharedBPETokenizer.train(
+        [sentence for pair in dataset.train for sentence in pair], vocabulary_size=args.vocabulary_size
+    )
+    print(f"shared byte-pair tokenizer with {tokenizer.vocabulary_size:,} entries", flush=True)
+    options = {"batch_tokens": args.batch_tokens, "pad_id": tokenizer.pad_id, "start_id": tokenizer.start_id}
+    train = data.BucketedBatches(encode_pairs(tokenizer, dataset.train), **options, seed=args.seed)
+    validation = data.BucketedBatches(encode_pairs(tokenizer, dataset.validation), **options)
+
+    with zoo.strategy(args.devices, parallel=args.parallel, layout_map=LAYOUT, precision=args.precision):
+        try:
+            with zero_weight_init():
+                model = transformer(
+                    vocabulary_size=tokenizer.vocabulary_size,
+                    **VARIANTS[args.variant] | {size: getattr(args, size) for size in SIZES if getattr(args, size)},
+                    pre_norm=args.pre_norm,
+                    dropout=0.0 if args.parity else args.dropout,
+                    pad_id=tokenizer.pad_id,
+                    seed=args.seed,
+                    name=name,
+                )
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        set_initial_weights(model, seed=args.seed, initializer="transformer")
+        set_random_streams(model, seed=args.seed)
         model.summary()
-        history, first_losses = recipe.fit(model, tokenizer, dataset, args)
-    if args.parity:
-        print("First losses:", " ".join(f"{loss:.6f}" for loss in first_losses))
-    return recipe.finish(model, tokenizer, history, first_losses, dataset, args, began=began)
+
+        steps = args.epochs * len(train)
+        warmup_steps = min(args.warmup_steps, max(1, steps // 4))
+        learning_rate = {
+            "inverse-sqrt": InverseSquareRoot(args.learning_rate, warmup_steps),
+            "cosine": warmup_cosine(args.learning_rate, steps=steps, warmup_steps=warmup_steps),
+            "constant": args.learning_rate,
+        }[args.schedule]
+        optimizer = TorchAdam(learning_rate, beta_2=0.98, epsilon=1e-9)
+        loss = LabelSmoothingCrossEntropy(args.label_smoothing)
+        model.compile(optimizer=optimizer, loss=loss)
+
+        def validation_bleu():
+            sources, references = zip(*dataset.validation)
+            with distribution.outside_scope():
+                translator = zoo.Translator(distribution.plain(model), tokenizer)
+                return bleu(translator.translate(list(sources), num_beams=1), references)[0]
+
+        run.prepare(model)
+        average = CheckpointAveraging(run.folder, num_checkpoints=args.average_checkpoints)
+        score = ValidationScore("val_bleu", validation_bleu)
+        with run.interruptible():
+            model.fit(
+                train,
+                validation_data=validation,
+                epochs=args.epochs,
+                initial_epoch=run.initial_epoch,
+                callbacks=[average, score, *run.callbacks(train, examples=train.target_tokens, unit="tokens")],
+                shuffle=False,
+                verbose=run.verbose,
+            )
+        average.restore(model, epochs=args.epochs)
+    return save_and_report(run, model, tokenizer, dataset, average)
+
+
+def encode_pairs(tokenizer, pairs):
+    """Token ids of both sides of each pair, end tokens included."""
+    sources, targets = (tokenizer.encode_batch([pair[side] for pair in pairs]) for side in (0, 1))
+    return list(zip(sources, targets))
+
+
+def check_languages(card, dataset):
+    """Raise UserError where a card says that a model translates between other languages than those of the data."""
+    languages = tuple(card.get(key, getattr(dataset, key)) for key in ("source_lang", "target_lang"))
+    if languages != (dataset.source_lang, dataset.target_lang):
+        raise UserError(
+            f"{card['name']} translates {languages[0]} to {languages[1]}, the data is {dataset.source_lang} to "
+            f"{dataset.target_lang}: give --source-lang {languages[0]} --target-lang {languages[1]}."
+        )
+
+
+@distribution.on_main_process
+def save_and_report(run, model, tokenizer, dataset, average):
+    translator = zoo.Translator(distribution.plain(model), tokenizer)
+    save_training_curves(run.folder / "training_curves.png", run.history)
+    metrics = run.metrics() | evaluate_translator(translator, dataset, run.folder)
+    metrics["validation_bleu"] = run.history[-1]["val_bleu"]
+    translator.save_to_preset(run.folder, card=metrics)
+    average.remove()
+    return run.save_metrics(metrics)
 
 
 if __name__ == "__main__":

@@ -83,14 +83,15 @@ class LossRecorder(keras.callbacks.Callback):
     Args:
         batches: the training batches.
         count: number of steps.
+        verbose: whether to print them when training ends.
 
     Attributes:
         losses: list of float.
     """
 
-    def __init__(self, batches=None, count=20):
+    def __init__(self, batches=None, count=20, verbose=False):
         super().__init__()
-        self.batches, self.count, self.losses = batches, count, []
+        self.batches, self.count, self.verbose, self.losses = batches, count, verbose, []
         self._sum, self._rows = 0.0, 0
 
     def on_train_batch_end(self, batch, logs=None):
@@ -100,6 +101,10 @@ class LossRecorder(keras.callbacks.Callback):
             total = float(logs["loss"]) * self._rows
             self.losses.append((total - self._sum) / rows)
             self._sum = total
+
+    def on_train_end(self, logs=None):
+        if self.verbose:
+            print("First losses:", " ".join(f"{loss:.6f}" for loss in self.losses), flush=True)
 
 
 class TrainingLog(keras.callbacks.Callback):

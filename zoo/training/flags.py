@@ -14,7 +14,7 @@ import dataclasses
 from zoo.data import IMAGE_DATASETS
 from zoo.errors import UserError
 from zoo.models.rnn_language_model import CELLS
-from zoo.models.transformer import VARIANTS
+from zoo.models.variants import TRANSFORMER
 from zoo.tokenizers.text import LEVELS
 
 
@@ -64,7 +64,7 @@ FLAGS = {
     "tokenizer": _flag("what a token is", "char", choices=LEVELS),
     "vocabulary_size": _flag("upper bound of the tokenizer's entries", type=int, minimum=1),
     # model
-    "variant": _flag("size of the model", "tiny", choices=tuple(VARIANTS)),
+    "variant": _flag("size of the model", "tiny", choices=tuple(TRANSFORMER)),
     "cell": _flag("recurrent cell", "lstm", choices=tuple(CELLS)),
     "num_layers": _flag("number of layers", type=int, minimum=1),
     "num_heads": _flag("attention heads", type=int, minimum=1),

@@ -108,7 +108,7 @@ class Run:
         Returns:
             list of `keras.callbacks.Callback`.
         """
-        self._recorder, self._unit = LossRecorder(distribution.share(batches)), unit
+        self._recorder, self._unit = LossRecorder(distribution.share(batches), verbose=self.args.parity), unit
         log = TrainingLog(
             self.folder, CHECKPOINT_FILE, settings=self.settings, history=self.history, examples=examples, unit=unit
         )
@@ -139,7 +139,7 @@ class Run:
         return f"epoch 1 to {count} kept in {self.folder}, go on with --resume"
 
     def metrics(self):
-        """What `metrics.json` and the card say of every run: settings, first losses, times, command and versions."""
+        """What `metrics.json` says of every run: settings, first losses, times, command and versions."""
         seconds, rate = sum(row["seconds"] for row in self.history), f"{self._unit}_per_second"
         return {
             **{key: value for key, value in self.settings.items() if key != "data"},
@@ -153,9 +153,19 @@ class Run:
         }
 
     def save_metrics(self, metrics):
-        """Write `metrics.json` and remove the checkpoint, which only a run to be resumed needs."""
-        files.write_json(self.folder / METRICS_FILE, metrics)
+        """Write `metrics.json` and remove the checkpoint, which only a run to be resumed needs; returns the metrics."""
+        metrics = save_metrics(self.folder, metrics)
         files.remove(self.folder / CHECKPOINT_FILE)
+        speed = metrics[f"{self._unit}_per_second"]
+        print(f"The model and its report are in {self.folder}/ ({speed:,.0f} {self._unit}/s in training).", flush=True)
+        return metrics
+
+
+def save_metrics(folder, metrics):
+    """Write `metrics.json` with the command and the versions; returns all that it holds."""
+    metrics = metrics | run_metadata()
+    files.write_json(folder / METRICS_FILE, metrics)
+    return metrics
 
 
 def run_metadata():

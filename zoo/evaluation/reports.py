@@ -1,0 +1,153 @@
+"""Evaluation of a trained model on its test set: figures, a text report and pictures in a folder."""
+
+import time
+
+import keras
+import numpy as np
+
+from zoo.errors import UserError
+from zoo.evaluation import classification, language, translation
+from zoo.fast_paths.layers import use_fast_paths
+from zoo.io import files
+from zoo.models.rnn_language_model import infer_config, rnn_language_model
+from zoo.tokenizers.text import encode
+
+
+def evaluate_classifier(model, dataset, folder, *, limit=None):
+    """Evaluate on the test images, or the first `limit`.
+
+    Args:
+        model: from raw images (N, H, W, C) to logits (N, K).
+        dataset: `zoo.data.ImageDataset`.
+        folder: where report.txt, confusion_matrix.png and worst_mistakes.png go.
+
+    Returns:
+        dict of the metrics.
+
+    Raises:
+        UserError: if the model does not fit the data set.
+    """
+    channels, classes = dataset.x_test.shape[-1], len(dataset.class_names)
+    input_shape, output_shape = model.input_shape, model.output_shape
+    one_in_one_out = isinstance(input_shape, tuple) and isinstance(output_shape, tuple)
+    if not (
+        one_in_one_out and len(input_shape) == 4 and input_shape[-1] == channels and output_shape[1:] == (classes,)
+    ):
+        raise UserError(
+            f"The model {model.name} maps {input_shape} to {output_shape}, but {dataset.name} needs a classifier from "
+            f"(batch, height, width, {channels}) to (batch, {classes}): this is a model of another architecture."
+        )
+    folder = files.prepare_folder(folder)
+    images, labels = dataset.x_test[:limit], dataset.y_test[:limit]
+    use_fast_paths(model)
+    logits = np.asarray(model.predict(images, batch_size=250, verbose=0))
+    scores = classification.scores(labels, logits)
+    report = classification.text_report(labels, logits, dataset.class_names)
+    print(f"\n{report}\nTest loss {scores['loss']:.4f}, test accuracy {scores['accuracy']:.2%}", flush=True)
+    files.write_text(folder / "report.txt", report)
+    classification.save_confusion_matrix(folder / "confusion_matrix.png", labels, logits, dataset.class_names)
+    classification.save_worst_mistakes(folder / "worst_mistakes.png", images, labels, logits, dataset.class_names)
+    return {
+        "dataset": dataset.name,
+        "data_sha256": dataset.fingerprint(),
+        "parameters": model.count_params(),
+        "test_loss": scores["loss"],
+        "test_accuracy": scores["accuracy"],
+        "test_images": len(labels),
+        "class_names": list(dataset.class_names),
+    }
+
+
+def evaluate_language_model(model, tokenizer, dataset, folder):
+    """Perplexity and bits per character on the validation and test splits.
+
+    Args:
+        model: a recurrent language model.
+        tokenizer: the one it was trained with.
+        dataset: `zoo.data.TextDataset`.
+        folder: where report.txt goes.
+
+    Returns:
+        dict of the metrics.
+
+    Raises:
+        UserError: if a split is too short.
+    """
+    folder = files.prepare_folder(folder)
+    metrics = {"parameters": model.count_params(), "dataset": dataset.name, "data_sha256": dataset.fingerprint()}
+    for split in ("validation", "test"):
+        text = dataset.split(split)
+        ids = encode(tokenizer, text)
+        if len(ids) < 2:
+            raise UserError(f"The {split} part of the text holds {len(ids)} tokens: give a longer text.")
+        scores = language.scores(token_nll(model, ids), characters=len(text) - len(tokenizer.decode(ids[:1])))
+        metrics |= {f"{split}_{key}": value for key, value in scores.items()}
+    report = language.text_report(metrics)
+    print("\n" + report, flush=True)
+    files.write_text(folder / "report.txt", report + "\n")
+    return metrics
+
+
+def token_nll(model, ids, *, sequence_length=64):
+    """Negative log-likelihood of each token given all tokens before it, in nats.
+
+    The text is read once from start to end with carried states, so that the result does not depend on how it is cut.
+
+    Args:
+        model: a recurrent language model.
+        ids: token ids (N,), at least 2.
+        sequence_length: tokens in one call of the model.
+
+    Returns:
+        float64 array (N - 1,).
+    """
+    stateful = rnn_language_model(**infer_config(model), carry_batch=1)
+    for source, target in zip(model.trainable_variables, stateful.trainable_variables, strict=True):
+        target.assign(np.array(keras.ops.convert_to_numpy(source)))
+    use_fast_paths(stateful)
+    ids, losses = np.asarray(ids, np.int32), []
+    for start in range(0, len(ids) - 1, sequence_length):
+        inputs, targets = ids[start : start + sequence_length], ids[start + 1 : start + sequence_length + 1]
+        # The last part is padded: what follows a token changes nothing, and a backend compiles for one length.
+        padded = np.pad(inputs, (0, sequence_length - len(inputs)))[None]
+        logits = stateful.predict_on_batch(padded)[0, : len(targets)]  # (T, V)
+        log_normalizer = keras.ops.convert_to_numpy(keras.ops.logsumexp(logits, axis=-1))
+        losses.append(log_normalizer - logits[np.arange(len(targets)), targets])
+    return np.concatenate(losses).astype(np.float64)
+
+
+def evaluate_translator(translator, dataset, folder):
+    """BLEU on the test pairs, greedy and with 5 beams.
+
+    Args:
+        translator: `zoo.tasks.translator.Translator`.
+        dataset: `zoo.data.PairDataset`.
+        folder: where report.txt, translations.txt and attention.png go.
+
+    Returns:
+        dict of the metrics.
+    """
+    folder = files.prepare_folder(folder)
+    sources, references = (list(side) for side in zip(*dataset.test))
+    metrics = {
+        "parameters": translator.model.count_params(),
+        "dataset": dataset.name,
+        "data_sha256": dataset.fingerprint(),
+        "source_lang": dataset.source_lang,
+        "target_lang": dataset.target_lang,
+        "test_pairs": len(sources),
+    }
+    for num_beams in (1, 5):
+        start_time = time.perf_counter()
+        translations = translator.translate(sources, num_beams=num_beams)
+        seconds = time.perf_counter() - start_time
+        exact = float(np.mean([a == b for a, b in zip(translations, references)]))
+        metrics[f"test_bleu_beam_{num_beams}"], metrics["signature"] = translation.bleu(translations, references)
+        metrics[f"test_exact_beam_{num_beams}"] = exact
+        metrics[f"sentences_per_second_beam_{num_beams}"] = round(len(sources) / seconds, 1)
+    report = translation.text_report(metrics, list(zip(sources, references, translations)))
+    print("\n" + report, flush=True)
+    files.write_text(folder / "report.txt", report + "\n")
+    files.write_text(folder / "translations.txt", "\n".join(translations) + "\n")
+    translation.save_attention(folder / "attention.png", *translator.attention(sources[0], translations[0]))
+    return metrics
