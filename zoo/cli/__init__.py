@@ -1,0 +1,58 @@
+"""The `zoo` command: one file a verb, each a thin layer over what Python offers.
+
+Everything heavy is imported inside the verb that needs it, so that --help answers at once.
+"""
+
+import argparse
+import importlib
+import sys
+
+from zoo.errors import UserError, did_you_mean, run_command
+
+VERBS = ("list", "summary", "quiz", "classify", "generate", "translate", "verify", "convert")
+BACKEND_HELP = "The backend is chosen by the environment: KERAS_BACKEND=tensorflow, jax or torch."
+
+
+def main(argv=None):
+    """Run the command; returns its exit code (0 done, 1 a check failed, 2 wrong input)."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without "…" or bars shows "?"
+    return run_command(run, sys.argv[1:] if argv is None else argv)
+
+
+def run(argv):
+    """Run the command; what is wrong is raised.
+
+    Raises:
+        UserError: if the user must act.
+    """
+    if argv and not argv[0].startswith("-") and argv[0] not in VERBS:
+        known = ", ".join(VERBS)
+        raise UserError(f"There is no command {argv[0]!r}: choose one of {known}.{did_you_mean(argv[0], VERBS)}")
+    parser = _parser()
+    if not argv:
+        parser.print_help()
+        return 0
+    args = parser.parse_args(argv)
+    return args.run(args) or 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"error: {message} (`{self.prog} --help` explains).\n")
+
+
+def _parser():
+    """The parser: a verb's module has its help line `HELP`, `add_arguments` and `run`, and may have `EPILOG`."""
+    parser = _Parser(prog="zoo", description="Models with every parameter explained.", epilog=BACKEND_HELP)
+    # The metavar is longer than every verb: Python 3.11 forgets their indent when it aligns what they are for.
+    parser.usage = "zoo [-h] COMMAND ..."
+    choices = parser.add_subparsers(title="commands", metavar="COMMAND ...", prog="zoo")
+    for verb in VERBS:
+        module = importlib.import_module(f"zoo.cli.{verb}")
+        text, epilog = module.HELP, getattr(module, "EPILOG", BACKEND_HELP)
+        choice = choices.add_parser(verb, help=text, description=f"{text[0].upper()}{text[1:]}.", epilog=epilog)
+        choice.set_defaults(run=module.run)
+        module.add_arguments(choice)
+    return parser

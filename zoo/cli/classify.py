@@ -1,0 +1,41 @@
+"""zoo classify: the most probable classes of image files."""
+
+from zoo.cli.common import MODEL_HELP, at_least
+
+HELP = "classify images"
+_BAR = 30  # characters for a probability of 1
+_INVERT = {"auto": "auto", "yes": True, "no": False}
+
+
+def add_arguments(parser):
+    add = parser.add_argument
+    add("image", nargs="+", help="image files of any kind and size")
+    add("--model", default="cnn_mnist", help=f"{MODEL_HELP}; default cnn_mnist")
+    add("--top-k", type=at_least(1), metavar="N", help="number of classes to show; default 3")
+    add(
+        "--invert",
+        choices=tuple(_INVERT),
+        default="auto",
+        help="exchange dark and light; auto does so for grey-scale models where the border is light",
+    )
+
+
+def run(args):
+    from zoo import backends
+    from zoo.io.images import load_image
+    from zoo.presets import find_preset
+
+    images, invert = [load_image(path) for path in args.image], _INVERT[args.invert]
+    if find_preset(args.model).model_path.is_file():
+        backends.import_keras()
+    from zoo.tasks.image_classifier import ImageClassifier
+
+    classifier = ImageClassifier.from_preset(args.model)
+    results = classifier.classify(images, top_k=args.top_k, invert=invert)
+    for path, image, classes in zip(args.image, images, results):
+        why = ", because its border is light" if args.invert == "auto" else ""
+        print(f"{path}  (inverted{why})" if classifier.is_inverted(image, invert) else path)
+        width = max(len(one["label"]) for one in classes)
+        for one in classes:
+            bar = "█" * round(_BAR * one["score"])
+            print(f"  {one['label']:<{width}}  {one['score']:>6.1%}  {bar}".rstrip())

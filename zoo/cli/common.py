@@ -1,0 +1,63 @@
+"""What several verbs share: help texts, types of arguments, printing, loading a model."""
+
+import argparse
+import re
+import shutil
+import sys
+import textwrap
+
+MODEL_HELP = "a name from `zoo list`, the folder of a preset, hf://owner/name, or the path of a .keras file"
+
+
+def image_size(text):
+    """(width, height) of a text such as 768x512."""
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 768x512")
+    return tuple(int(side) for side in text.split("x"))
+
+
+def comma_separated(text):
+    """The words of a list such as jax,torch."""
+    return [word.strip() for word in text.split(",")]
+
+
+def at_least(minimum):
+    """The type of an integer argument with a smallest value."""
+
+    def integer(text):
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not an integer") from None
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"must be at least {minimum}, got {value}")
+        return value
+
+    return integer
+
+
+def log(text):
+    """Print at once; in a terminal, long lines are broken at words, with the indent of their beginning."""
+    if sys.stdout.isatty():
+        width = shutil.get_terminal_size().columns
+        text = "\n".join(_wrapped(line, width) for line in text.split("\n"))
+    print(text, flush=True)
+
+
+def _wrapped(line, width):
+    indent = len(line) - len(line.lstrip()) + (3 if line.lstrip()[:1].isdigit() and ". " in line[:6] else 0)
+    return textwrap.fill(line, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+
+
+def load_model(name_or_path):
+    """The model of a preset or file, or else the architecture of that name with fresh weights."""
+    from zoo import backends, presets
+
+    entry = presets.MODELS.get(name_or_path)
+    if entry and not entry.pretrained and name_or_path not in presets.preset_folders():
+        backends.import_keras()
+        return presets.create_model(name_or_path)
+    path = presets.resolve_model_path(name_or_path)
+    if path.is_file():  # else the error comes before the wait for a framework
+        backends.import_keras()
+    return presets.load_model(path)

@@ -1,0 +1,39 @@
+"""zoo quiz: questions about a model's parameters."""
+
+import sys
+
+from zoo.cli.common import MODEL_HELP, at_least, load_model, log
+
+HELP = "ask you for parameters of a model and explain the answers"
+
+
+def add_arguments(parser):
+    add = parser.add_argument
+    add("model", help=MODEL_HELP)
+    add("--seed", type=at_least(0), default=0, metavar="N", help="other seeds ask other questions; default 0")
+    add("--questions", type=int, default=5, metavar="N", help="how many to ask; default 5")
+    add(
+        "--answers",
+        metavar="FILE",
+        nargs="?",
+        const="",
+        help="print the questions and their answers as a worksheet instead of asking; with FILE (- is standard input), "
+        "grade the answers in it, one a line",
+    )
+
+
+def run(args):
+    answers = None
+    if args.answers == "-":
+        answers = sys.stdin.read().splitlines()
+    elif args.answers:  # "" is the worksheet
+        with open(args.answers, encoding="utf-8", errors="replace") as file:
+            answers = file.read().splitlines()
+    model = load_model(args.model)
+    from zoo.parameter_ledger import quiz
+
+    if args.answers == "":
+        log(quiz.sheet(model, seed=args.seed, count=args.questions))
+        return 0
+    right, asked = quiz.run(model, seed=args.seed, count=args.questions, answers=answers, say=log)
+    return 0 if right == asked else 1

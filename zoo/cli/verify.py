@@ -1,0 +1,25 @@
+"""zoo verify: the same numbers on every backend."""
+
+from zoo.cli.common import MODEL_HELP, comma_separated, log
+
+HELP, EPILOG = "check that a model gives the same numbers on every backend", None
+
+
+def add_arguments(parser):
+    add = parser.add_argument
+    add("model", help=MODEL_HELP)
+    add("--tolerance", type=float, default=1e-4, metavar="X", help="the largest difference that passes; default 1e-4")
+    add(
+        "--backends",
+        type=comma_separated,
+        metavar="A,B",
+        help="some of tensorflow, jax, torch; default those installed",
+    )
+
+
+def run(args):
+    from zoo.parity.verify import verify_file
+    from zoo.presets import resolve_model_path
+
+    report = verify_file(resolve_model_path(args.model), backends=args.backends, tolerance=args.tolerance, log=log)
+    return 0 if report.passed else 1
