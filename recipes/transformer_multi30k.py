@@ -28,7 +28,8 @@ from zoo.distribution.launch import run_recipe
 from zoo.errors import UserError
 from zoo.evaluation.reports import evaluate_translator
 from zoo.evaluation.translation import bleu, save_training_curves
-from zoo.models.transformer import LAYOUT, VARIANTS, transformer
+from zoo.models import variants
+from zoo.models.transformer import TENSOR_PARALLEL_LAYOUT_MAP, transformer
 from zoo.tokenizers.shared_bpe import SharedBPETokenizer
 from zoo.training import flags
 from zoo.training.callbacks import CheckpointAveraging, ValidationScore
@@ -82,12 +83,17 @@ def main(args):
     train = data.BucketedBatches(encode_pairs(tokenizer, dataset.train), **options, seed=args.seed)
     validation = data.BucketedBatches(encode_pairs(tokenizer, dataset.validation), **options)
 
-    with zoo.strategy(args.devices, parallel=args.parallel, layout_map=LAYOUT, precision=args.precision):
+    with zoo.strategy(
+        args.devices, parallel=args.parallel, layout_map=TENSOR_PARALLEL_LAYOUT_MAP, precision=args.precision
+    ):
+        sizes = variants.TRANSFORMER[args.variant]
+        sizes = sizes | {size: getattr(args, size) for size in SIZES if getattr(args, size) is not None}
         try:
             with zero_weight_init():
                 model = transformer(
                     vocabulary_size=tokenizer.vocabulary_size,
-                    **VARIANTS[args.variant] | {size: getattr(args, size) for size in SIZES if getattr(args, size)},
+                    **variants.TRANSFORMER[args.variant]
+                    | {size: getattr(args, size) for size in SIZES if getattr(args, size)},
                     pre_norm=args.pre_norm,
                     dropout=0.0 if args.parity else args.dropout,
                     pad_id=tokenizer.pad_id,

@@ -13,7 +13,8 @@ import pytest
 
 from recipes import cnn_gtsrb, cnn_mnist
 from zoo.errors import TrainingError, UserError
-from zoo.io import files
+from zoo.io import files, model_files
+from zoo.training import run as run_module
 
 RECIPE = "recipes/cnn_mnist.py"
 TINY = ["--dataset", "digits", "--limit", "128", "--epochs", "1", "--batch-size", "32"]
@@ -28,7 +29,7 @@ def test_a_run_leaves_everything_behind(tmp_path):
     metrics = train(tmp_path / "run")
     made = {path.name for path in (tmp_path / "run").iterdir()}
     pictures = {"confusion_matrix.png", "training_curves.png", "worst_mistakes.png"}
-    assert made == {"model.keras", "history.csv", "metrics.json", "report.txt"} | pictures
+    assert made == {"model.keras", "card.json", "history.csv", "metrics.json", "report.txt"} | pictures
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
     assert metrics["backend"] == keras.backend.backend() and metrics["parameters"] == 9_536_074
     history = (tmp_path / "run" / "history.csv").read_text().splitlines()
@@ -37,7 +38,7 @@ def test_a_run_leaves_everything_behind(tmp_path):
     # The file takes raw images of any size, in one call, and evaluates to the same numbers.
     model = keras.saving.load_model(tmp_path / "run" / "model.keras")
     assert model.predict(np.zeros((2, 28, 28), "uint8"), verbose=0).shape == (2, 10)
-    again = train(tmp_path / "second", "--evaluate", str(tmp_path / "run" / "model.keras"))
+    again = train(tmp_path / "second", "--evaluate", str(tmp_path / "run"))
     assert again["test_accuracy"] == metrics["test_accuracy"]
     assert abs(again["test_loss"] - metrics["test_loss"]) < 1e-6
 
@@ -116,15 +117,10 @@ def unfinished(tmp_path_factory):
             if epoch == 1:
                 raise KeyboardInterrupt
 
-    from zoo.training import callbacks
-
-    original = callbacks.StopOnNaN
-    callbacks.StopOnNaN = Interrupt
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_module, "TerminateOnNaN", Interrupt)
         with pytest.raises(KeyboardInterrupt, match="epoch 1 to 1 kept"):
             train(folder, "--epochs", "2")
-    finally:
-        callbacks.StopOnNaN = original
     return folder
 
 
@@ -153,7 +149,9 @@ def test_nothing_to_resume(tmp_path):
 def good_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("good") / "model.keras"
     image = keras.Input((None, None, 1))
-    files.save_model(keras.Model(image, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(image))), path)
+    model_files.save_model(
+        keras.Model(image, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(image))), path
+    )
     return path
 
 
@@ -193,7 +191,7 @@ def test_truncated_altered_and_foreign_files(tmp_path, good_file):
     target.with_suffix(".json").unlink()
 
     tokens = keras.Input((7,))
-    files.save_model(keras.Model(tokens, keras.layers.Dense(3)(tokens)), target)
+    model_files.save_model(keras.Model(tokens, keras.layers.Dense(3)(tokens)), target)
     with pytest.raises(UserError, match="another architecture"):
         train(tmp_path, *evaluate)
 

@@ -13,15 +13,15 @@ import pytest
 from recipes import rnn_shakespeare
 from tests.conftest import not_on, write_verses
 from zoo.errors import UserError
+from zoo.evaluation.reports import token_nll
 from zoo.generation import recurrent as writing
-from zoo.io import files
+from zoo.io import model_files
 from zoo.models.rnn_language_model import rnn_language_model
 from zoo.tokenizers import text as tokenizers
-from zoo.training import language_recipe
 from zoo.training.initial_weights import set_initial_weights
 
 RECIPE = "recipes/rnn_shakespeare.py"
-TINY = ["--units", "16", "--embedding-dim", "8", "--length", "16", "--batch-size", "8", "--epochs", "2"]
+TINY = ["--units", "16", "--embedding-dim", "8", "--sequence-length", "16", "--batch-size", "8", "--epochs", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def test_a_run_leaves_everything_behind(text, tmp_path):
     metrics = train(text, tmp_path / "run", "--cell", "gru")
     made = {path.name for path in (tmp_path / "run").iterdir()}
     assert made == {
-        *("model.keras", "model.tokenizer.json", "history.csv", "metrics.json", "report.txt", "samples.txt"),
+        *("model.keras", "tokenizer.json", "card.json", "history.csv", "metrics.json", "report.txt", "samples.txt"),
         "training_curves.png",
     }
     assert json.loads((tmp_path / "run" / "metrics.json").read_text()) == metrics
@@ -49,7 +49,7 @@ def test_a_run_leaves_everything_behind(text, tmp_path):
     # At the level of characters a token is a character.
     bits = metrics["validation_loss"] / np.log(2)
     assert metrics["validation_bits_per_character"] == pytest.approx(bits)
-    again = train(text, tmp_path / "again", "--evaluate", str(tmp_path / "run" / "model.keras"))
+    again = train(text, tmp_path / "again", "--evaluate", str(tmp_path / "run"))
     assert again["test_loss"] == pytest.approx(metrics["test_loss"], abs=1e-6)
     assert (tmp_path / "run" / "samples.txt").read_text().count("--- after epoch") == 2
 
@@ -57,9 +57,9 @@ def test_a_run_leaves_everything_behind(text, tmp_path):
 @pytest.mark.heavy
 @pytest.mark.parametrize("level", ["word", "bpe"])
 def test_other_levels_and_windows(text, tmp_path, level):
-    small = ["--batch-size", "2", "--length", "8", "--embedding-dim", "16", "--tie-embeddings"]
-    metrics = train(text, tmp_path / level, "--level", level, "--windows", *small)
-    assert metrics["level"] == level and np.isfinite(metrics["test_bits_per_character"])
+    small = ["--batch-size", "2", "--sequence-length", "8", "--embedding-dim", "16", "--tie-embeddings"]
+    metrics = train(text, tmp_path / level, "--tokenizer", level, "--stateless", *small)
+    assert metrics["tokenizer"] == level and np.isfinite(metrics["test_bits_per_character"])
 
 
 def test_it_learns(text, tmp_path):
@@ -72,12 +72,12 @@ def test_loss_does_not_depend_on_how_the_text_is_cut():
     model = rnn_language_model(cell="lstm", vocabulary_size=11, embedding_dim=5, units=7)
     set_initial_weights(model, seed=1, initializer="recurrent")
     ids = np.random.default_rng(0).integers(0, 11, 150)
-    whole = language_recipe.nats(model, ids, length=149)
+    whole = token_nll(model, ids, sequence_length=149)
     logits = keras.ops.convert_to_numpy(model(ids[None, :-1]))[0].astype("float64")
     by_hand = np.log(np.exp(logits).sum(axis=-1)) - logits[np.arange(149), ids[1:]]
     np.testing.assert_allclose(whole, by_hand, atol=1e-5)
     for length in (7, 50):
-        np.testing.assert_allclose(language_recipe.nats(model, ids, length=length), whole, atol=1e-5)
+        np.testing.assert_allclose(token_nll(model, ids, sequence_length=length), whole, atol=1e-5)
 
 
 def test_writing_is_the_full_models_choice():
@@ -86,22 +86,22 @@ def test_writing_is_the_full_models_choice():
     tokenizer = tokenizers.train_tokenizer(text, "char")
     model = rnn_language_model(cell="gru", vocabulary_size=8, embedding_dim=6, units=9)
     model.set_weights([np.random.default_rng(3).normal(size=w.shape) for w in model.get_weights()])
-    written = "".join(writing.write(model, tokenizer, "ab", length=12, greedy=True))
+    written = "".join(writing.generate(model, tokenizer, "ab", length=12, greedy=True))
     so_far = "ab"
     for _ in range(12):
         logits = keras.ops.convert_to_numpy(model(np.array([tokenizers.encode(tokenizer, so_far)])))
         so_far += text[int(logits[0, -1].argmax())]
     assert "ab" + written == so_far
-    (first, p), *_ = writing.likeliest(model, tokenizer, "ab", count=3)
+    (first, p), *_ = writing.top_next_tokens(model, tokenizer, "ab", count=3)
     assert first == written[0] and 0 < p <= 1
 
 
 WRITE = """
 from zoo import backends
-backends.start()
+backends.import_keras()
 import sys
-from zoo.generation.recurrent import load_with_tokenizer, write
-print("".join(write(*load_with_tokenizer(sys.argv[1]), "the ", length=80, seed=4, temperature=0.7, top_p=0.9)))
+from zoo.generation.recurrent import generate, load_with_tokenizer
+print("".join(generate(*load_with_tokenizer(sys.argv[1]), "the ", length=80, seed=4, temperature=0.7, top_p=0.9)))
 """
 
 
@@ -136,7 +136,7 @@ def test_killed_and_resumed_is_the_run_that_was_not(text, tmp_path, run):
     process.communicate()
     resumed = run([RECIPE, *arguments, "--output", tmp_path / "cut", "--resume"])
     assert resumed.returncode == 0 and "Resuming after epoch" in resumed.stdout, resumed.stdout + resumed.stderr
-    one, other = (files.load_model(tmp_path / name / "model.keras").get_weights() for name in ("whole", "cut"))
+    one, other = (model_files.load_model(tmp_path / name / "model.keras").get_weights() for name in ("whole", "cut"))
     for a, b in zip(one, other, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -149,8 +149,8 @@ def test_killed_and_resumed_is_the_run_that_was_not(text, tmp_path, run):
         (b"short", [], "give a longer text"),
         (b"caf\xe9 " * 2000, [], "not UTF-8"),
         (b"abc " * 2000, ["--units", "0"], "units must be at least 1"),
-        (b"abc " * 2000, ["--length", "0"], "--length must be at least 1"),
-        (b"abc " * 2000, ["--level", "bpe", "--vocabulary", "9"], "at least 256"),
+        (b"abc " * 2000, ["--sequence-length", "0"], "--sequence-length must be at least 1"),
+        (b"abc " * 2000, ["--tokenizer", "bpe", "--vocabulary-size", "9"], "at least 256"),
     ],
 )
 def test_mistakes(tmp_path, content, extra, message):
@@ -162,7 +162,7 @@ def test_mistakes(tmp_path, content, extra, message):
 @pytest.mark.once
 def test_files_that_do_not_belong_together(tmp_path):
     model = rnn_language_model(cell="gru", vocabulary_size=5, embedding_dim=4, units=4)
-    files.save_model(model, tmp_path / "m.keras")
+    model_files.save_model(model, tmp_path / "m.keras")
     with pytest.raises(UserError, match="There is no tokenizer"):
         writing.load_with_tokenizer(tmp_path / "m.keras")
     tokenizers.save_tokenizer(tokenizers.train_tokenizer("abcdef", "char"), tmp_path / "m.tokenizer.json")

@@ -13,13 +13,24 @@ import pytest
 
 from tests.conftest import not_on
 from zoo.errors import UserError
-from zoo.io import files
+from zoo.io import model_files
 from zoo.models.transformer import transformer
 from zoo.tasks.translator import Translator, load_translator
-from zoo.tokenizers.shared_bpe import JointTokenizer
+from zoo.tokenizers.shared_bpe import SharedBPETokenizer
 
 RECIPE = "recipes/transformer_multi30k.py"
-TINY = ["--num-layers", "1", "--width", "32", "--inner", "32", "--num-heads", "2", "--vocabulary", "300"]
+TINY = [
+    "--num-layers",
+    "1",
+    "--hidden-dim",
+    "32",
+    "--intermediate-dim",
+    "32",
+    "--num-heads",
+    "2",
+    "--vocabulary-size",
+    "300",
+]
 TINY += ["--batch-tokens", "256", "--epochs", "2", "--dropout", "0.1"]
 recipe = importlib.import_module("recipes.transformer_multi30k")
 
@@ -44,13 +55,24 @@ def train(pairs, output, *more):
 
 @pytest.mark.heavy
 def test_it_learns_and_leaves_everything_behind(pairs, tmp_path, capsys, run):
-    more = ["--epochs", "12", "--learning-rate", "0.01", "--warm-up", "30", "--dropout", "0", "--average", "1"]
+    more = [
+        "--epochs",
+        "12",
+        "--learning-rate",
+        "0.01",
+        "--warmup-steps",
+        "30",
+        "--dropout",
+        "0",
+        "--average-checkpoints",
+        "1",
+    ]
     metrics = train(pairs, tmp_path / "run", *more)
     told = capsys.readouterr().out
     assert metrics["test_exact_beam_1"] > 0.7 and metrics["test_bleu_beam_5"] > 70
     assert "BLEU" in told and "nrefs:1" in told
     found = {path.name for path in (tmp_path / "run").iterdir()}
-    expected = {"model.keras", "model.tokenizer.json", "metrics.json", "history.csv", "report.txt", "translations.txt"}
+    expected = {"model.keras", "tokenizer.json", "metrics.json", "history.csv", "report.txt", "translations.txt"}
     assert found == expected | {"attention.png", "training_curves.png"}
     for name in ("attention.png", "training_curves.png"):
         assert (tmp_path / "run" / name).read_bytes()[:4] == b"\x89PNG"
@@ -76,7 +98,7 @@ def test_it_learns_and_leaves_everything_behind(pairs, tmp_path, capsys, run):
 @pytest.mark.heavy
 @not_on("tensorflow")
 def test_killed_and_resumed_is_the_run_that_was_not(pairs, tmp_path, run):
-    arguments = [*TINY, "--pairs", pairs, "--epochs", "3", "--average", "2", "--limit", "150"]
+    arguments = [*TINY, "--pairs", pairs, "--epochs", "3", "--average-checkpoints", "2", "--limit", "150"]
     whole = run([RECIPE, *arguments, "--output", tmp_path / "whole"])
     assert whole.returncode == 0, whole.stderr
     process = run([RECIPE, *arguments, "--output", tmp_path / "cut"], wait=False)
@@ -86,7 +108,7 @@ def test_killed_and_resumed_is_the_run_that_was_not(pairs, tmp_path, run):
     process.communicate()
     resumed = run([RECIPE, *arguments, "--output", tmp_path / "cut", "--resume"])
     assert resumed.returncode == 0 and "Resuming after epoch" in resumed.stdout, resumed.stdout + resumed.stderr
-    one, other = (files.load_model(tmp_path / name / "model.keras").get_weights() for name in ("whole", "cut"))
+    one, other = (model_files.load_model(tmp_path / name / "model.keras").get_weights() for name in ("whole", "cut"))
     for a, b in zip(one, other, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -109,11 +131,11 @@ def test_same_losses_on_every_backend(pairs, tmp_path, run):
     ("arguments", "message"),
     [
         (["--epochs", "0"], "--epochs must be at least 1"),
-        (["--smoothing", "1"], r"--smoothing must be in \[0, 1\)"),
+        (["--label-smoothing", "1"], r"--label-smoothing must be in \[0, 1\)"),
         (["--learning-rate", "-1"], "must not be negative"),
-        (["--vocabulary", "100"], "at least 259"),
-        (["--width", "30", "--num-heads", "4"], "divisible by num_heads"),
-        (["--source", "en"], "two languages"),
+        (["--vocabulary-size", "100"], "at least 259"),
+        (["--hidden-dim", "30", "--num-heads", "4"], "divisible by num_heads"),
+        (["--source-lang", "en"], "two languages"),
         (["--evaluate", "nowhere.keras"], "no model file at nowhere.keras"),
     ],
 )
@@ -125,29 +147,29 @@ def test_wrong_input(pairs, tmp_path, arguments, message):
 
 def test_tokenizer_gives_texts_back(tmp_path):
     texts = ["Ein Mann, der läuft.", "A man (running)!", "Zwei Hunde  spielen 12 Mal."]
-    tokenizer = JointTokenizer.train(texts, vocabulary_size=400)
+    tokenizer = SharedBPETokenizer.train(texts, vocabulary_size=400)
     for text in [*texts, "日本 ß </s> <pad>"]:
         ids = tokenizer.encode(text)
         assert ids[-1] == tokenizer.end_id and ids.count(tokenizer.end_id) == 1
         assert tokenizer.decode(ids) == re.sub("</s>|<pad>", "", text).strip()
     tokenizer.save(tmp_path / "t.json")
-    assert JointTokenizer.load(tmp_path / "t.json").encode(texts[0]) == tokenizer.encode(texts[0])
+    assert SharedBPETokenizer.load(tmp_path / "t.json").encode(texts[0]) == tokenizer.encode(texts[0])
     (tmp_path / "t.json").write_text("{}")
     with pytest.raises(UserError, match="is not a tokenizer"):
-        JointTokenizer.load(tmp_path / "t.json")
+        SharedBPETokenizer.load(tmp_path / "t.json")
     with pytest.raises(UserError, match="There is no tokenizer at"):
-        JointTokenizer.load(tmp_path / "nowhere.json")
+        SharedBPETokenizer.load(tmp_path / "nowhere.json")
 
 
 def test_tokenizer_of_another_model():
-    tokenizer = JointTokenizer.train(["some text"], vocabulary_size=300)
-    other = transformer(vocabulary_size=17, num_layers=1, width=8, inner=8, num_heads=2)
+    tokenizer = SharedBPETokenizer.train(["some text"], vocabulary_size=300)
+    other = transformer(vocabulary_size=17, num_layers=1, hidden_dim=8, intermediate_dim=8, num_heads=2)
     with pytest.raises(UserError, match="this tokenizer belongs to another model"):
         Translator(other, tokenizer)
 
 
 def test_a_file_of_another_kind(tmp_path):
     numbers = keras.Input((4,))
-    files.save_model(keras.Model(numbers, keras.layers.Dense(2)(numbers)), tmp_path / "other.keras")
+    model_files.save_model(keras.Model(numbers, keras.layers.Dense(2)(numbers)), tmp_path / "other.keras")
     with pytest.raises(UserError, match="is not a translation model"):
         load_translator(tmp_path / "other.keras")
