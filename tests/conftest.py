@@ -1,5 +1,6 @@
 """Fixtures, and which tests a process runs: one process tests one backend; `once` tests run apart."""
 
+import math
 import os
 import pathlib
 import signal
@@ -11,7 +12,8 @@ import pytest
 
 from zoo import backends
 
-backends.start()
+backends.skip_optional_imports()
+backends.import_keras()
 
 from zoo import data
 from zoo.fast_paths.layers import set_compiler_flags
@@ -30,15 +32,16 @@ def initial_weights_drawn_by_numpy():
     if keras.backend.backend() != "jax":
         yield
         return
-    rng, kinds = np.random.default_rng(0), keras.src.initializers.random_initializers
+    rng = np.random.default_rng(0)
 
     def draw(self, shape, dtype=None):
-        fan_in, fan_out = kinds.compute_fans(shape)
+        *receptive_field, fan_in, fan_out = shape if len(shape) > 1 else (*shape, *shape) or (1, 1)
+        fan_in, fan_out = (math.prod(receptive_field) * fan for fan in (fan_in, fan_out))
         limit = (6 / (fan_in + fan_out)) ** 0.5  # Glorot's, which layers have unless they say otherwise
         return keras.ops.convert_to_tensor(rng.uniform(-limit, limit, shape), dtype=dtype or "float32")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kinds.VarianceScaling, "__call__", draw)
+        patch.setattr(keras.initializers.VarianceScaling, "__call__", draw)
         yield
 
 
@@ -61,7 +64,7 @@ def tfds_dir():
 @pytest.fixture(scope="session")
 def mnist(tfds_dir):
     """MNIST, read once: it takes TensorFlow Datasets 10 seconds and more."""
-    return data.load("mnist", tfds_dir)
+    return data.load_images("mnist", tfds_dir)
 
 
 @pytest.fixture(scope="session")

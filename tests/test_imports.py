@@ -10,7 +10,8 @@ FRAMEWORKS = {"tensorflow", "jax", "torch"}
 # From the bottom up: a room imports from tiers below its own, never from another room of its tier.
 TIERS = (
     {"errors"},
-    {"compat", "backends"},
+    {"compat"},
+    {"backends"},
     {"io", "blocks"},
     {"models", "data", "tokenizers", "parameter_ledger"},
     {"fast_paths", "parity", "presets"},

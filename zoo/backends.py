@@ -1,46 +1,52 @@
-"""The backends: which are installed, and Keras started on one of them. Importing this module loads none."""
+"""The backends: which are installed, and how Keras is imported on one of them. Importing this module loads none."""
 
 import contextlib
 import importlib.util
+import inspect
 import os
 import sys
 import tempfile
-import types
 
-from zoo.errors import UserError, nearest, run_command
+from zoo.errors import UserError, did_you_mean, run_command
 
 BACKENDS = ("tensorflow", "jax", "torch")
 
-# Keras imports these where they are installed, for wrappers and plots that nothing here uses: up to 2 of its 6 seconds.
-UNUSED = ("sklearn", "matplotlib")
+# Keras imports these where they are installed, for wrappers and plots that the zoo does not use (2 of its 6 seconds),
+# and JAX on every backend, for the sake of Orbax's checkpoints.
+_OPTIONAL_PACKAGES = ("sklearn", "matplotlib", "jax")
+_skip_optional_imports = False
 
 
-def installed():
+def installed_backends():
     """Names of the installed backends.
 
     Raises:
         UserError: if there is none.
     """
-    found = [name for name in BACKENDS if importlib.util.find_spec(name)]
-    if not found:
+    installed = [name for name in BACKENDS if importlib.util.find_spec(name)]
+    if not installed:
         raise UserError("No backend is installed: pip install tensorflow, jax or torch.")
-    return found
+    return installed
 
 
-def check(name, what="the backend"):
+def check_backend(name, what="the backend"):
     """Raise UserError if a backend is unknown or not installed; `what` says where its name was given."""
     if name not in BACKENDS:
-        raise UserError(f"{what} is {name!r}: choose one of {', '.join(BACKENDS)}.{nearest(name, BACKENDS)}")
-    if name not in installed():
-        raise UserError(f"{what} is {name}, which is not installed: pip install {name}, or use {_or(installed())}.")
+        raise UserError(f"{what} is {name!r}: choose one of {', '.join(BACKENDS)}.{did_you_mean(name, BACKENDS)}")
+    if name not in (installed := installed_backends()):
+        raise UserError(
+            f"{what} is {name}, which is not installed: pip install {name}, or use {' or '.join(installed)}."
+        )
 
 
-def start(preferred=None):
-    """Import Keras on the backend that `KERAS_BACKEND` names, without the messages TensorFlow writes as it starts.
+def import_keras(preferred=None):
+    """Import Keras on the backend that `KERAS_BACKEND` names, without the messages TensorFlow writes at its start.
+
+    Keras is imported whole, as `import keras` would, unless `skip_optional_imports` was called in this process.
 
     Args:
         preferred: the backend where `KERAS_BACKEND` is not set and this one is installed. Else it is TensorFlow, Keras'
-            default; if that is not installed another one is taken, and a line says so.
+            default; if that is not installed another one is taken, and a line on stderr says so.
 
     Raises:
         UserError: if it names an unknown backend, or one that is not installed.
@@ -48,57 +54,60 @@ def start(preferred=None):
     if "keras" in sys.modules:
         return
     if chosen := os.environ.get("KERAS_BACKEND"):
-        check(chosen, "KERAS_BACKEND")
-    elif preferred in installed():
+        check_backend(chosen, "KERAS_BACKEND")
+    elif preferred in installed_backends():
         os.environ["KERAS_BACKEND"] = preferred
-    elif "tensorflow" not in installed():
-        os.environ["KERAS_BACKEND"] = installed()[0]
-        print(f"KERAS_BACKEND is not set and TensorFlow is not installed: using {installed()[0]}.", file=sys.stderr)
+    elif "tensorflow" not in installed_backends():
+        os.environ["KERAS_BACKEND"] = installed_backends()[0]
+        print(
+            f"KERAS_BACKEND is not set and TensorFlow is not installed: using {installed_backends()[0]}.",
+            file=sys.stderr,
+        )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # It also imports JAX on every backend, for the sake of Orbax's checkpoints.
-    unused = (*UNUSED, "jax") if os.environ.get("KERAS_BACKEND", "jax") != "jax" else UNUSED
-    with _stderr_held_back(), _hidden(unused), _without_torch_compiler():
+    with _stderr_held_back(), _without_optional_packages():
         import keras  # noqa: F401
 
 
-def start_script():
-    """`start` for the top of a script: what it raises ends the process with one line."""
-    run_command(start)
+def import_keras_or_exit():
+    """`import_keras` for the top of a script: what it raises ends the process with one line.
 
-
-def _or(names):
-    return " or ".join(names)
-
-
-@contextlib.contextmanager
-def _hidden(names):
-    """Let packages that are not imported yet look as if they were not installed."""
-    names = [name for name in names if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(names))
-    try:
-        yield
-    finally:
-        for name in names:
-            sys.modules.pop(name, None)
-
-
-@contextlib.contextmanager
-def _without_torch_compiler():
-    """Let Keras mark what PyTorch's compiler must leave alone without importing that compiler, which takes 2 seconds.
-
-    PyTorch's own decorator, which imports it when a marked function is first called, takes the place of Keras' choice.
+    A script that is the process, not one that another program imports, calls `skip_optional_imports` by this.
     """
-    name = "torch._dynamo"
-    if os.environ.get("KERAS_BACKEND") != "torch" or name in sys.modules:
+    if inspect.currentframe().f_back.f_globals.get("__name__") == "__main__":
+        skip_optional_imports()
+    run_command(import_keras)
+
+
+def skip_optional_imports():
+    """Let `import_keras` leave out, in this process, what Keras imports for features that the zoo does not use.
+
+    For processes that are the zoo's own (the `zoo` command, a recipe), which start up to 4 seconds sooner: there
+    `keras.wrappers.SKLearn…`, Keras' plots and Orbax checkpoints do not work, and PyTorch's compiler is imported when it
+    is first used. Never called when zoo is imported as a library.
+    """
+    global _skip_optional_imports
+    _skip_optional_imports = True
+
+
+@contextlib.contextmanager
+def _without_optional_packages():
+    """While Keras is imported, let its optional packages look as if they were not installed, if that was asked for."""
+    if not _skip_optional_imports:
         yield
         return
-    import torch
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
+    names = [name for name in _OPTIONAL_PACKAGES if name != backend and name not in sys.modules]
+    sys.modules.update(dict.fromkeys(names))
+    with contextlib.ExitStack() as stack:
+        if backend == "torch":
+            from zoo.compat.torch import without_compiler
 
-    sys.modules[name] = types.SimpleNamespace(disable=torch._compile._disable_dynamo)
-    try:
-        yield
-    finally:
-        del sys.modules[name]
+            stack.enter_context(without_compiler())
+        try:
+            yield
+        finally:
+            for name in names:
+                sys.modules.pop(name, None)
 
 
 @contextlib.contextmanager

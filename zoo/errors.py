@@ -1,4 +1,4 @@
-"""Mistakes a user can make, said in one sentence, and the exit codes they end a command with."""
+"""Errors that a user can put right, each one sentence, and the exit codes that a command ends with."""
 
 import difflib
 import os
@@ -18,27 +18,27 @@ class TrainingError(UserError):
     exit_code = 1
 
 
-def nearest(name, known):
-    """Return ' Did you mean X?' for the closest of the known names, or '' when none is close."""
+def did_you_mean(name, known):
+    """' Did you mean X?' for the closest of the known names, or '' when none is close."""
     close = difflib.get_close_matches(str(name).lower(), list(known), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def reason(error):
-    """What an exception of Keras or a backend says, as one short line: they wrap the point in frames and colours."""
+def error_summary(error):
+    """The message of an exception of Keras or a backend as one short line, without frames and colours."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).rsplit("Exception encountered: ", 1)[-1]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith("Exception encountered when calling")]
     return (lines or [type(error).__name__])[0][:200].rstrip(".")
 
 
-_silent = False
+_muted = False
 
 
-def stay_silent():
-    """Let this process print nothing more: another one of the same run says all there is to say."""
-    global _silent
-    _silent = True
+def mute_output():
+    """Print nothing more from this process: another process of the same run reports."""
+    global _muted
+    _muted = True
     sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 
@@ -55,23 +55,23 @@ def run_command(main, *arguments):
         sys.stdout.flush()
         return result
     except UserError as error:
-        _leave(f"error: {error}", error.exit_code)
+        _exit(f"error: {error}", error.exit_code)
     except KeyboardInterrupt as interrupt:
-        _leave(f"interrupted{f': {interrupt}' if str(interrupt) else '.'}", 130)
-    except BrokenPipeError:  # `zoo list | head`: the reader has what it wanted
+        _exit(f"interrupted{f': {interrupt}' if str(interrupt) else '.'}", 130)
+    except BrokenPipeError:  # `zoo list | head`: the reader has closed the pipe
         os._exit(0)
     except OSError as error:
-        _leave(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}.", 2)
+        _exit(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}.", 2)
 
 
-def _leave(message, code):
-    """Print the last line and end the process at once.
+def _exit(message, code):
+    """Print one last line and exit at once.
 
     Not `sys.exit`: when training is cut short, TensorFlow's threads are still reading batches ahead and would print
     tracebacks of their own while Python shuts down. Files are written atomically, so nothing is lost.
     """
     sys.stdout.flush()
-    if _silent:
+    if _muted:
         os._exit(code)
     # Training is cut short in the middle of a progress line; wrong input is found before anything is printed.
     print(message if code == UserError.exit_code else f"\n{message}", file=sys.stderr, flush=True)

@@ -1,0 +1,288 @@
+"""Private names of Keras, as of 3.15.1."""
+
+import collections
+import contextlib
+import functools
+import sys
+
+import numpy as np
+
+from zoo.compat import private
+
+# ------------------------------------------------------------------------------------------------------ initial weights
+
+
+@contextlib.contextmanager
+def skip_weight_init():
+    """Models built inside have the shapes of their weights, but no values; they must hold no random layers.
+
+    They can be counted, summarised and traced; each weight must be given a value by `set_initial_value` before the
+    model is called. Drawing random numbers that are overwritten at once takes longer than reading a file, on JAX by
+    far, which compiles that for each shape: 14 of the 16 s that loading a small diffusion took.
+
+    Since Keras 3.0: `StatelessScope(initialize_variables=False)` is public, but would leave the variables on the list
+    of those that the end of the next scope initializes. Public way: `zero_weight_init`, which allocates.
+    """
+    import keras
+
+    state = private("keras", "src.backend.common.global_state")
+    pending = list(state.get_global_attribute("uninitialized_variables", []))
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        state.set_global_attribute("uninitialized_variables", pending)
+
+
+def set_initial_value(variable, array):
+    """Set a variable, also one that has no value yet.
+
+    Since Keras 3.0. Public way: `Variable.assign`, which first draws the variable's random numbers.
+    """
+    if private(variable, "_value") is None:
+        private(variable, "_initializer")
+        variable._initializer = lambda shape, dtype=None: array
+        private(variable, "_deferred_initialize")()
+    else:
+        variable.assign(array)
+
+
+@contextlib.contextmanager
+def zero_weight_init():
+    """Models built inside have zeros where random numbers would be; what is not random has its usual value.
+
+    Replaces the `__call__` of Keras' public random initializers for the time. It has no private name.
+    """
+    import keras
+
+    def zeros(self, shape, dtype=None):
+        return keras.ops.convert_to_tensor(np.zeros(shape, "float32"), dtype=dtype or keras.config.floatx())
+
+    roots = [getattr(keras.initializers, name) for name in ("RandomNormal", "RandomUniform", "TruncatedNormal")]
+    roots += [keras.initializers.VarianceScaling, keras.initializers.Orthogonal]
+    kinds = [kind for root in roots for kind in (root, *_subclasses(root)) if "__call__" in vars(kind)]
+    originals = [kind.__call__ for kind in kinds]
+    for kind in kinds:
+        kind.__call__ = zeros
+    try:
+        yield
+    finally:
+        for kind, original in zip(kinds, originals):
+            kind.__call__ = original
+
+
+def _subclasses(kind):
+    return [one for direct in kind.__subclasses__() for one in (direct, *_subclasses(direct))]
+
+
+# ---------------------------------------------------------------------------------------------------- layers and graphs
+
+
+def flatten_layers(layer, include_self=True):
+    """List a layer, or model, and every layer inside it, each once, however deeply nested.
+
+    Since Keras 3.0. Public way: none; `Model.layers` holds the outermost layers only, and a layer that keeps others as
+    attributes has no list of them.
+    """
+    return list(private(layer, "_flatten_layers")(include_self=include_self))
+
+
+def track_variables(layer, variables):
+    """Make variables that a built layer holds count as its own, so that a compiled step hands their new values out.
+
+    For a stateful RNN, whose states Keras makes (`RNN._create_state_variables`) and does not count. Since Keras 3.0.
+    Public way: assigning a variable as an attribute, which a built layer refuses.
+    """
+    tracker = private(layer, "_tracker")
+    tracker.unlock()
+    for variable in variables:
+        private(layer, "_track_variable")(variable)
+    tracker.lock()
+
+
+class GraphCall:
+    """One call in the graph of a functional model.
+
+    Attributes:
+        operation: the layer, model or `keras.ops` operation.
+        arguments: positional and keyword arguments, with symbolic tensors in them, as (list, dict).
+        inputs, outputs: flat lists of the symbolic tensors.
+    """
+
+    def __init__(self, node):
+        self.operation, self.inputs, self.outputs = node.operation, node.input_tensors, node.outputs
+        self.arguments, self._fill_in = (list(node.arguments.args), node.arguments.kwargs), node.arguments.fill_in
+
+    def fill_in(self, values):
+        """The arguments (args, kwargs) with {id of a symbolic tensor: value} in the symbolic tensors' places."""
+        return self._fill_in(values)
+
+
+def graph_calls(model):
+    """List the `GraphCall`s of a functional model or `keras.Function` in the order in which they run.
+
+    Since Keras 3.0. Public way: `clone_model(call_function=)`, which follows a graph, but only with symbolic tensors
+    and to make a new model of what comes out.
+    """
+    by_depth = private(model, "_nodes_by_depth")
+    nodes = (node for depth in sorted(by_depth, reverse=True) for node in by_depth[depth])
+    return [GraphCall(node) for node in nodes if node.operation and not node.is_input]
+
+
+def run_graph(model, inputs, call, calls=None):
+    """Run the graph of a functional model; each tensor is let go of after its last use (Keras keeps all to the end).
+
+    Args:
+        model: functional `keras.Model`.
+        inputs: flat list of tensors, or symbolic tensors, in the order of `model.inputs`.
+        call: function of (operation, *args, **kwargs) that returns the operation's outputs.
+        calls: `graph_calls(model)`, if they are at hand.
+
+    Returns:
+        the outputs in the structure of the model's.
+    """
+    import keras
+
+    calls = graph_calls(model) if calls is None else calls
+    uses = collections.Counter(id(x) for one in calls for x in one.inputs)
+    uses.update(id(x) for x in model.outputs)
+    values = {id(x): value for x, value in zip(model.inputs, inputs)}
+    for one in calls:
+        args, kwargs = one.fill_in(values)
+        outputs = call(one.operation, *args, **kwargs)
+        values |= {id(x): value for x, value in zip(one.outputs, keras.tree.flatten(outputs))}
+        del args, kwargs, outputs
+        for x in one.inputs:
+            uses[id(x)] -= 1
+            if not uses[id(x)]:
+                del values[id(x)]
+    return keras.tree.pack_sequence_as(model.output, [values[id(x)] for x in model.outputs])
+
+
+def functional_graph(model):
+    """The functional model that a functional or sequential model is; None where `call` is the user's Python.
+
+    It has no private name: the class of functional models is that of any one of them.
+    """
+    import keras
+
+    if isinstance(model, keras.Sequential):
+        return keras.Model(model.inputs, model.outputs, name=model.name) if model.built else None
+    functional = _functional_class()
+    return model if isinstance(model, functional) and type(model).call is functional.call else None
+
+
+@functools.cache
+def _functional_class():
+    import keras
+
+    probe = keras.Input((1,), name="probe")
+    return type(keras.Model(probe, probe, name="probe"))
+
+
+# ---------------------------------------------------------------------------------------------------------------- files
+
+
+def deserialize_model(config):
+    """Build a model from the `config.json` of a .keras file, without weights.
+
+    Layers that are shared inside the model stay shared, as in `keras.saving.load_model`, by its private scope. Since
+    Keras 3.0. Public way: `keras.saving.load_model`, which reads the weights too.
+    """
+    import keras
+
+    with private("keras", "src.saving.serialization_lib.ObjectSharingScope")():
+        return keras.saving.deserialize_keras_object(config, safe_mode=True)
+
+
+def load_weights(model, file):
+    """Load a model's weights from an open HDF5 file, e.g. a part of another file.
+
+    Since Keras 3.0. Public way: `Model.load_weights`, which takes the path of a whole file only.
+    """
+    saving = private("keras", "src.saving.saving_lib")
+    load_state, store = private(saving, "_load_state"), private(saving, "H5IOStore")
+    weights, failed, messages = store(file, mode="r"), set(), {}
+    try:
+        load_state(
+            model,
+            weights_store=weights,
+            assets_store=None,
+            inner_path="",
+            visited_saveables=set(),
+            failed_saveables=failed,
+            error_msgs=messages,
+        )
+    finally:
+        weights.close()
+    if failed:
+        private(saving, "_raise_loading_failure")(messages)
+
+
+@contextlib.contextmanager
+def save_through_disk(limit):
+    """Let Keras hold the weights of models of `limit` bytes and more in a temporary file while saving, not in memory.
+
+    Where the free memory is twice their size, Keras 3.15 holds them there once more. Public way: none.
+    """
+    saving = private("keras", "src.saving.saving_lib")
+    original, size = private(saving, "is_memory_sufficient"), private(saving, "weight_memory_size")
+    saving.is_memory_sufficient = lambda model: original(model) and size(model.variables) < limit
+    try:
+        yield
+    finally:
+        saving.is_memory_sufficient = original
+
+
+@contextlib.contextmanager
+def without_tensorflow():
+    """Keep Keras on JAX and PyTorch from importing TensorFlow while saving and loading.
+
+    Keras 3.15 imports it only to ask whether an object is one of its types (`serialize_keras_object`), which takes
+    seconds and hundreds of megabytes. Public way: none, short of not installing TensorFlow.
+    """
+    import keras
+
+    lazy_module = private("keras", "src.utils.module_utils.tensorflow")
+    hide = keras.backend.backend() != "tensorflow" and "tensorflow" not in sys.modules
+    if hide:
+        private(lazy_module, "_available")
+        lazy_module._available = False
+    try:
+        yield
+    finally:
+        if hide:
+            lazy_module._available = None
+
+
+# ----------------------------------------------------------------------------------------------------------- optimizers
+
+
+def clip_summed_gradients(optimizer_class):
+    """Class decorator: clip the gradients of the whole batch, not those of each `tf.distribute` replica.
+
+    Keras 3.15 on TensorFlow clips each replica's gradients, then sums them. Public way: none.
+    """
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        return optimizer_class
+    clip = private(optimizer_class, "_clip_gradients")
+    all_reduce = private(optimizer_class, "_all_reduce_sum_gradients")
+
+    def clip_gradients(self, gradients):
+        return clip(self, [gradient for gradient, _ in all_reduce(self, [(g, None) for g in gradients])])
+
+    optimizer_class._clip_gradients = clip_gradients
+    # Called after clipping, when the sums have been made.
+    optimizer_class._all_reduce_sum_gradients = lambda self, grads_and_vars: grads_and_vars
+    return optimizer_class
+
+
+def adam_slots(optimizer, variable):
+    """(first, second) moment variables that a `keras.optimizers.Adam` keeps for a model's variable.
+
+    Since Keras 3.0. Public way: `Optimizer.variables`, a flat list in no documented order.
+    """
+    index = private(optimizer, "_get_variable_index")(variable)
+    return private(optimizer, "_momentums")[index], private(optimizer, "_velocities")[index]
