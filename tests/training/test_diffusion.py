@@ -6,7 +6,7 @@ import pytest
 
 from zoo.data import captions
 from zoo.data.captions import DIGITS, TEMPLATES
-from zoo.evaluation.diffusion_plots import frechet_distance
+from zoo.evaluation.diffusion import frechet_distance
 from zoo.generation.diffusion import noise_sampler
 from zoo.models.captioned_image_classifier import captioned_image_classifier, feature_extractor
 from zoo.models.cnn import cnn

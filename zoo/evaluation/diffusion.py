@@ -1,6 +1,8 @@
-"""How well a latent diffusion draws what it is told: prompt accuracy, Fréchet distance, steps, and what each part does.
+"""Scores of a latent diffusion: prompt accuracy, Fréchet distance, samplers and steps, ablation; scores of parts.
 
-A judge, the 20-class 48x48 CNN, says what a picture shows; its ink and its background are judged by colour.
+A classifier, the 20-class 48x48 CNN, predicts the class of an image; its colors are compared with a palette.
+
+Letters: N images, H x W pixels, F features.
 """
 
 import pathlib
@@ -8,206 +10,287 @@ import pathlib
 import keras
 import numpy as np
 
-from zoo.data.captions import judge_colours
+from zoo.data.captions import classify_colors
 from zoo.errors import UserError
-from zoo.evaluation import diffusion_plots as reports
+from zoo.evaluation import diffusion_plots as plots
 from zoo.fast_paths.layers import use_fast_paths
-from zoo.generation.diffusion.noise_sampler import SAMPLERS, noised, scheduled
+from zoo.generation.diffusion.noise_sampler import SAMPLERS, add_noise, alphas_cumprod_from_config
 from zoo.io import files
 from zoo.io.images import write_gif, write_strip
-from zoo.tasks.text_to_image import Painter, fast_pipeline, load_painter
-from zoo.training.diffusion import features
+from zoo.io.model_files import load_model
+from zoo.models.captioned_image_classifier import feature_extractor
+from zoo.presets import find_preset
+from zoo.tasks.text_to_image import TextToImage
 
-STEPS = 20
-GUIDANCES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-COUNTS, LONG = (5, 10, 20, 50), 200  # steps in the table of samplers; the long walk is for DDPM
-SHARES = ("class", "ink", "background", "all")
-
-
-def draw_prompts(painter, prompts, *, steps=STEPS, guidance=2.0, sampler=None, seed=0, batch_size=100):
-    """Pictures (N, H, W, 3) uint8 of prompts; that of prompt k has the random numbers of `seed` + k."""
-    pictures = []
-    blank, _ = painter.tokens("")
-    for begin in range(0, len(prompts), batch_size):
-        ids = [painter.tokens(prompt)[0] for prompt in prompts[begin : begin + batch_size]]
-        seeds = range(seed + begin, seed + begin + len(ids))
-        options = {"steps": steps, "guidance": guidance, "sampler": sampler, "seeds": seeds}
-        for step in painter.pipeline.draw(ids, negative_ids=blank, **options):
-            latents = step
-        pictures.append(painter.pictures(latents.latents))
-    return np.concatenate(pictures)
+NUM_STEPS = 20
+GUIDANCE_SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+STEP_COUNTS, DDPM_STEPS = (5, 10, 20, 50), 200  # of the table of samplers; DDPM needs more
+ATTRIBUTES = ("class", "foreground", "background", "all")
 
 
-def prompt_scores(judge, pictures, labels, inks, backgrounds):
-    """Shares of pictures whose class, ink and background are those asked for, and of those with all three."""
-    logits = judge.predict(pictures, batch_size=250, verbose=0)
-    found = (np.asarray(logits).argmax(-1), *judge_colours(pictures))
-    right = [one == other for one, other in zip(found, (labels, inks, backgrounds))]
-    right.append(np.logical_and.reduce(right))
-    return {name: float(share.mean()) for name, share in zip(SHARES, right)}
-
-
-def least_as_good(shares, wanted):
-    """The smallest guidance with so large a share of right pictures; the best one where none has.
-
-    More guidance than that buys what is already clear with variety (Ho and Salimans 2022, section 4).
-    """
-    enough = [guidance for guidance, share in shares.items() if share >= wanted]
-    return min(enough, default=max(shares, key=shares.get))
-
-
-def report(folder, dataset, output, *, count=1000, seed=0, guidance=None):
-    """Score a finished folder; write tables and pictures to `output`, and return the metrics.
-
-    Prompt accuracy and Fréchet distance are told first, then samplers with their numbers of steps, then what each part
-    does; the last two only where the guidance is chosen here.
+def prompt_accuracy(classifier, images, labels, foregrounds, backgrounds):
+    """Fractions of images whose class, foreground and background are those of the prompt, and of those with all three.
 
     Args:
-        folder: what the recipe made, judge.keras included.
+        classifier: images (N, H, W, 3) -> logits (N, K).
+        images: (N, H, W, 3) uint8.
+        labels, foregrounds, backgrounds: (N,) int, what the prompts ask for.
+
+    Returns:
+        dict with the keys `ATTRIBUTES`.
+    """
+    logits = classifier.predict(images, batch_size=250, verbose=0)
+    predicted = (np.asarray(logits).argmax(-1), *classify_colors(images))
+    correct = [one == other for one, other in zip(predicted, (labels, foregrounds, backgrounds))]
+    correct.append(np.logical_and.reduce(correct))
+    return {name: float(fraction.mean()) for name, fraction in zip(ATTRIBUTES, correct)}
+
+
+def frechet_distance(features, other):
+    """The squared Fréchet distance of two normal distributions with the means and covariances of features.
+
+        |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½)                                     Heusel et al. 2017, equation 6
+
+    Args:
+        features, other: (N, F), each with more rows than columns.
+    """
+    means = [np.mean(part, axis=0, dtype="float64") for part in (features, other)]
+    covariances = [np.cov(np.asarray(part, "float64"), rowvar=False) for part in (features, other)]
+    # The trace of a root is the sum of the roots of the eigenvalues, here real and not negative but for rounding.
+    eigenvalues = np.linalg.eigvals(covariances[0] @ covariances[1]).real
+    roots = np.sqrt(np.maximum(eigenvalues, 0)).sum()
+    return float(((means[0] - means[1]) ** 2).sum() + np.trace(sum(covariances)) - 2 * roots)
+
+
+def smallest_sufficient_guidance(accuracies, required):
+    """The smallest guidance scale with at least the required accuracy; the most accurate one if none reaches it.
+
+    More guidance than that trades variety for nothing (Ho and Salimans 2022, section 4).
+
+    Args:
+        accuracies: {guidance scale: accuracy}.
+        required: accuracy of real images.
+    """
+    sufficient = [scale for scale, accuracy in accuracies.items() if accuracy >= required]
+    return min(sufficient, default=max(accuracies, key=accuracies.get))
+
+
+def retrieval_accuracy(clip_model, dataset, tokenize, *, seed, rounds=20, candidates=100):
+    """How often the matching one ranks first among test images and captions, no two of which say the same.
+
+    Args:
+        clip_model: [token ids, images] -> logits, a row per image.
         dataset: `CaptionedImages`.
-        output: folder for report.txt, metrics.json, samples.png, pictures.npz (the first hundred); the long report adds
+        tokenize: function of captions that returns token ids.
+        seed: of images, colors and words.
+        rounds: number of draws to average over.
+        candidates: images and captions of each draw.
+
+    Returns:
+        dict: retrieval_caption (of an image), retrieval_image (of a caption), retrieval_among.
+    """
+    correct = {"retrieval_caption": 0, "retrieval_image": 0}
+    rng, count = np.random.default_rng([seed, 2]), len(dataset.labels["test"])
+    candidates = min(candidates, count // 2)
+    for number in range(rounds):
+        rows, used = [], set()
+        batch = dataset.render("test", rng.permutation(count)[: 2 * candidates], seed=[seed, number])
+        for row, combination in enumerate(zip(batch.labels, batch.foregrounds, batch.backgrounds)):
+            if combination not in used and len(rows) < candidates:
+                used.add(combination)
+                rows.append(row)
+        inputs = tokenize([batch.captions[row] for row in rows]), batch.images[rows].astype("float32")
+        logits = keras.ops.convert_to_numpy(clip_model.predict_on_batch(inputs))
+        for key, axis in (("retrieval_caption", 1), ("retrieval_image", 0)):
+            correct[key] += float((logits.argmax(axis) == np.arange(len(rows))).mean()) / rounds
+    return correct | {"retrieval_among": candidates}
+
+
+def loss_by_timestep(denoiser, batches, num_train_timesteps, bins=20):
+    """Mean squared error of the predicted noise by timestep: (bins,) over equal ranges of timesteps."""
+    total, count = np.zeros(bins), np.zeros(bins)
+    for index in range(len(batches)):
+        inputs, noise = batches[index]
+        error = ((keras.ops.convert_to_numpy(denoiser.predict_on_batch(inputs)) - noise) ** 2).mean((1, 2, 3))
+        bin_indices = (inputs[1] * bins / num_train_timesteps).astype(int)
+        np.add.at(total, bin_indices, error)
+        np.add.at(count, bin_indices, 1)
+    return total / np.maximum(count, 1)
+
+
+def evaluate(preset, dataset, folder, *, num_prompts=1000, num_steps=NUM_STEPS, guidance_scale=None, seed=0):
+    """Score a latent diffusion; print a report and write it, its metrics and images.
+
+    Prompt accuracy and Fréchet distance come first; then, only if the guidance scale is chosen here, samplers with
+    their numbers of steps and what each part contributes.
+
+    Args:
+        preset: name or folder of a preset that has a classifier.keras.
+        dataset: `CaptionedImages`.
+        folder: for report.txt, metrics.json, samples.png, images.npz (the first hundred); the long report adds
             steps.png, reverse.png, reverse.gif and forward.png.
-        count: how many prompts of each kind.
+        num_prompts: prompts of each kind.
+        num_steps: sampling steps.
+        guidance_scale: of the short report; None to choose it, for the long one.
         seed: of prompts and noise.
-        guidance: a number for the short report, with the guidance that was chosen before; None to choose it.
+
+    Returns:
+        the metrics, a dict.
 
     Raises:
         UserError: if a part is missing.
     """
-    folder, output = pathlib.Path(folder), files.prepare_folder(output)
-    if not (folder / "judge.keras").is_file():
-        raise UserError(f"{folder} has no judge.keras, which says what a picture shows: run --stage judge first.")
-    judge, painter = files.load_model(folder / "judge.keras"), load_painter(folder)
-    use_fast_paths(judge)
-    seen_by_judge = features(judge)
+    source, folder = find_preset(preset).folder, pathlib.Path(folder)
+    if not (source / "classifier.keras").is_file():
+        raise UserError(
+            f"{source} has no classifier.keras, which scores the images: run recipes/diffusion_classifier.py first."
+        )
+    task, scorer = TextToImage.from_preset(source), _Scorer(load_model(source / "classifier.keras"))
+    files.prepare_folder(folder)
+    lines, backend = [], keras.backend.backend()
+    metrics = {"backend": backend, "num_prompts": num_prompts, "num_steps": num_steps, "seed": seed}
 
-    def scored(prompts, **options):
-        texts, *wanted = prompts
-        return prompt_scores(judge, draw_prompts(painter, texts, **options), *wanted)
-
-    told, metrics = [], {"backend": keras.backend.backend(), "prompts": count, "steps": STEPS, "seed": seed}
-
-    def tell(line=""):
+    def log(line=""):
         print(line, flush=True)
-        told.append(line)
+        lines.append(line)
 
-    # (a) Prompt accuracy. The guidance is chosen on prompts of its own.
-    tell(f"{keras.backend.backend()} backend, {STEPS} steps of {painter.settings['sampler']}\n")
-    real, shares_of_real = {}, {}
-    for part in ("validation", "test"):
-        real[part] = batch = dataset.draw(part, _some(dataset, part, count), seed=seed)
-        shares_of_real[part] = prompt_scores(judge, batch.images, batch.labels, batch.inks, batch.backgrounds)
-    best = guidance
-    if guidance is None:
-        trial = dataset.prompts(max(20, count // 5), seed=seed + 1)
-        by_guidance = {value: scored(trial, guidance=value, seed=10**6) for value in GUIDANCES}
-        wanted = shares_of_real["validation"]["all"]
-        best = least_as_good({value: shares["all"] for value, shares in by_guidance.items()}, wanted)
-        metrics["by_guidance"] = by_guidance
-        tell("guidance  " + "".join(f"{name:>12}" for name in SHARES) + f"     ({len(trial[0])} prompts to choose by)")
-        for value, shares in by_guidance.items():
-            tell(f"{value:8}  " + _row(shares) + ("  <- taken" if value == best else ""))
-        tell(f"The least guidance with which drawings are right as often as real validation pictures, {wanted:.1%}.")
-    kinds = {"seen": dataset.prompts(count, seed=seed), "never seen": dataset.prompts(count, held_out=True, seed=seed)}
-    tell(f"\ncombinations  ({count} prompts each, guidance {best})")
-    pictures = {}
-    for kind, (texts, *wanted) in kinds.items():
-        pictures[kind] = draw_prompts(painter, texts, guidance=best, seed=seed)
-        metrics[kind.replace(" ", "_")] = shares = prompt_scores(judge, pictures[kind], *wanted)
-        tell(f"{kind:10}" + _row(shares))
-    metrics["real"] = shares_of_real["test"]
-    tell(f"{'real':10}" + _row(shares_of_real["test"]) + "  (the judge on test pictures)")
+    def generate(prompts, **options):
+        return task.generate(prompts, **{"num_steps": num_steps, "seed": seed, "batch_size": 100} | options)
+
+    # (a) Prompt accuracy. The guidance scale is chosen on prompts of its own.
+    log(f"{backend} backend, {num_steps} steps of {task.pipeline_config['sampler']}\n")
+    real, real_accuracy = {}, {}
+    for split in ("validation", "test"):
+        real[split] = batch = dataset.render(split, _random_indices(dataset, split, num_prompts), seed=seed)
+        attributes = batch.labels, batch.foregrounds, batch.backgrounds
+        real_accuracy[split] = scorer.accuracy(batch.images, attributes)
+    chosen = guidance_scale
+    if guidance_scale is None:
+        prompts, *attributes = dataset.prompts(max(20, num_prompts // 5), seed=seed + 1)
+        metrics["by_guidance_scale"] = by_scale = {
+            scale: scorer.accuracy(generate(prompts, guidance_scale=scale, seed=10**6), attributes)
+            for scale in GUIDANCE_SCALES
+        }
+        required = real_accuracy["validation"]["all"]
+        chosen = smallest_sufficient_guidance({scale: row["all"] for scale, row in by_scale.items()}, required)
+        log(f"{'guidance scale':14}" + _header() + f"     ({len(prompts)} prompts to choose by)")
+        for scale, row in by_scale.items():
+            log(f"{scale:14}" + _row(row) + ("  <- chosen" if scale == chosen else ""))
+        log(f"The smallest scale that is as accurate as real validation images, {required:.1%}.")
+    prompts = {"seen": dataset.prompts(num_prompts, seed=seed)}
+    prompts["held_out"] = dataset.prompts(num_prompts, held_out=True, seed=seed)
+    log(f"\n{'combinations':14}" + _header() + f"     ({num_prompts} prompts each, guidance scale {chosen})")
+    images = {}
+    for kind, (captions, *attributes) in prompts.items():
+        images[kind] = generate(captions, guidance_scale=chosen)
+        metrics[kind] = scorer.accuracy(images[kind], attributes)
+        log(f"{kind.replace('_', ' '):14}" + _row(metrics[kind]))
+    metrics["real"] = real_accuracy["test"]
+    log(f"{'real':14}" + _row(metrics["real"]) + "     (the classifier on test images)")
 
     # (b) Fréchet distance.
-    looks = {part: _features(seen_by_judge, batch.images) for part, batch in real.items()}
-    floor = reports.frechet_distance(looks["test"], looks["validation"])
-    distance = reports.frechet_distance(looks["test"], _features(seen_by_judge, pictures["seen"]))
-    metrics |= {"guidance": best, "frechet": distance, "frechet_floor": floor, "frechet_ratio": distance / floor}
-    tell(f"\nFréchet distance to {len(looks['test'])} test pictures, features of the judge (dense1, 128 numbers):")
-    tell(f"drawn {distance:.3f}, real validation pictures {floor:.3f}: {distance / floor:.2f} times")
+    features = {split: scorer.features(batch.images) for split, batch in real.items()}
+    floor = frechet_distance(features["test"], features["validation"])
+    distance = frechet_distance(features["test"], scorer.features(images["seen"]))
+    metrics |= {"guidance_scale": chosen, "frechet": distance, "frechet_floor": floor}
+    metrics["frechet_ratio"] = distance / floor
+    log(f"\nFréchet distance to {len(features['test'])} test images, features of the classifier (dense1, 128 units):")
+    log(f"generated {distance:.3f}, real validation images {floor:.3f}: {distance / floor:.2f} times")
 
-    with files.atomic(output / "pictures.npz") as temporary:
-        np.savez_compressed(temporary, pictures=pictures["seen"][:100])
-    texts = [*kinds["seen"][0][:16], *kinds["never seen"][0][:16]]
-    reports.save_gallery(output / "samples.png", np.concatenate([part[:16] for part in pictures.values()]), texts)
-    if guidance is None:
-        some = [part[: -(-count // 2)] for part in kinds["seen"]]
-        options = {"guidance": best, "seed": seed, "tell": tell}
-        metrics["by_steps"] = _steps(painter, judge, seen_by_judge, looks["test"], some, output, **options)
-        metrics["ablation"] = _ablation(folder, painter, judge, some, **options)
-        draw_processes(painter, files.load_model(folder / "encoder.keras"), dataset, output, guidance=best)
-    files.write_text(output / "report.txt", "\n".join(told) + "\n")
-    files.write_json(output / "metrics.json", metrics)
+    with files.atomic_write(folder / "images.npz") as temporary:
+        np.savez_compressed(temporary, images=images["seen"][:100])
+    captions = [caption for captions, *_ in prompts.values() for caption in captions[:16]]
+    plots.plot_gallery(folder / "samples.png", np.concatenate([part[:16] for part in images.values()]), captions)
+    if guidance_scale is None:
+        half = [part[: -(-num_prompts // 2)] for part in prompts["seen"]]
+        metrics["by_num_steps"] = _by_num_steps(generate, scorer, features["test"], half, chosen, log)
+        plots.plot_steps(folder / "steps.png", metrics["by_num_steps"])
+        metrics["ablation"] = _ablation(task, generate, scorer, half, chosen, seed, num_steps, log)
+        plot_processes(task, dataset, folder, guidance_scale=chosen, num_steps=num_steps, seed=seed)
+    files.write_text(folder / "report.txt", "\n".join(lines) + "\n")
+    files.write_json(folder / "metrics.json", metrics)
     return metrics
 
 
-def _steps(painter, judge, seen_by_judge, looks, some, output, *, guidance, seed, tell):
-    """(c) Samplers and numbers of steps."""
+class _Scorer:
+    """Accuracy and features of images by a classifier."""
+
+    def __init__(self, classifier):
+        use_fast_paths(classifier)
+        self.classifier, self.feature_extractor = classifier, feature_extractor(classifier)
+
+    def accuracy(self, images, attributes):
+        return prompt_accuracy(self.classifier, images, *attributes)
+
+    def features(self, images):
+        return np.asarray(self.feature_extractor.predict(images.astype("float32"), batch_size=250, verbose=0))
+
+
+def _by_num_steps(generate, scorer, real_features, prompts, guidance_scale, log):
+    """(c) {sampler: {number of steps: (Fréchet distance, accuracy)}}."""
     table = {}
-    tell(f"\nFréchet distance / all three right by sampler and steps ({len(some[0])} prompts)")
-    tell(f"{'':16}" + "".join(f"{steps:>16}" for steps in (*COUNTS, LONG)))
+    captions, *attributes = prompts
+    log(f"\nFréchet distance / all three correct by sampler and number of steps ({len(captions)} prompts)")
+    log(f"{'':16}" + "".join(f"{count:>16}" for count in (*STEP_COUNTS, DDPM_STEPS)))
     for sampler in SAMPLERS:
         table[sampler] = {}
-        for steps in (*COUNTS, *((LONG,) if sampler == "ddpm" else ())):
-            drawn = draw_prompts(painter, some[0], steps=steps, guidance=guidance, sampler=sampler, seed=seed)
-            distance = reports.frechet_distance(looks, _features(seen_by_judge, drawn))
-            table[sampler][steps] = distance, prompt_scores(judge, drawn, *some[1:])["all"]
-        tell(f"{sampler:16}" + "".join(f"{f'{d:.2f} / {share:.3f}':>16}" for d, share in table[sampler].values()))
-    reports.save_steps(output / "steps.png", table)
+        for count in (*STEP_COUNTS, *((DDPM_STEPS,) if sampler == "ddpm" else ())):
+            images = generate(captions, num_steps=count, guidance_scale=guidance_scale, sampler=sampler)
+            distance = frechet_distance(real_features, scorer.features(images))
+            table[sampler][count] = distance, scorer.accuracy(images, attributes)["all"]
+        log(f"{sampler:16}" + "".join(f"{f'{d:.2f} / {accuracy:.3f}':>16}" for d, accuracy in table[sampler].values()))
     return table
 
 
-def _ablation(folder, painter, judge, some, *, guidance, seed, tell):
-    """(d) What each part does."""
+def _ablation(task, generate, scorer, prompts, guidance_scale, seed, num_steps, log):
+    """(d) {what was changed: accuracy}."""
+    captions, *attributes = prompts
     rng = np.random.default_rng(seed)
-    reader = files.load_model(folder / "text_encoder.keras")
-    for weight in reader.weights:
-        if len(weight.shape) > 1:
-            weight.assign(rng.normal(size=weight.shape) * float(np.std(keras.ops.convert_to_numpy(weight))))
-    others = [files.load_model(folder / f"{name}.keras") for name in ("decoder", "denoiser")]
-    untrained = Painter(fast_pipeline(reader, None, *others, painter.settings), painter.tokenizer)
-    texts, *wanted = some
-    ablation = {
-        "as it is": prompt_scores(judge, draw_prompts(painter, texts, guidance=guidance, seed=seed), *wanted),
-        "guidance 1": prompt_scores(judge, draw_prompts(painter, texts, guidance=1.0, seed=seed), *wanted),
-        "no captions": prompt_scores(judge, draw_prompts(painter, [""] * len(texts), guidance=1.0, seed=seed), *wanted),
-        "untrained text encoder": prompt_scores(
-            judge, draw_prompts(untrained, texts, guidance=guidance, seed=seed), *wanted
-        ),
+    components = task.components | {"text_encoder": keras.models.clone_model(task.components["text_encoder"])}
+    for weight, trained in zip(components["text_encoder"].weights, task.components["text_encoder"].weights):
+        value = keras.ops.convert_to_numpy(trained)
+        weight.assign(rng.normal(size=value.shape) * float(np.std(value)) if value.ndim > 1 else value)
+    untrained = TextToImage(components, task.tokenizer, task.pipeline_config)
+    options = {"guidance_scale": guidance_scale, "num_steps": num_steps, "seed": seed, "batch_size": 100}
+    images = {
+        "as it is": generate(captions, guidance_scale=guidance_scale),
+        "guidance 1": generate(captions, guidance_scale=1.0),
+        "no captions": generate([""] * len(captions), guidance_scale=1.0),
+        "untrained text encoder": untrained.generate(captions, **options),
     }
-    tell(f"\n{'what each part does':24}" + "".join(f"{name:>12}" for name in SHARES))
-    for name, shares in ablation.items():
-        tell(f"{name:24}" + _row(shares))
+    log(f"\n{'ablation':24}" + _header())
+    ablation = {name: scorer.accuracy(part, attributes) for name, part in images.items()}
+    for name, row in ablation.items():
+        log(f"{name:24}" + _row(row))
     return ablation
 
 
-def draw_processes(painter, encoder, dataset, output, *, guidance, count=4, seed=0):
-    """forward.png: pictures under more and more noise; reverse.png and reverse.gif: prompts as they are drawn."""
-    texts = [*dataset.prompts(count // 2, seed=seed)[0], *dataset.prompts(count // 2, held_out=True, seed=seed)[0]]
-    ids, blank = [painter.tokens(text)[0] for text in texts], painter.tokens("")[0]
-    steps = list(
-        painter.pipeline.draw(ids, negative_ids=blank, guidance=guidance, steps=STEPS, seeds=range(seed, seed + count))
-    )
-    frames = [painter.pictures(step.latents) for step in steps]
-    write_strip(output / "reverse.png", [frames[place] for place in np.linspace(0, len(frames) - 1, 10).astype(int)])
-    write_gif(output / "reverse.gif", frames)
-    images = dataset.draw("test", _some(dataset, "test", count), seed=seed).images
-    mean, _ = encoder.predict_on_batch(images.astype("float32") / 127.5 - 1)
-    clean, rng = np.asarray(mean) * painter.settings["latent_scale"], np.random.default_rng(seed)
-    levels = scheduled(painter.settings["schedule"])
-    noise = rng.standard_normal(clean.shape, dtype="float32")
-    shown = [levels[place] for place in np.linspace(0, len(levels) - 1, 10).astype(int)]
-    write_strip(output / "forward.png", [painter.pictures(noised(clean, noise, level)) for level in shown])
+def plot_processes(task, dataset, folder, *, guidance_scale, num_steps=NUM_STEPS, count=4, seed=0):
+    """forward.png: images under more and more noise; reverse.png and reverse.gif: prompts while they are generated."""
+    seen, unseen = (dataset.prompts(count // 2, held_out=held_out, seed=seed)[0] for held_out in (False, True))
+    options = {"guidance_scale": guidance_scale, "num_steps": num_steps}
+    steps = zip(*(task.stream(prompt, seed=seed + index, **options) for index, prompt in enumerate([*seen, *unseen])))
+    frames = [task.decode(np.concatenate([step.latents for step in row])) for row in steps]
+    write_strip(folder / "reverse.png", [frames[index] for index in np.linspace(0, len(frames) - 1, 10).astype(int)])
+    write_gif(folder / "reverse.gif", frames)
+    images = dataset.render("test", _random_indices(dataset, "test", count), seed=seed).images
+    mean, _ = task.components["encoder"].predict_on_batch(images.astype("float32") / 127.5 - 1)
+    clean = keras.ops.convert_to_numpy(mean) * task.pipeline_config["scaling_factor"]
+    alphas_cumprod = alphas_cumprod_from_config(task.pipeline_config["noise_schedule"])
+    noise = np.random.default_rng(seed).standard_normal(clean.shape, dtype="float32")
+    shown = alphas_cumprod[np.linspace(0, len(alphas_cumprod) - 1, 10).astype(int)]
+    write_strip(folder / "forward.png", [task.decode(add_noise(clean, noise, alpha)) for alpha in shown])
 
 
-def _some(dataset, part, count):
-    """At most `count` places of scans of a part, chosen at random."""
-    return np.random.default_rng([count, len(dataset.labels[part])]).permutation(len(dataset.labels[part]))[:count]
+def _random_indices(dataset, split, count):
+    """At most `count` indices of examples of a split, chosen at random."""
+    size = len(dataset.labels[split])
+    return np.random.default_rng([count, size]).permutation(size)[:count]
 
 
-def _features(model, pictures):
-    return np.asarray(model.predict(pictures.astype("float32"), batch_size=250, verbose=0))
+def _header():
+    return "".join(f"{name:>12}" for name in ATTRIBUTES)
 
 
-def _row(shares):
-    return "".join(f"{shares[name]:12.1%}" for name in SHARES)
+def _row(accuracy):
+    return "".join(f"{accuracy[name]:12.1%}" for name in ATTRIBUTES)

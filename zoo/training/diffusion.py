@@ -1,4 +1,4 @@
-"""What the recipes of the latent diffusion share: training models, losses, the caption tokenizer, batches, callbacks.
+"""What the recipes of the latent diffusion share: training models, losses, the caption tokenizer, batches, files.
 
 classifier    image -> class                                   cross-entropy
 autoencoder   image -> latents -> image                        |x - x̂| + w·KL(q(z|x) ‖ N(0, 1))     Rombach 2022, 3.1
@@ -11,24 +11,136 @@ backend gets the same.
 Letters: B images, S tokens, h x w x C latents, T timesteps, d width of the context, P width of the shared space.
 """
 
+import pathlib
+
 import keras
 import numpy as np
 from keras import layers, ops
 
 from zoo.data.batches import epoch_order
-from zoo.data.captions import COLORS, IMAGE_SIZE, TEMPLATES, fill_template
-from zoo.distribution import strategy as distribution
-from zoo.io import files
+from zoo.data.captions import COLORS, IMAGE_SIZE, TEMPLATES, fill_template, load_captioned_images
+from zoo.distribution.strategy import outside_scope
+from zoo.errors import UserError
+from zoo.io import cards, files, model_files
 from zoo.models.captioned_image_classifier import feature_extractor
 from zoo.models.stable_diffusion.autoencoder import autoencoder_from_parts
 
 LATENT_SHAPE = (12, 12, 4)  # (h, w, C)
 MAX_LENGTH = 16  # S: tokens of a caption, with start and end
 # Ho et al. 2020, section 4. Hardly any signal is left at its end, so that black and white backgrounds can be generated.
-NOISE_SCHEDULE = {"kind": "linear", "beta_start": 1e-4, "beta_end": 0.02, "steps": 1000}
+NOISE_SCHEDULE = {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02, "num_train_timesteps": 1000}
 TEMPERATURE = 0.07  # of the contrastive loss, the start value of CLIP's (Radford et al. 2021, section 2.5)
 PROJECTION_DIM = 64  # P
 SPECIAL_TOKENS = ("<pad>", "<start>", "<end>", "<unknown>")  # ids 0, 1, 2, 3 of the tokenizer
+
+_NOT_IN_CARD = ("first_losses", "wall_seconds", "epochs_trained", "backend", "versions", "machine")
+RUN_FLAGS = ("data_dir", "seed", "limit", "parity", "devices", "parallel", "precision", "output", "resume")
+# What each recipe adds to the run folder, and what the card says of it.
+PARTS = {
+    "classifier": {
+        "files": ("classifier.keras",),
+        "input": "images (B, H, W, 3) in [0, 255]",
+        "output": "logits (B, 20); softmax gives probabilities",
+    },
+    "autoencoder": {
+        "files": ("encoder.keras", "decoder.keras"),
+        "input": {"encoder": "images (B, 48, 48, 3) in [-1, 1]", "decoder": "latents (B, 12, 12, 4)"},
+        "output": {
+            "encoder": "[mean, log-variance] of latents (B, 12, 12, 4)",
+            "decoder": "images (B, 48, 48, 3), about in [-1, 1]",
+        },
+    },
+    "text_encoder": {
+        "files": ("text_encoder.keras", "tokenizer.json"),
+        "input": "token ids (B, 16) int32 of tokenizer.json",
+        "output": "context (B, 16, 128)",
+    },
+    "denoiser": {
+        "files": ("denoiser.keras", "pipeline.json"),
+        "input": "[latents (B, 12, 12, 4), timestep (B,), context (B, S, 128)]",
+        "output": "the noise in the latents",
+    },
+}
+
+
+# ------------------------------------------------------------------------------------------------------- the run folder
+
+
+def run_folder(args, *required):
+    """The folder that all recipes of the latent diffusion write to: `--output`, or runs/diffusion-captions.
+
+    Args:
+        args: the flags of a recipe.
+        *required: names of files that it needs from the recipes before it.
+
+    Raises:
+        UserError: if one of them is missing.
+    """
+    folder = pathlib.Path(args.output or "runs/diffusion-captions")
+    for name in required:
+        if not (folder / name).is_file():
+            part = next(part for part, entry in PARTS.items() if name in entry["files"])
+            raise UserError(
+                f"There is no {folder / name}, which this recipe needs: run recipes/diffusion_{part}.py first."
+            )
+    return folder
+
+
+def load_dataset(args):
+    """Load the captioned images and print in one line what they are.
+
+    Raises:
+        UserError: if the data cannot be loaded.
+    """
+    dataset, remark = load_captioned_images(args.data_dir)
+    if remark:
+        print(remark, flush=True)
+    if args.limit:
+        dataset = dataset.subset(args.limit)
+    count = {split: len(labels) for split, labels in dataset.labels.items()}
+    print(
+        f"{keras.backend.backend()} backend · {dataset.name}: {count['train']:,} training, {count['validation']:,} "
+        f"validation and {count['test']:,} test images, {len(dataset.class_names)} classes",
+        flush=True,
+    )
+    return dataset
+
+
+def save_part(run, part, contents, scores):
+    """Save a trained part: its files and its entry in the card of the run folder, and metrics.json.
+
+    Args:
+        run: `zoo.training.run.Run`, whose folder lies in the run folder of all parts.
+        part: a key of `PARTS`.
+        contents: {file name: model, text or dict}.
+        scores: dict, with "parameters" and "dataset".
+
+    Returns:
+        the metrics.
+    """
+    folder, card = run.folder.parent, cards.read_card(run.folder.parent)
+    present = {name for entry in PARTS.values() for name in entry["files"] if (folder / name).is_file()}
+    if card:  # which must not describe the files that are being replaced
+        cards.write_card(folder, card, sorted(present - set(contents)))
+    for name, content in contents.items():
+        if isinstance(content, keras.Model):
+            model_files.save_model(content, folder / name)
+        elif isinstance(content, str):
+            files.write_text(folder / name, content)
+        else:
+            files.write_json(folder / name, content)
+    metrics = run.metrics() | scores
+    shared = {key: metrics[key] for key in ("backend", "versions", "machine", "seed", "dataset", "data_sha256")}
+    entry = {key: PARTS[part][key] for key in ("input", "output")}
+    entry |= {key: value for key, value in metrics.items() if key not in _NOT_IN_CARD}
+    components = card.get("components", {}) | {part: entry}
+    card |= {"task": "text-to-image", "input": "an English caption, at most 14 words"}
+    card |= {"output": "images (B, 48, 48, 3) uint8", "command": metrics["command"], **shared}
+    card |= {"parameters": sum(one["parameters"] for one in components.values()), "components": components}
+    cards.write_card(folder, card, sorted(present | set(contents)))
+    metrics["sha256"] = {name: files.sha256(folder / name) for name in contents}
+    print(", ".join(f"{key} {value:.4g}" for key, value in scores.items() if isinstance(value, float)), flush=True)
+    return run.save_metrics(metrics)
 
 
 # ------------------------------------------------------------------------------------------- training models and losses
@@ -280,7 +392,7 @@ def to_minus_one_to_one(images):
     return images.astype("float32") / 127.5 - 1
 
 
-# ------------------------------------------------------------------------------------------- of the denoiser's recipe
+# ----------------------------------------------------------------------------------------------- the denoiser's recipe
 
 
 def pipeline_config(scaling_factor):
@@ -288,21 +400,21 @@ def pipeline_config(scaling_factor):
     return {
         "kind": "stable_diffusion",
         "latent_channels": LATENT_SHAPE[-1],
-        "latent_scale": scaling_factor,
-        "latent_shift": 0.0,
-        "downsampling": IMAGE_SIZE // LATENT_SHAPE[0],
+        "scaling_factor": scaling_factor,
+        "shift_factor": 0.0,
+        "vae_scale_factor": IMAGE_SIZE // LATENT_SHAPE[0],
         "image_size": IMAGE_SIZE,
         "max_length": MAX_LENGTH,
         "start_id": 1,
         "end_id": 2,
         "pad_id": 0,
-        "schedule": NOISE_SCHEDULE,
-        "prediction": "epsilon",
-        "sampler": "dpm++",
-        "spacing": "linspace",
-        "offset": 0,
-        "final_alpha_one": True,
-        "karras": False,
+        "noise_schedule": NOISE_SCHEDULE,
+        "prediction_type": "epsilon",
+        "sampler": "dpmpp_2m",
+        "timestep_spacing": "linspace",
+        "steps_offset": 0,
+        "set_alpha_to_one": True,
+        "use_karras_sigmas": False,
     }
 
 
@@ -334,7 +446,7 @@ class SampleGrid(keras.callbacks.Callback):
         if epoch and store.is_file():
             with store.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 rows = list(stored["rows"][:epoch])
-        with distribution.aside():
+        with outside_scope():
             rows.append(self.generate())
         with files.atomic_write(store) as temporary:
             np.savez_compressed(temporary, rows=np.stack(rows))

@@ -1,0 +1,108 @@
+"""Train the text encoder of the latent diffusion contrastively, as CLIP: captions against the images they describe.
+
+    KERAS_BACKEND=tensorflow python recipes/diffusion_text_encoder.py --data-dir FOLDER
+
+One epoch of MNIST and Fashion-MNIST in colors: of 100 captions the right one ranks first for 99.1 % of the test images.
+"""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # works from a checkout, installed or not
+
+from zoo import backends
+
+backends.import_keras_or_exit()
+
+import contextlib
+
+import keras
+import numpy as np
+
+import zoo
+from zoo.distribution.launch import run_recipe
+from zoo.distribution.strategy import on_main_process, single_device, to_single_device
+from zoo.evaluation.diffusion import retrieval_accuracy
+from zoo.evaluation.diffusion_plots import plot_training_curves
+from zoo.io.model_files import load_model
+from zoo.models import variants
+from zoo.models.captioned_image_classifier import feature_extractor
+from zoo.models.stable_diffusion import text_encoder
+from zoo.training import diffusion, flags
+from zoo.training.initial_weights import set_initial_weights
+from zoo.training.optimizers import TorchAdam
+from zoo.training.run import Run
+from zoo.training.schedules import warmup_cosine
+
+
+def parse_args(argv=None):
+    parser = flags.parser(__doc__)
+    flags.add(parser, *diffusion.RUN_FLAGS, epochs=1, batch_size=128, learning_rate=1e-3)
+    return parser.parse_args(argv)
+
+
+def main(args):
+    flags.check(args)
+    folder = diffusion.run_folder(args, "classifier.keras")
+
+    # Data: token ids (B, 16), images (B, 48, 48, 3) and which of them match (B, B).
+    dataset = diffusion.load_dataset(args)
+    tokenizer = diffusion.caption_tokenizer(dataset)
+    train, validation = (
+        diffusion.clip_batches(dataset, split, args.batch_size, seed=args.seed, tokenizer=tokenizer)
+        for split in ("train", "validation")
+    )
+    run = Run(args, folder=folder / "text_encoder", data_sha256=dataset.fingerprint())
+
+    with contextlib.ExitStack() as scopes:
+        devices = scopes.enter_context(zoo.strategy(args.devices, parallel=args.parallel, precision=args.precision))
+        if devices.num_replicas > 1 and keras.backend.backend() != "jax":
+            print("The contrastive loss compares all rows of a batch: this part is trained on one device.", flush=True)
+            scopes.enter_context(single_device())
+        # Model: the text encoder beside an image encoder that begins as a copy of the classifier.
+        variant = variants.TEXT_ENCODER["tiny"] | {"max_length": diffusion.MAX_LENGTH}
+        encoder = text_encoder.text_encoder(vocabulary_size=tokenizer.get_vocab_size(), **variant)
+        set_initial_weights(encoder, seed=args.seed, initializer="transformer")
+        image_encoder = feature_extractor(load_model(folder / "classifier.keras"))
+        model = diffusion.clip_model(encoder, image_encoder, end_id=tokenizer.token_to_id("<end>"))
+        rng = np.random.default_rng(args.seed)
+        for name in ("text_projection", "image_projection"):
+            (kernel,) = model.get_layer(name).weights
+            kernel.assign(rng.normal(size=kernel.shape) / kernel.shape[0] ** 0.5)
+
+        steps = args.epochs * len(train)
+        schedule = warmup_cosine(args.learning_rate, steps=steps, warmup_steps=min(500, steps // 4))
+        model.compile(optimizer=TorchAdam(schedule), loss=diffusion.ClipLoss())
+
+        run.prepare(model)
+        with run.interruptible():
+            model.fit(
+                train,
+                validation_data=validation,
+                epochs=args.epochs,
+                initial_epoch=run.initial_epoch,
+                callbacks=run.callbacks(train, examples=len(train) * train.batch_size),
+                shuffle=False,
+                verbose=run.verbose,
+            )
+    return evaluate_and_save(run, model, encoder, tokenizer, dataset)
+
+
+@on_main_process
+def evaluate_and_save(run, model, encoder, tokenizer, dataset):
+    """How often image and caption find each other among a hundred of the test split."""
+
+    def tokenize(captions):
+        return diffusion.tokenize_captions(tokenizer, captions)
+
+    retrieval = retrieval_accuracy(to_single_device(model), dataset, tokenize, seed=run.args.seed)
+    encoder = to_single_device(encoder)
+    plot_training_curves(run.folder / "training_curves.png", run.history)
+    contents = {"text_encoder.keras": encoder, "tokenizer.json": tokenizer.to_str(pretty=True)}
+    scores = {"dataset": dataset.name, "parameters": encoder.count_params()}
+    scores |= {"vocabulary_size": tokenizer.get_vocab_size()} | retrieval
+    return diffusion.save_part(run, "text_encoder", contents, scores)
+
+
+if __name__ == "__main__":
+    run_recipe(main, parse_args())

@@ -1,0 +1,39 @@
+"""The classifier of captioned images, and its feature extractor: both score a latent diffusion and train its parts.
+
+Letters: B images, H x W pixels, K classes, F features.
+"""
+
+import keras
+
+from zoo.models.cnn import cnn
+from zoo.models.preprocessing import preprocessing, with_preprocessing
+
+MEAN, STD = 0.42, 0.34  # of captioned images in [0, 1], over all channels; inputs are normalized with them
+
+
+def captioned_image_classifier(num_classes, *, image_size=48, dropout=0.25, seed=0):
+    """A CNN behind its preprocessing: images (B, H, W, 3) in [0, 255] -> logits (B, K).
+
+    Args:
+        num_classes: K.
+        image_size: side to which images are resized.
+        dropout: rate of the dropout layers.
+        seed: of the dropout layers.
+    """
+    classifier = cnn(num_classes=num_classes, units=128, dropout=dropout, seed=seed, name="classifier")
+    options = {"image_size": image_size, "mean": MEAN, "std": STD, "name": "prepare"}
+    return with_preprocessing(
+        preprocessing("test", input_shape=(None, None, 3), **options), classifier, name="captioned_image_classifier"
+    )
+
+
+def feature_extractor(classifier):
+    """Images (B, H, W, 3) in [0, 255] -> activations (B, F) of a classifier's last hidden layer, without dropout.
+
+    The weights are those of `classifier`, a `captioned_image_classifier`.
+    """
+    image = keras.Input((None, None, 3), name="image")
+    network, x = classifier.get_layer("classifier"), classifier.get_layer("prepare")(image)
+    for name in ("conv1", "conv2", "pool1", "conv3", "pool2", "flatten", "dense1"):
+        x = network.get_layer(name)(x)
+    return keras.Model(image, x, name="feature_extractor")
