@@ -21,7 +21,7 @@ import sys
 
 from zoo import backends
 from zoo.errors import UserError, did_you_mean, error_summary
-from zoo.io import cards, files, model_files
+from zoo.io import cards, files
 from zoo.models import variants
 
 CHECKOUT_MODELS = pathlib.Path(__file__).resolve().parent.parent / "saved_models"
@@ -140,6 +140,8 @@ class Preset:
 
     def load_model(self, name=None, *, dtype=None, load_weights=True):
         """Load a model of the preset; see `zoo.io.model_files.load_model`."""
+        from zoo.io import model_files  # here, because it imports NumPy
+
         return model_files.load_model(self.folder / (name or self.model_file), dtype=dtype, load_weights=load_weights)
 
 
@@ -198,6 +200,8 @@ def load_model(name_or_path):
     Raises:
         UserError: if there is no such preset or file, or it cannot be trusted or used.
     """
+    from zoo.io import model_files
+
     return model_files.load_model(resolve_model_path(name_or_path))
 
 
@@ -415,7 +419,7 @@ def _fetch_missing(name, folder, card):
 
 def _download(url, target, sha256):
     """Fetch to a file beside `target`, check its sha256, and only then put it in place."""
-    backends.start()
+    backends.import_keras()
     import keras
 
     target.parent.mkdir(parents=True, exist_ok=True)
