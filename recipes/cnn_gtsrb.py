@@ -13,7 +13,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # works
 
 from zoo import backends
 
-backends.start_script()
+backends.import_keras_or_exit()
 
 import keras
 
@@ -21,7 +21,7 @@ import zoo
 from zoo import data
 from zoo.blocks.random_streams import set_random_streams
 from zoo.distribution.launch import run_recipe
-from zoo.distribution.strategy import on_main_process, plain
+from zoo.distribution.strategy import on_main_process, to_single_device
 from zoo.evaluation.classification import save_training_curves
 from zoo.evaluation.reports import evaluate_classifier
 from zoo.models.cnn import cnn
@@ -116,7 +116,7 @@ def main(args):
 
 @on_main_process
 def save_and_report(run, model, dataset):
-    model = plain(model)
+    model = to_single_device(model)
     save_training_curves(run.folder / "training_curves.png", run.history)
     metrics = run.metrics() | evaluate_classifier(model, dataset, run.folder, limit=run.args.limit)
     metrics["validation_accuracy"] = run.history[-1].get("val_accuracy")

@@ -13,7 +13,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # works
 
 from zoo import backends
 
-backends.start_script()
+backends.import_keras_or_exit()
 
 import keras
 import numpy as np
@@ -84,13 +84,13 @@ def main(args):
             "dropout": 0.0 if args.parity else args.dropout,
             "seed": args.seed,
         }
-        stateful_batch_size = None if args.stateless else devices.rows(args.batch_size)
+        stateful_batch_size = None if args.stateless else devices.per_replica_batch_size(args.batch_size)
         try:
             with zero_weight_init(), distribution.outside_scope():
                 model = rnn_language_model(**config)
             with zero_weight_init():
                 training_model = rnn_language_model(
-                    **config, carry_batch=stateful_batch_size, name=f"{model.name}_train"
+                    **config, stateful_batch_size=stateful_batch_size, name=f"{model.name}_train"
                 )
         except ValueError as error:
             raise UserError(str(error)) from error

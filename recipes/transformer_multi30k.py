@@ -15,7 +15,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # works
 
 from zoo import backends
 
-backends.start_script()
+backends.import_keras_or_exit()
 
 import keras
 
@@ -120,7 +120,7 @@ def main(args):
         def validation_bleu():
             sources, references = zip(*dataset.validation)
             with distribution.outside_scope():
-                translator = zoo.Translator(distribution.plain(model), tokenizer)
+                translator = zoo.Translator(distribution.to_single_device(model), tokenizer)
                 return bleu(translator.translate(list(sources), num_beams=1), references)[0]
 
         run.prepare(model)
@@ -158,7 +158,7 @@ def check_languages(card, dataset):
 
 @distribution.on_main_process
 def save_and_report(run, model, tokenizer, dataset, average):
-    translator = zoo.Translator(distribution.plain(model), tokenizer)
+    translator = zoo.Translator(distribution.to_single_device(model), tokenizer)
     save_training_curves(run.folder / "training_curves.png", run.history)
     metrics = run.metrics() | evaluate_translator(translator, dataset, run.folder)
     metrics["validation_bleu"] = run.history[-1]["val_bleu"]

@@ -32,7 +32,6 @@ from zoo.models.stable_diffusion import denoiser as denoisers
 from zoo.training import callbacks
 from zoo.training.diffusion import IndexedBatches
 from zoo.training.initial_weights import set_initial_weights
-from zoo.training.loop import train
 from zoo.training.losses import LabelSmoothingCrossEntropy
 from zoo.training.optimizers import TorchAdam
 
@@ -41,7 +40,14 @@ ROWS = 8  # of a global batch
 # Of Adam: where a gradient is zero but for rounding (biases of keys), the usual 1e-8 makes whole steps of it.
 EPSILON = 1e-4
 SIZES = {"num_layers": 1, "hidden_dim": 16, "intermediate_dim": 32, "num_heads": 4}
-UNET = {"block_out_channels": (16,), "layers_per_block": 1, "has_attention": (True,), "num_heads": 4, "cross_attention_dim": 8, "norm_num_groups": 4}
+UNET = {
+    "block_out_channels": (16,),
+    "layers_per_block": 1,
+    "has_attention": (True,),
+    "num_heads": 4,
+    "cross_attention_dim": 8,
+    "norm_num_groups": 4,
+}
 
 
 def cnn_case(dropout):
@@ -62,7 +68,13 @@ def rnn_case(dropout):
     ids = np.random.default_rng(0).integers(0, 11, 20 * ROWS * 5 + 40)
     rows = distribution.current().per_replica_batch_size(ROWS)
     model = rnn_language_model(
-        cell="lstm", vocabulary_size=11, embedding_dim=6, units=8, num_layers=2, dropout=dropout, stateful_batch_size=rows
+        cell="lstm",
+        vocabulary_size=11,
+        embedding_dim=6,
+        units=8,
+        num_layers=2,
+        dropout=dropout,
+        stateful_batch_size=rows,
     )
     set_initial_weights(model, seed=0, initializer="recurrent")
     batches, validation = (
@@ -87,7 +99,8 @@ def transformer_case(dropout):
     model = transformers.transformer(vocabulary_size=30, dropout=dropout, **SIZES)
     set_initial_weights(model, seed=0, initializer="transformer")
     batches, validation = (
-        data.BucketedBatches(part, batch_tokens=128, pad_id=0, start_id=1, seed=s) for part, s in ((pairs, 0), (pairs[:40], None))
+        data.BucketedBatches(part, batch_tokens=128, pad_id=0, start_id=1, seed=s)
+        for part, s in ((pairs, 0), (pairs[:40], None))
     )
     return model, batches, validation, {"loss": LabelSmoothingCrossEntropy(0.1)}, {"beta_2": 0.98}
 
@@ -102,7 +115,9 @@ def denoiser_case(dropout):
         inputs = latents, rng.integers(0, 1000, len(rows)).astype("float32")
         return (*inputs, rng.standard_normal((len(rows), 3, 8), dtype="float32")), noise
 
-    batches, validation = (IndexedBatches(count, ROWS, seed=0, make_batch=make, fixed=count < 20) for count in (20 * ROWS, ROWS))
+    batches, validation = (
+        IndexedBatches(count, ROWS, seed=0, make_batch=make, fixed=count < 20) for count in (20 * ROWS, ROWS)
+    )
     return model, batches, validation, {"loss": keras.losses.MeanSquaredError()}, {"use_ema": True, "ema_momentum": 0.9}
 
 
@@ -110,32 +125,34 @@ CASES = {"cnn": cnn_case, "rnn": rnn_case, "transformer": transformer_case, "den
 LAYOUTS = {"transformer": transformers.TENSOR_PARALLEL_LAYOUT_MAP, "denoiser": denoisers.TENSOR_PARALLEL_LAYOUT_MAP}
 
 
-def run(case, folder, *, devices, kind="data", dropout=0.0, precision="float32"):
-    """Train a case for an epoch; writes what the first process has seen."""
-    with distribution.strategy(devices, parallel=kind, layout_map=LAYOUTS.get(case), precision=precision) as on:
+def run(case, folder, *, devices, parallel="data", dropout=0.0, precision="float32"):
+    """Train a case for an epoch; the first process writes its losses, metrics and weights."""
+    with distribution.strategy(devices, parallel=parallel, layout_map=LAYOUTS.get(case), precision=precision) as on:
         model, batches, validation, compiling, numbers = CASES[case](dropout)
         set_random_streams(model, seed=0)
         model.compile(optimizer=TorchAdam(2e-3, **{"epsilon": EPSILON} | numbers), **compiling)
         use_fast_paths(model)
-        log = callbacks.TrainingLog(files.prepare_folder(folder), "checkpoint.npz", history=[], settings={"epochs": 1}, examples=1)
-        first = callbacks.LossRecorder()
+        log = callbacks.TrainingLog(
+            files.prepare_folder(folder), "checkpoint.npz", history=[], settings={"epochs": 1}, examples=1
+        )
+        first = callbacks.LossRecorder(batches)
         more = [callbacks.ResetStates()] if case == "rnn" else []
-        train(model, batches, log=log, epochs=1, callbacks=[*more, first, log], validation_data=validation)
-        shards = {v.path: v.value.addressable_shards[0].data.shape for v in model.weights} if kind == "model" else {}
+        model.fit(batches, shuffle=False, callbacks=[*more, first, log], validation_data=validation, verbose=2)
+        shards = {v.path: v.value.addressable_shards[0].data.shape for v in model.weights} if parallel == "model" else {}
         weights = [np.asarray(keras.ops.convert_to_numpy(v)) for v in model.trainable_variables]
         plain = distribution.to_single_device(model)
         assert {layer.compute_dtype for layer in plain.layers} == {"float32"}
         same = [np.asarray(keras.ops.convert_to_numpy(v)) for v in plain.trainable_variables]
         assert all(np.array_equal(a, b) for a, b in zip(weights, same, strict=True))
     if not files.discarding():
-        told = {key: value for key, value in log.history[0].items() if "loss" in key or "accuracy" in key}
+        metrics = {key: value for key, value in log.history[0].items() if "loss" in key or "accuracy" in key}
         with files.atomic_write(folder.with_suffix(".npz")) as temporary:
             np.savez(
                 temporary,
                 *weights,
                 losses=first.losses,
-                count=on.count,
-                told=list(told.values()),
+                count=on.num_devices,
+                metrics=list(metrics.values()),
                 optimizer=type(model.optimizer).__name__,
                 shards=[f"{path} {shape}" for path, shape in shards.items()],
             )
@@ -149,7 +166,7 @@ def main(args):
                 case,
                 pathlib.Path(args.folder) / name,
                 devices=devices,
-                kind=args.parallel,
+                parallel=args.parallel,
                 dropout=args.dropout,
                 precision=args.precision,
             )

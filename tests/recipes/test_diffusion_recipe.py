@@ -19,7 +19,8 @@ from tests.conftest import not_on
 from zoo.data import captions
 from zoo.errors import UserError
 from zoo.evaluation import diffusion as diffusion_scores
-from zoo.io import files
+from zoo.io import cards, files, model_files
+from zoo.models import variants
 from zoo.tasks.text_to_image import load_painter
 from zoo.training import diffusion as stages
 from zoo.training import diffusion_recipe
@@ -27,13 +28,15 @@ from zoo.training import diffusion_recipe
 recipe = importlib.import_module("recipes.diffusion_captions")
 
 SMALL = """
-from zoo.models.stable_diffusion import autoencoder, denoiser, text_encoder
-autoencoder.VARIANTS["tiny"].update(widths=(8, 8, 8), groups=4)
-denoiser.VARIANTS["tiny"].update(widths=(8, 8), attention=(False, True), groups=4, num_heads=2, context_width=8)
-text_encoder.VARIANTS["tiny"].update(num_layers=1, width=8, inner=8, num_heads=2)
+from zoo.models import variants
+variants.AUTOENCODER["tiny"].update(block_out_channels=(8, 8, 8), norm_num_groups=4)
+variants.DENOISER["tiny"].update(
+    block_out_channels=(8, 8), has_attention=(False, True), norm_num_groups=4, num_heads=2, cross_attention_dim=8
+)
+variants.TEXT_ENCODER["tiny"].update(num_layers=1, hidden_dim=8, intermediate_dim=8, num_heads=2)
 """
 PROGRAM = (
-    "from zoo import backends; backends.start()\n"
+    "from zoo import backends; backends.import_keras()\n"
     + SMALL
     + """
 import sys
@@ -46,10 +49,10 @@ FLAGS = ["--limit", "96", "--epochs", "2", "--batch-size", "24", "--data-dir", "
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
-    monkeypatch.setattr("zoo.data.images._reachable", lambda: False)
-    for kind in ("autoencoder", "denoiser", "text_encoder"):
-        module = importlib.import_module(f"zoo.models.stable_diffusion.{kind}")
-        monkeypatch.setattr(module, "VARIANTS", {key: dict(value) for key, value in module.VARIANTS.items()})
+    monkeypatch.setattr("zoo.data.images._server_reachable", lambda: False)
+    for name in ("AUTOENCODER", "DENOISER", "TEXT_ENCODER"):
+        sizes = getattr(variants, name)
+        monkeypatch.setattr(variants, name, {key: dict(value) for key, value in sizes.items()})
     exec(SMALL)
 
 
@@ -158,12 +161,12 @@ def test_published(finished, tmp_path, monkeypatch):
     assert painter.settings["steps"] == 3 and painter.settings["guidance"] == 1.5
     for part in publish_diffusion.PARTS:
         path = tmp_path / "published" / f"{part}.keras"
-        card = files.read_card(path)
+        card = cards.read_card(path)
         assert "--resume" not in card["command"] and "--output" not in card["command"]
-        assert card["parameters"] == files.load_model(path).count_params() and card["bytes"] == path.stat().st_size
+        assert card["parameters"] == model_files.load_model(path).count_params() and card["bytes"] == path.stat().st_size
         path.write_bytes(path.read_bytes() + b" ")
         with pytest.raises(UserError, match="was altered or cut short"):
-            files.load_model(path)
+            model_files.load_model(path)
     (run / "decoder.keras").write_bytes(b"")
     with pytest.raises(UserError, match="decoder.keras is not what the stage autoencoder made"):
         publish_diffusion.main(publish_diffusion.parse_args(arguments))
@@ -193,7 +196,7 @@ def test_killed_in_every_stage_and_resumed_is_the_run_that_was_not(finished, tmp
     resumed = run(arguments)
     assert resumed.returncode == 0 and "Resuming after epoch 1 of 2" in resumed.stdout, resumed.stdout + resumed.stderr
     for name in (name for made in diffusion_recipe.MAKES.values() for name in made if name.endswith(".keras")):
-        weights = [files.load_model(folder / name).get_weights() for folder in (whole, tmp_path)]
+        weights = [model_files.load_model(folder / name).get_weights() for folder in (whole, tmp_path)]
         for one, other in zip(*weights, strict=True):
             np.testing.assert_array_equal(one, other)
 
@@ -220,15 +223,15 @@ def test_mistakes(tmp_path, flags, words):
 def test_perfect_pictures_score_one(monkeypatch):
     """Real pictures with a judge that knows: all right; with other colours asked for, those are wrong."""
     dataset = captions._captioned("digits", captions.DIGITS, [captions.load("digits")])
-    batch = dataset.draw("test", np.arange(200), seed=0)
+    batch = dataset.render("test", np.arange(200), seed=0)
 
     class Knows:
         def predict(self, pictures, **options):
             return np.eye(10)[batch.labels]
 
-    shares = diffusion_scores.prompt_scores(Knows(), batch.images, batch.labels, batch.inks, batch.backgrounds)
-    assert shares["class"] == 1 and shares["ink"] > 0.97 and shares["background"] > 0.97
+    shares = diffusion_scores.prompt_scores(Knows(), batch.images, batch.labels, batch.foregrounds, batch.backgrounds)
+    assert shares["class"] == 1 and shares["foreground"] > 0.97 and shares["background"] > 0.97
     shares = diffusion_scores.prompt_scores(
-        Knows(), batch.images, batch.labels, (batch.inks + 1) % 8, batch.backgrounds
+        Knows(), batch.images, batch.labels, (batch.foregrounds + 1) % 8, batch.backgrounds
     )
-    assert shares["ink"] < 0.03 and shares["all"] < 0.03
+    assert shares["foreground"] < 0.03 and shares["all"] < 0.03

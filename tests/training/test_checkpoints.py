@@ -4,7 +4,6 @@ import keras
 import numpy as np
 
 from zoo.training.checkpoints import load_checkpoint, save_checkpoint
-from zoo.training.loop import fix_zero_grad
 from zoo.training.optimizers import TorchAdam
 
 
@@ -20,7 +19,10 @@ def two_parts(seed, names=("dense", "dense")):
     rng = np.random.default_rng(seed)
     model.set_weights([rng.normal(size=weight.shape) for weight in model.weights])
     model.compile(TorchAdam(0.1, use_ema=True, ema_momentum=0.9), "mse")
-    fix_zero_grad(model)
+    if keras.backend.backend() == "torch":
+        from zoo.distribution.torch import fix_zero_grad  # as `fit` in `zoo.strategy` does
+
+        fix_zero_grad(model)
     return model
 
 

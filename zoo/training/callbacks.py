@@ -10,6 +10,7 @@ import time
 import keras
 import numpy as np
 
+from zoo.distribution import strategy as distribution
 from zoo.errors import TrainingError
 from zoo.io import files
 from zoo.training.checkpoints import save_checkpoint
@@ -78,7 +79,8 @@ class StopOnInterrupt(keras.callbacks.Callback):
 class LossRecorder(keras.callbacks.Callback):
     """Record the loss of each of the first `count` steps, to compare backends and numbers of devices step by step.
 
-    Keras logs the mean of the epoch so far, in which a batch weighs as much as it has rows.
+    Keras logs the mean of the epoch so far, in which a batch weighs as much as it has rows, those included that
+    `zoo.strategy` adds so that all replicas have equally many.
 
     Args:
         batches: the training batches.
@@ -89,7 +91,7 @@ class LossRecorder(keras.callbacks.Callback):
         losses: list of float.
     """
 
-    def __init__(self, batches=None, count=20, verbose=False):
+    def __init__(self, batches, count=20, verbose=False):
         super().__init__()
         self.batches, self.count, self.verbose, self.losses = batches, count, verbose, []
         self._sum, self._rows = 0.0, 0
@@ -97,6 +99,7 @@ class LossRecorder(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if len(self.losses) < self.count and batch == len(self.losses):
             rows = len(keras.tree.flatten(self.batches[batch])[0])
+            rows += -rows % distribution.current().num_replicas
             self._rows += rows
             total = float(logs["loss"]) * self._rows
             self.losses.append((total - self._sum) / rows)

@@ -15,7 +15,7 @@ from zoo.data import IMAGE_DATASETS
 from zoo.errors import UserError
 from zoo.models.rnn_language_model import CELLS
 from zoo.models.variants import TRANSFORMER
-from zoo.tokenizers.text import LEVELS
+from zoo.tokenizers.text import TOKENIZER_KINDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ FLAGS = {
     "source_lang": _flag("language to translate from", "de", metavar="LANGUAGE"),
     "target_lang": _flag("language to translate into", "en", metavar="LANGUAGE"),
     "limit": _flag("use at most this many examples of each part (characters, of a text)", type=int, minimum=1),
-    "tokenizer": _flag("what a token is", "char", choices=LEVELS),
+    "tokenizer": _flag("what a token is", "char", choices=TOKENIZER_KINDS),
     "vocabulary_size": _flag("upper bound of the tokenizer's entries", type=int, minimum=1),
     # model
     "variant": _flag("size of the model", "tiny", choices=tuple(TRANSFORMER)),

@@ -15,7 +15,10 @@ import math
 import keras
 from keras import ops
 
+from zoo.compat.keras import adam_slots, clip_summed_gradients
 
+
+@clip_summed_gradients
 @keras.saving.register_keras_serializable("zoo")
 class TorchAdam(keras.optimizers.Adam):
     """Adam (Kingma and Ba 2015, algorithm 1) with L2 or decoupled weight decay; the numbers of `torch.optim.Adam`.
@@ -57,20 +60,8 @@ class TorchAdam(keras.optimizers.Adam):
         self.decoupled_weight_decay = decoupled_weight_decay
         self.l2_penalty = 0.0 if decoupled_weight_decay else weight_decay
 
-    def _clip_gradients(self, gradients):
-        """Clip the gradients of the whole batch; Keras 3.15 clips those of each tf.distribute replica, then sums."""
-        if keras.backend.backend() == "tensorflow":
-            pairs = [(gradient, None) for gradient in gradients]
-            gradients = [gradient for gradient, _ in super()._all_reduce_sum_gradients(pairs)]
-        return super()._clip_gradients(gradients)
-
-    def _all_reduce_sum_gradients(self, grads_and_vars):
-        """Called by TensorFlow's Keras after clipping, when the sums have been made."""
-        return grads_and_vars
-
     def update_step(self, gradient, variable, learning_rate):
-        index = self._get_variable_index(variable)
-        momentum, velocity = self._momentums[index], self._velocities[index]
+        momentum, velocity = adam_slots(self, variable)
         update = {"tensorflow": self._update_tensorflow, "torch": self._update_torch}.get(keras.backend.backend())
         (update or self._update_ops)(gradient, variable, momentum, velocity, learning_rate)
 
@@ -123,8 +114,10 @@ class TorchAdam(keras.optimizers.Adam):
         """PyTorch's own fused kernel, the one behind `torch.optim.Adam(fused=True)`."""
         import torch
 
+        from zoo.compat.torch import fused_adam
+
         with torch.no_grad():
-            torch._fused_adam_(
+            fused_adam(
                 [variable.value],
                 [gradient],
                 [momentum.value],

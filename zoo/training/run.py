@@ -90,9 +90,8 @@ class Run:
             UserError: if the run cannot be resumed.
         """
         use_fast_paths(model)
-        fix_zero_grad(model)
         if not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)  # at the first step it takes TensorFlow longer
+            model.optimizer.build(model.trainable_variables)  # before a checkpoint is loaded
         if self.args.resume:
             self.history[:] = load_checkpoint(self.folder / CHECKPOINT_FILE, model, settings=self.settings)
             print(f"Resuming after epoch {len(self.history)} of {self.args.epochs}.", flush=True)
@@ -108,7 +107,7 @@ class Run:
         Returns:
             list of `keras.callbacks.Callback`.
         """
-        self._recorder, self._unit = LossRecorder(distribution.share(batches), verbose=self.args.parity), unit
+        self._recorder, self._unit = LossRecorder(batches, verbose=self.args.parity), unit
         log = TrainingLog(
             self.folder, CHECKPOINT_FILE, settings=self.settings, history=self.history, examples=examples, unit=unit
         )
@@ -127,10 +126,9 @@ class Run:
         except KeyboardInterrupt:
             raise KeyboardInterrupt(self._kept()) from None
         except Exception as error:
-            if not distribution.lost_process(error):
+            if not distribution.is_peer_failure(error):
                 raise
-            raise TrainingError(f"{distribution.GONE}: {self._kept()}.") from error
-        distribution.wait_for_all()
+            raise TrainingError(f"{distribution.PEER_FAILURE_MESSAGE}: {self._kept()}.") from error
 
     def _kept(self):
         count = len(self.history)
@@ -178,19 +176,3 @@ def run_metadata():
         "versions": {"zoo": zoo.__version__, "python": platform.python_version(), **versions},
         "machine": f"{platform.machine()}, {platform.system()}",
     }
-
-
-def fix_zero_grad(model):
-    """On PyTorch, make a model's `zero_grad` reach every weight, also where two layers in it have the same name.
-
-    Keras 3.15 collects parameters by path (`TorchLayer._track_variables`), so that of two models within a model, each
-    with a layer "conv", one would accumulate the gradients of all steps.
-    """
-    if keras.backend.backend() != "torch":
-        return
-
-    def zero_grad(set_to_none=True):
-        for variable in model.trainable_variables:
-            variable.value.grad = None
-
-    model.zero_grad = zero_grad
