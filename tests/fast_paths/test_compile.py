@@ -1,14 +1,17 @@
 """Compiled functions give what the functions give, for any shapes, and see weights that change."""
 
+import concurrent.futures
+
 import keras
 import numpy as np
 import pytest
+from keras import layers
 
-from zoo.fast_paths.compile import compiled
+from zoo.fast_paths import compile_function, inference_function
 
 
-@pytest.mark.parametrize("traced", [True, False])
-def test_a_compiled_function_gives_the_same(traced):
+@pytest.mark.parametrize("trace", [True, False])
+def test_a_compiled_function_gives_the_same(trace):
     model = keras.Sequential(
         [keras.Input((None, 3)), keras.layers.Dense(4, activation="tanh"), keras.layers.Dropout(0.5)]
     )
@@ -19,7 +22,7 @@ def test_a_compiled_function_gives_the_same(traced):
         y = model(first, training=False) * number
         return [y, (second + y, *more)]
 
-    fast = compiled(function, model.variables, traced=traced)
+    fast = compile_function(function, model.variables, trace=trace)
     tensor = keras.ops.convert_to_tensor
     for rows in (2, 2, 2, 5, 2):
         for weight in model.trainable_weights:
@@ -33,3 +36,67 @@ def test_a_compiled_function_gives_the_same(traced):
             np.testing.assert_allclose(y, expected, atol=1e-5)
             np.testing.assert_allclose(added, second + expected, atol=1e-5)
             assert len(kept) == len(more) and all((a == b).all() for a, b in zip(kept, more))
+
+
+def two_branches(dropout=0.5):
+    """A model with a nested model called twice, two inputs, and a dictionary of outputs."""
+    inner_image = keras.Input((8, 8, 4))
+    x = layers.Conv2D(4, 3, padding="same", activation="relu")(inner_image)
+    inner = keras.Model(inner_image, layers.BatchNormalization()(layers.GroupNormalization(2)(x)), name="inner")
+    image, number = keras.Input((8, 8, 3), name="image"), keras.Input((), name="number")
+    x = layers.Conv2D(4, 3, padding="same")(image)
+    x = inner(inner(x)) + keras.ops.reshape(number, (-1, 1, 1, 1))
+    pooled = layers.Dropout(dropout)(layers.Flatten()(layers.MaxPooling2D(2)(x)))
+    return keras.Model([image, number], {"logits": layers.Dense(5)(pooled), "features": x})
+
+
+def inputs_of_size(batch_size):
+    rng = np.random.default_rng(batch_size)
+    return [rng.normal(size=(batch_size, *shape)).astype("float32") for shape in ((8, 8, 3), ())]
+
+
+def assert_gives_the_same(function, model, inputs):
+    outputs, expected = function(inputs), model(inputs, training=False)
+    assert outputs.keys() == expected.keys()
+    for name in expected:
+        outputs[name], expected[name] = map(keras.ops.convert_to_numpy, (outputs[name], expected[name]))
+        np.testing.assert_allclose(outputs[name], expected[name], atol=1e-5)
+
+
+def test_an_inference_function_leaves_the_model_as_it_is_and_sees_training():
+    model = two_branches()
+    before = [dict(vars(layer)) for layer in [model, *model.layers]]
+    function = inference_function(model)
+    for batch_size in (2, 2, 2, 3):
+        assert_gives_the_same(function, model, inputs_of_size(batch_size))
+    for layer, attributes in zip([model, *model.layers], before, strict=True):
+        assert vars(layer).keys() - attributes.keys() <= {"_input_spec"} and "call" not in vars(layer)
+    model.compile(keras.optimizers.SGD(0.1), loss={"logits": "mse", "features": "mse"})
+    for _ in range(2):
+        x = inputs_of_size(2)
+        targets = {"logits": np.ones((2, 5)), "features": np.zeros((2, 8, 8, 4))}
+        weights = model.get_weights()
+        model.fit(x, targets, epochs=1, verbose=0)
+        assert any((a != b).any() for a, b in zip(weights, model.get_weights()))
+        for batch_size in (2, 3):
+            assert_gives_the_same(function, model, inputs_of_size(batch_size))
+
+
+def test_an_inference_function_may_be_called_from_several_threads():
+    model = two_branches()
+    function = inference_function(model)
+    sizes = [1 + place % 3 for place in range(12)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        outputs = list(pool.map(lambda size: function(inputs_of_size(size))["logits"], sizes))
+    for size, logits in zip(sizes, outputs):
+        expected = model(inputs_of_size(size), training=False)["logits"]
+        np.testing.assert_allclose(*map(keras.ops.convert_to_numpy, (logits, expected)), atol=1e-5)
+
+
+def test_masks_reach_the_layers_that_obey_them():
+    tokens = keras.Input((None,), dtype="int32")
+    x = layers.Dense(4)(layers.Embedding(9, 4, mask_zero=True)(tokens))
+    model = keras.Model(tokens, layers.GlobalAveragePooling1D()(x))
+    ids = np.array([[3, 4, 0, 0], [1, 2, 3, 4]], "int32")
+    outputs = inference_function(model)(ids), model(ids)
+    np.testing.assert_allclose(*map(keras.ops.convert_to_numpy, outputs), atol=1e-6)

@@ -1,23 +1,42 @@
 """Functions of tensors that call models, compiled once for each shape."""
 
+import threading
 import time
 import warnings
 
 import keras
 
-SHORT = 0.5  # seconds of a call in PyTorch of which Python's share is worth saving
+from zoo.fast_paths.layers import inference_call
+
+_MAX_TRACED_SECONDS = 0.5  # in longer calls on PyTorch, the time in Python does not matter
 
 
-def compiled(function, variables, *, xla=False, traced=True):
-    """Compile a function.
+def inference_function(model):
+    """A model as a compiled function for inference, by the backend's fast paths.
+
+    Nothing in the model is replaced: it can be trained before and after, and the function reads its weights at each
+    call. Several threads may call it. Gradients are not kept.
 
     Args:
-        function: takes and returns tensors, or tuples of them; it calls models.
-        variables: those of the models. Weights that change later are noticed.
-        xla: on TensorFlow, compile with XLA too, which a loop of small steps gains from.
-        traced: on PyTorch, record the operations of the first call with tensors of a shape that follows a short one,
-            and from then on run them without Keras' Python around each layer. (While it records, PyTorch keeps all
-            tensors, too many of a long call.) Not for functions whose tensors have another shape at each call.
+        model: built `keras.Model`.
+
+    Returns:
+        function of the inputs, arrays or tensors in the structure that the model takes, that returns tensors.
+    """
+    run = compile_function(inference_call(model), model.variables)
+    return lambda inputs: run(keras.tree.map_structure(keras.ops.convert_to_tensor, inputs))
+
+
+def compile_function(function, variables, *, jit_compile=False, trace=True):
+    """Compile a function. Several threads may call the result.
+
+    Args:
+        function: takes and returns tensors, or nests of them; it calls models.
+        variables: those of the models. Weights are read at each call.
+        jit_compile: on TensorFlow, compile with XLA too, which speeds up a loop of small steps.
+        trace: on PyTorch, record the operations of a call with tensors of certain shapes, if the one before it was
+            short, and from then on run them without Keras' Python around each layer. (While it records, PyTorch keeps
+            all tensors, too many of a long call.) False for functions whose tensors have another shape at each call.
 
     Returns:
         a function with the same arguments; gradients are not kept.
@@ -40,52 +59,57 @@ def compiled(function, variables, *, xla=False, traced=True):
         def run_shape(*args):
             shapes = tuple(tuple(x.shape) for x in keras.tree.flatten(args))
             if shapes not in functions:
-                functions[shapes] = tf.function(function, jit_compile=xla, autograph=False)
+                functions[shapes] = tf.function(function, jit_compile=jit_compile, autograph=False)
             return functions[shapes](*args)
 
         return run_shape
-    return _torch(function, variables, traced)
+    return _compile_torch(function, variables, trace)
 
 
-def _torch(function, variables, traced):
+def _compile_torch(function, variables, trace):
     import torch
 
-    class Recorded(torch.nn.Module):
-        """The function of flat tensors, with the variables as its parameters; remembers what the recorded call gave."""
+    class FlatFunction(torch.nn.Module):
+        """The function of flat tensors, with the variables as its parameters; keeps the outputs of the traced call."""
 
-        def __init__(self, like):
+        def __init__(self, structure):
             super().__init__()
-            for place, variable in enumerate(variables):
-                self.register_parameter(str(place), variable.value)
-            self.like = [like]
+            for index, variable in enumerate(variables):
+                self.register_parameter(str(index), variable.value)
+            self.structure = [structure]
 
         def forward(self, *flat):
-            self.given = [function(*keras.tree.pack_sequence_as(self.like[0], flat))]
-            return tuple(keras.tree.flatten(self.given[0]))
+            self.outputs = [function(*keras.tree.pack_sequence_as(self.structure[0], flat))]
+            return tuple(keras.tree.flatten(self.outputs[0]))
 
-    recordings, seconds = {}, {}  # by shapes of the tensors: (recording, structure of what it gives); of the last call
+    traces, seconds = {}, {}  # by shapes of the tensors: (traced function, structure of the outputs); of the last call
+    lock = threading.Lock()
 
     @torch.inference_mode()
     def run(*args):
-        if not traced:
+        if not trace:
             return function(*args)
         flat = keras.tree.flatten(args)
         shapes = tuple(tuple(x.shape) for x in flat)
-        if shapes in recordings:
-            recording, given = recordings[shapes]
+        if shapes not in traces and seconds.get(shapes, _MAX_TRACED_SECONDS) < _MAX_TRACED_SECONDS:
+            with lock:
+                if shapes not in traces:
+                    flat_function = FlatFunction(args)
+                    with (
+                        warnings.catch_warnings()
+                    ):  # of Python numbers that become constants, as they may for one shape
+                        warnings.simplefilter("ignore")
+                        traced = torch.jit.trace(flat_function, tuple(flat), check_trace=False)
+                    outputs = flat_function.outputs.pop()
+                    traces[shapes] = traced, keras.tree.map_structure(lambda x: 0, outputs)
+                    return outputs
+        if shapes in traces:
+            traced, structure = traces[shapes]
             with torch.jit.optimized_execution(False):  # which takes longer at small sizes than it saves
-                return keras.tree.pack_sequence_as(given, recording(*flat))
-        if seconds.get(shapes, SHORT) < SHORT:
-            recorded = Recorded(args)
-            with warnings.catch_warnings():  # of Python numbers that become constants, as they may for one shape
-                warnings.simplefilter("ignore")
-                recording = torch.jit.trace(recorded, tuple(flat), check_trace=False)
-            given = recorded.given.pop()
-            recordings[shapes] = recording, keras.tree.map_structure(lambda x: 0, given)
-            return given
-        began = time.perf_counter()
-        given = function(*args)
-        seconds[shapes] = time.perf_counter() - began
-        return given
+                return keras.tree.pack_sequence_as(structure, traced(*flat))
+        start = time.perf_counter()
+        outputs = function(*args)
+        seconds[shapes] = time.perf_counter() - start
+        return outputs
 
     return run

@@ -1,14 +1,15 @@
 """Faster paths through stock layers: the same layers, weights and files.
 
-`use_fast_paths(model)` replaces the `call` of stock layers of one model object, and the loop of `LSTM` and `GRU` layers
-(`zoo.fast_paths.recurrent`), by an equivalent that suits the backend. Nothing about the model's configuration, weights
-or saved file changes, and the result is the same up to the order of float32 sums. What is wrong with the stock path
-(see `benchmarks/`):
+For training, `use_fast_paths(model)` gives the stock layers of one model object another `call`, and its `LSTM` and
+`GRU` layers another loop (`zoo.fast_paths.recurrent`). For inference, `inference_call(model)` is a function that runs
+the same layers and leaves the model as it is. Configuration, weights and saved files stay the same, and so do results
+up to the order of float32 sums. What is slow in the stock path (see `benchmarks/`):
 
-- PyTorch: Keras 3.15 copies every channels-last tensor to channels-first and back around each convolution and pooling
-  (`_transpose_spatial_inputs`), adds biases in a pass of its own, normalises groups in a dozen passes, and keeps every
-  tensor of a forward pass to its end. Here the tensors stay channels-last (PyTorch's `torch.channels_last` memory
-  format), biases go into the convolution or product, and the normalisation is PyTorch's own.
+- PyTorch: Keras 3.15 copies every channels-last tensor to channels-first and back around each convolution and
+  pooling, adds biases in a pass of its own, normalizes groups in a dozen passes, and keeps every tensor of a forward
+  pass to its end. Here the tensors stay channels-last (PyTorch's `torch.channels_last` memory
+  format), biases go into the convolution or product, the normalization is PyTorch's own, and inference lets go of a
+  tensor after its last use.
 - JAX on a CPU: XLA differentiates a maximum pooling by `select_and_scatter`, which runs on one thread. Here the
   position of each maximum is kept from the forward pass, and the gradient is one elementwise pass.
 - TensorFlow: the stock path is good; nothing is replaced.
@@ -17,7 +18,6 @@ or saved file changes, and the result is the same up to the order of float32 sum
 library as `dot` fusions, the same float32 arithmetic runs twice as fast on a CPU.
 """
 
-import collections
 import functools
 import importlib.metadata
 import os
@@ -25,10 +25,11 @@ import os
 import keras
 from keras import layers
 
-from zoo.fast_paths.recurrent import fast_recurrence
+from zoo.compat.keras import flatten_layers, functional_graph, graph_calls, run_graph
+from zoo.fast_paths.recurrent import fast_inner_loop
 
 
-def use_fast_paths(model, *, training=True):
+def use_fast_paths(model):
     """Give every eligible layer of a model, nested ones included, the fast path of the current backend.
 
     Eligible are channels-last `Conv2D` without dilation or groups, `MaxPooling2D` whose windows do not overlap or pad,
@@ -37,21 +38,69 @@ def use_fast_paths(model, *, training=True):
 
     Args:
         model: `keras.Model`.
-        training: False for a model that will not be trained. On PyTorch the kernels of its convolutions are then put
-            into the order in memory in which they are used, which saves a copy at every call (fused optimizers walk
-            weights and their moments in the order of memory), and tensors are let go of after their last use.
     """
     paths = _paths()
-    for layer in model._flatten_layers():
+    for layer in flatten_layers(model):
         eligible, fast = paths.get(type(layer), (None, None))
         if fast and eligible(layer):
             layer.call = functools.partial(fast, layer)
-            if fast is _torch_convolution and not training:
-                _lay_out(layer.kernel)
-        if recurrence := fast_recurrence(layer):
-            layer.inner_loop = recurrence
-        if isinstance(layer, keras.Function) and keras.backend.backend() == "torch" and not training:
-            layer._run_through_graph = functools.partial(_run_and_let_go, layer)
+        if inner_loop := fast_inner_loop(layer):
+            layer.inner_loop = inner_loop
+
+
+def inference_call(model):
+    """A function that computes what `model(inputs, training=False)` does, by the backend's fast paths.
+
+    Nothing in the model is replaced, weights are read at each call, and several threads may call it. On PyTorch, the
+    kernels of convolutions are put into the order in memory in which they are used (their shapes and values stay),
+    which saves a copy at every call.
+
+    Args:
+        model: built `keras.Model`.
+
+    Returns:
+        function of the inputs, tensors in the structure that the model takes.
+    """
+
+    def stock(inputs):
+        return model(inputs, training=False)
+
+    graph = functional_graph(model)
+    masks = any(isinstance(one, layers.Masking) or getattr(one, "mask_zero", False) for one in flatten_layers(model))
+    if keras.backend.backend() != "torch" or graph is None or masks:
+        return stock
+    return _graph_call(graph, _paths())
+
+
+def _graph_call(graph, paths):
+    """The function of inputs that runs a functional model on PyTorch."""
+    calls, fast_calls = graph_calls(graph), {}
+    for one in calls:
+        operation, (args, kwargs) = one.operation, one.arguments
+        if operation in fast_calls:
+            continue
+        eligible, fast = paths.get(type(operation), (None, None))
+        same_dtype = bool(one.inputs) and one.inputs[0].dtype == getattr(operation, "compute_dtype", None)
+        if fast and eligible(operation) and same_dtype and len(args) == 1:
+            fast_calls[operation] = functools.partial(fast, operation)
+            if fast is _torch_convolution:
+                _reorder_kernel(operation.kernel)
+        elif isinstance(operation, keras.Model) and not kwargs and (inner := functional_graph(operation)):
+            fast_calls[operation] = _graph_call(inner, paths)
+
+    def call(operation, *args, **kwargs):
+        fast = fast_calls.get(operation)
+        return fast(*args) if fast else operation(*args, **kwargs)
+
+    def run(inputs):
+        inputs = keras.tree.flatten(inputs)
+        inputs = [
+            keras.ops.convert_to_tensor(x, dtype=like.dtype) for x, like in zip(inputs, graph.inputs, strict=True)
+        ]
+        outputs = run_graph(graph, inputs, call, calls)
+        return outputs[0] if isinstance(outputs, (list, tuple)) and len(outputs) == 1 else outputs
+
+    return run
 
 
 def set_compiler_flags():
@@ -68,39 +117,39 @@ def set_compiler_flags():
 
 
 def _paths():
-    """{type of layer: (function that says whether one is eligible, its fast path)} of the backend."""
+    """{type of layer: (function that tells whether a layer is eligible, its fast path)} of the backend."""
     backend = keras.backend.backend()
     if backend == "torch":
         return {
-            layers.Conv2D: (_plain_convolution, _torch_convolution),
-            layers.MaxPooling2D: (_plain_pooling, _torch_pooling),
-            layers.Dense: (_plain_dense, _torch_dense),
-            layers.GroupNormalization: (_plain_group_norm, _torch_group_norm),
+            layers.Conv2D: (_is_plain_convolution, _torch_convolution),
+            layers.MaxPooling2D: (_is_plain_pooling, _torch_pooling),
+            layers.Dense: (_is_plain_dense, _torch_dense),
+            layers.GroupNormalization: (_is_plain_group_norm, _torch_group_norm),
         }
     if backend == "jax":
         import jax
 
         if jax.default_backend() == "cpu":
-            return {layers.MaxPooling2D: (_plain_pooling, _jax_pooling())}
+            return {layers.MaxPooling2D: (_is_plain_pooling, _jax_pooling())}
     return {}
 
 
-def _plain_convolution(layer):
-    odd = all(size % 2 for size in layer.kernel_size)
+def _is_plain_convolution(layer):
+    odd_kernel = all(size % 2 for size in layer.kernel_size)
     return (
         layer.data_format == "channels_last"
-        and (layer.padding == "valid" or (layer.padding == "same" and (odd or set(layer.strides) != {1})))
+        and (layer.padding == "valid" or (layer.padding == "same" and (odd_kernel or set(layer.strides) != {1})))
         and set(layer.dilation_rate) == {1}
         and layer.groups == 1
-        and _plain_dense(layer)
+        and _is_plain_dense(layer)
     )
 
 
-def _plain_dense(layer):
+def _is_plain_dense(layer):
     return not layer.lora_enabled and layer.quantization_mode is None and layer.compute_dtype == layer.variable_dtype
 
 
-def _plain_pooling(layer):
+def _is_plain_pooling(layer):
     return (
         layer.data_format == "channels_last"
         and layer.padding == "valid"
@@ -108,7 +157,7 @@ def _plain_pooling(layer):
     )
 
 
-def _plain_group_norm(layer):
+def _is_plain_group_norm(layer):
     return layer.axis == -1 and layer.scale and layer.center and layer.compute_dtype == layer.variable_dtype
 
 
@@ -120,46 +169,22 @@ def _torch_convolution(layer, inputs):
     inputs, padding = inputs.permute(0, 3, 1, 2), 0  # (B, C, H, W)
     if layer.padding == "same" and set(layer.strides) == {1}:
         padding = [size // 2 for size in layer.kernel_size]
-    elif layer.padding == "same":  # with strides, more of it comes at the bottom and the right
-        sides = zip(inputs.shape[2:], layer.kernel_size, layer.strides)
-        missing = [max(0, (-(-length // stride) - 1) * stride + size - length) for length, size, stride in sides]
-        (top, bottom), (left, right) = ((count // 2, count - count // 2) for count in missing)
+    elif layer.padding == "same":  # with strides, the larger half of the padding goes to the bottom and the right
+        axes = zip(inputs.shape[2:], layer.kernel_size, layer.strides)
+        totals = [max(0, (-(-length // stride) - 1) * stride + size - length) for length, size, stride in axes]
+        (top, bottom), (left, right) = ((total // 2, total - total // 2) for total in totals)
         inputs = torch.nn.functional.pad(inputs, (left, right, top, bottom))
     outputs = torch.nn.functional.conv2d(inputs, kernel, bias, stride=layer.strides, padding=padding)
     return layer.activation(outputs.permute(0, 2, 3, 1))  # (B, H, W, C)
 
 
-def _lay_out(kernel):
-    """Bring a convolution's kernel, of shape HWIO and to stay so, into the order OHWI in memory."""
+def _reorder_kernel(kernel):
+    """Store a convolution's kernel, of shape HWIO, in the order OHWI in memory; its shape and values stay."""
     import torch
 
     with torch.no_grad():
         ordered = kernel.value.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
         kernel.value.data = ordered.permute(2, 3, 1, 0)
-
-
-def _run_and_let_go(function, inputs, operation_fn=lambda operation: operation, call_fn=None):
-    """`keras.Function._run_through_graph`, but each tensor goes after its last use; Keras 3.15 keeps all to the end."""
-    nodes = [
-        node
-        for depth in sorted(function._nodes_by_depth, reverse=True)
-        for node in function._nodes_by_depth[depth]
-        if node.operation and not node.is_input
-    ]
-    uses = collections.Counter(id(x) for node in nodes for x in node.input_tensors)
-    uses.update(id(x) for x in function.outputs)
-    tensors = {id(x): tensor for x, tensor in zip(function.inputs, keras.tree.flatten(inputs))}
-    call_fn = call_fn or (lambda operation, *args, **kwargs: operation(*args, **kwargs))
-    for node in nodes:
-        args, kwargs = node.arguments.fill_in(tensors)
-        outputs = call_fn(operation_fn(node.operation), *args, **kwargs)
-        tensors |= {id(x): tensor for x, tensor in zip(node.outputs, keras.tree.flatten(outputs))}
-        del args, kwargs, outputs
-        for x in node.input_tensors:
-            uses[id(x)] -= 1
-            if not uses[id(x)]:
-                del tensors[id(x)]
-    return keras.tree.pack_sequence_as(function._outputs_struct, [tensors[id(x)] for x in function.outputs])
 
 
 def _torch_pooling(layer, inputs):
@@ -189,7 +214,7 @@ def _jax_pooling():
     import jax.numpy as jnp
 
     def windows(size, inputs):
-        """The elements of each window along a new first axis, in row-major order: (h·w, B, H/h, W/w, C)."""
+        """The elements of each window in row-major order: a list of h·w arrays (B, H/h, W/w, C)."""
         (h, w), (batch, height, width, channels) = size, inputs.shape
         rows, columns = height // h, width // w
         inputs = inputs[:, : rows * h, : columns * w].reshape(batch, rows, h, columns, w, channels)

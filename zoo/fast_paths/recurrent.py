@@ -8,7 +8,7 @@ through time yields only what reaches the gates, and the recurrent kernel's grad
     LSTM   i, f, o = sigmoid, g = tanh of (projected + h U)      c' = f·c + i·g        h' = o·tanh(c')
     GRU    z, r = sigmoid(projected + a),  a = h U + b           n = tanh(projected + r·a)      h' = z·h + (1 - z)·n
 
-The loop is what suits the backend: on JAX `lax.scan`; on TensorFlow written out (up to `LONGEST_UNROLLED` steps, the
+The loop is what suits the backend: on JAX `lax.scan`; on TensorFlow written out (up to `_MAX_UNROLLED_STEPS` steps, the
 length of a training batch), which costs a few seconds of tracing and saves the bookkeeping of `tf.while_loop`, while
 longer or open lengths keep the stock loop; on PyTorch its own `lstm`, whose gradient is fused already (Keras uses it on
 CUDA only), and for a GRU on a CPU, where it is not, a Python loop over in-place kernels.
@@ -22,20 +22,20 @@ import functools
 import keras
 from keras import layers
 
-LONGEST_UNROLLED = 256
+_MAX_UNROLLED_STEPS = 256
 
 
-def fast_recurrence(layer):
-    """The replacement of a recurrent layer's `inner_loop` on this backend, or None where the stock one stays."""
-    if not _plain(layer):
+def fast_inner_loop(layer):
+    """The fast `inner_loop` of a recurrent layer on this backend, or None where the stock one stays."""
+    if not _is_plain(layer):
         return None
     kind = "lstm" if type(layer) is layers.LSTM else "gru"
     fast = {"torch": _TORCH, "jax": _JAX, "tensorflow": _TENSORFLOW}[keras.backend.backend()][kind]
-    return functools.partial(_masked_or, fast, layer, functools.partial(type(layer).inner_loop, layer))
+    return functools.partial(_inner_loop, fast, layer, functools.partial(type(layer).inner_loop, layer))
 
 
-def _plain(layer):
-    """Whether the layer computes the usual equations, with nothing between."""
+def _is_plain(layer):
+    """Whether the layer computes the equations above, with biases and without dropout."""
     cell = getattr(layer, "cell", None)
     return (
         type(layer) in (layers.LSTM, layers.GRU)
@@ -48,12 +48,12 @@ def _plain(layer):
     )
 
 
-def _masked_or(fast, layer, stock, sequences, initial_state, mask, training=False):
-    """The fast loop where nothing is masked and the length suits it, else the stock one."""
+def _inner_loop(fast, layer, stock, sequences, initial_state, mask, training=False):
+    """The fast loop where nothing is masked and the sequence is not too long, else the stock one."""
     masked = any(part is not None for part in keras.tree.flatten(mask))
     steps = sequences.shape[1]
-    unsuited = keras.backend.backend() == "tensorflow" and (steps is None or steps > LONGEST_UNROLLED)
-    if masked or unsuited:
+    too_long = keras.backend.backend() == "tensorflow" and (steps is None or steps > _MAX_UNROLLED_STEPS)
+    if masked or too_long:
         return stock(sequences, initial_state, mask, training)
     cell, states = layer.cell, keras.tree.flatten(initial_state)
     if layer.stateful and keras.backend.backend() == "torch":
@@ -71,7 +71,7 @@ def _torch_lstm(x, states, kernel, recurrent_kernel, bias):
     import torch
 
     weights = [kernel.t(), recurrent_kernel.t(), bias, torch.zeros_like(bias)]  # both orders are i f g o
-    outputs, h, c = torch._VF.lstm(x, tuple(s[None] for s in states), weights, True, 1, 0.0, False, False, True)
+    outputs, h, c = torch.lstm(x, tuple(s[None] for s in states), weights, True, 1, 0.0, False, False, True)
     return outputs, [h[0], c[0]]
 
 
@@ -85,16 +85,16 @@ def _torch_gru(x, states, kernel, recurrent_kernel, bias):
             return torch.cat([r, z, n], dim=-1)
 
         weights = [reset_first(kernel).t(), reset_first(recurrent_kernel).t(), *reset_first(bias)]
-        outputs, h = torch._VF.gru(x, states[0][None], weights, True, 1, 0.0, False, False, True)
+        outputs, h = torch.gru(x, states[0][None], weights, True, 1, 0.0, False, False, True)
         return outputs, [h[0]]
     projected = torch.addmm(bias[0], x.transpose(0, 1).flatten(0, 1), kernel)  # (T·B, 3h)
     projected = projected.view(x.shape[1], x.shape[0], -1)
-    h = _torch_recurrence().apply(projected, states[0], recurrent_kernel, bias[1])
+    h = _torch_gru_function().apply(projected, states[0], recurrent_kernel, bias[1])
     return h.transpose(0, 1), [h[-1]]
 
 
 @functools.cache
-def _torch_recurrence():
+def _torch_gru_function():
     import torch
 
     class Gru(torch.autograd.Function):
@@ -161,8 +161,8 @@ def _jax_functions():
 
     sigmoid, split = jax.nn.sigmoid, functools.partial(jnp.split, axis=-1)
 
-    def before(first, rest):
-        """The states that each step began with."""
+    def previous(first, rest):
+        """The states before each step."""
         return jnp.concatenate([first[None], rest[:-1]])
 
     def lstm_forward(projected, h0, c0, kernel):
@@ -177,26 +177,26 @@ def _jax_functions():
         _, (h, c, *gates) = jax.lax.scan(step, (h0, c0), projected)
         return (h, c), (h0, c0, h, c, gates, kernel)
 
-    def lstm_backward(kept, gradients):
-        h0, c0, h, c, gates, kernel = kept
+    def lstm_backward(residual, gradients):
+        h0, c0, h, c, gates, kernel = residual
 
-        def step(state, now):
+        def step(state, inputs):
             dh, dc = state
-            d_h, d_c, c_before, c, i, f, g, o = now
-            dh, squashed = dh + d_h, jnp.tanh(c)
-            dc = dc + d_c + dh * o * (1 - squashed * squashed)
+            d_h, d_c, c_previous, c, i, f, g, o = inputs
+            dh, tanh_c = dh + d_h, jnp.tanh(c)
+            dc = dc + d_c + dh * o * (1 - tanh_c * tanh_c)
             d_gates = (
                 dc * g * i * (1 - i),
-                dc * c_before * f * (1 - f),
+                dc * c_previous * f * (1 - f),
                 dc * i * (1 - g * g),
-                dh * squashed * o * (1 - o),
+                dh * tanh_c * o * (1 - o),
             )
             d_gates = jnp.concatenate(d_gates, axis=-1)
             return (d_gates @ kernel.T, dc * f), d_gates
 
-        begin = (jnp.zeros_like(h0), jnp.zeros_like(c0))
-        (dh, dc), d_gates = jax.lax.scan(step, begin, (*gradients, before(c0, c), c, *gates), reverse=True)
-        return d_gates, dh, dc, jnp.einsum("tbh,tbg->hg", before(h0, h), d_gates)
+        initial = (jnp.zeros_like(h0), jnp.zeros_like(c0))
+        (dh, dc), d_gates = jax.lax.scan(step, initial, (*gradients, previous(c0, c), c, *gates), reverse=True)
+        return d_gates, dh, dc, jnp.einsum("tbh,tbg->hg", previous(h0, h), d_gates)
 
     def gru_forward(projected, h0, kernel, bias):
         def step(h, projected):
@@ -210,27 +210,27 @@ def _jax_functions():
         _, (h, *gates) = jax.lax.scan(step, h0, projected)
         return h, (h0, h, gates, kernel)
 
-    def gru_backward(kept, d_hs):
-        h0, h, gates, kernel = kept
-        h_before = before(h0, h)
+    def gru_backward(residual, d_hs):
+        h0, h, gates, kernel = residual
+        h_previous = previous(h0, h)
 
-        def step(dh, now):
-            d_h, h, z, r, n, an = now
+        def step(dh, inputs):
+            d_h, h, z, r, n, an = inputs
             dh = dh + d_h
             dn = dh * (1 - z) * (1 - n * n)
             d_zr = (dh * (h - n) * z * (1 - z), dn * an * r * (1 - r))
             d_a = jnp.concatenate([*d_zr, dn * r], axis=-1)
             return dh * z + d_a @ kernel.T, (d_a, dn)
 
-        dh, (d_a, dn) = jax.lax.scan(step, jnp.zeros_like(h0), (d_hs, h_before, *gates), reverse=True)
+        dh, (d_a, dn) = jax.lax.scan(step, jnp.zeros_like(h0), (d_hs, h_previous, *gates), reverse=True)
         d_projected = jnp.concatenate([d_a[..., : 2 * h0.shape[-1]], dn], axis=-1)
-        return d_projected, dh, jnp.einsum("tbh,tbg->hg", h_before, d_a), d_a.sum((0, 1))
+        return d_projected, dh, jnp.einsum("tbh,tbg->hg", h_previous, d_a), d_a.sum((0, 1))
 
-    made = {}
+    functions = {}
     for name, forward, backward in (("lstm", lstm_forward, lstm_backward), ("gru", gru_forward, gru_backward)):
-        made[name] = jax.custom_vjp(lambda *inputs, forward=forward: forward(*inputs)[0])
-        made[name].defvjp(forward, backward)
-    return made
+        functions[name] = jax.custom_vjp(lambda *inputs, forward=forward: forward(*inputs)[0])
+        functions[name].defvjp(forward, backward)
+    return functions
 
 
 # ---------------------------------------------------------------------------------------------------------- TensorFlow
@@ -242,8 +242,8 @@ def _tensorflow_lstm(x, states, kernel, recurrent_kernel, bias):
     @tf.custom_gradient
     def recurrence(projected, h0, c0, kernel):
         hs, cs, gates = [h0], [c0], []
-        for now in tf.unstack(projected):
-            i, f, g, o = tf.split(now + tf.matmul(hs[-1], kernel), 4, axis=-1)
+        for step in tf.unstack(projected):
+            i, f, g, o = tf.split(step + tf.matmul(hs[-1], kernel), 4, axis=-1)
             gates.append((tf.sigmoid(i), tf.sigmoid(f), tf.tanh(g), tf.sigmoid(o)))
             i, f, g, o = gates[-1]
             cs.append(f * cs[-1] + i * g)
@@ -252,11 +252,11 @@ def _tensorflow_lstm(x, states, kernel, recurrent_kernel, bias):
         def backward(d_hs, d_cs):
             dh, dc, d_gates = tf.zeros_like(h0), tf.zeros_like(c0), []
             steps = zip(tf.unstack(d_hs), tf.unstack(d_cs), cs, cs[1:], gates)
-            for d_h, d_c, c_before, c, (i, f, g, o) in reversed(list(steps)):
-                dh, squashed = dh + d_h, tf.tanh(c)
-                dc += d_c + dh * o * (1 - squashed * squashed)
-                parts = [dc * g * i * (1 - i), dc * c_before * f * (1 - f), dc * i * (1 - g * g)]
-                d_gates.append(tf.concat([*parts, dh * squashed * o * (1 - o)], axis=-1))
+            for d_h, d_c, c_previous, c, (i, f, g, o) in reversed(list(steps)):
+                dh, tanh_c = dh + d_h, tf.tanh(c)
+                dc += d_c + dh * o * (1 - tanh_c * tanh_c)
+                parts = [dc * g * i * (1 - i), dc * c_previous * f * (1 - f), dc * i * (1 - g * g)]
+                d_gates.append(tf.concat([*parts, dh * tanh_c * o * (1 - o)], axis=-1))
                 dc, dh = dc * f, tf.matmul(d_gates[-1], kernel, transpose_b=True)
             d_gates = d_gates[::-1]
             d_kernel = tf.matmul(tf.concat(hs[:-1], 0), tf.concat(d_gates, 0), transpose_a=True)
@@ -275,8 +275,8 @@ def _tensorflow_gru(x, states, kernel, recurrent_kernel, bias):
     @tf.custom_gradient
     def recurrence(projected, h0, kernel, bias):
         hs, gates = [h0], []
-        for now in tf.unstack(projected):
-            xz, xr, xn = tf.split(now, 3, axis=-1)
+        for step in tf.unstack(projected):
+            xz, xr, xn = tf.split(step, 3, axis=-1)
             az, ar, an = tf.split(tf.matmul(hs[-1], kernel) + bias, 3, axis=-1)
             z, r = tf.sigmoid(xz + az), tf.sigmoid(xr + ar)
             n = tf.tanh(xn + r * an)
