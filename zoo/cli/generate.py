@@ -1,0 +1,100 @@
+"""zoo generate: text that continues a prompt, or images of it; the model decides."""
+
+from zoo.cli.common import MODEL_HELP, at_least, image_size
+from zoo.errors import UserError, did_you_mean
+
+HELP = "generate text or images from a prompt"
+
+# `zoo.generation.diffusion.noise_sampler.SAMPLERS`, which loads Keras; a test compares them.
+SAMPLERS = ("ddpm", "ddim", "plms", "euler", "euler_ancestral", "heun", "dpmpp_2m")
+_TEXT_FLAGS = ("max_new_tokens", "temperature", "top_k", "top_p", "greedy", "top_tokens")
+_IMAGE_FLAGS = (
+    *("negative_prompt", "num_steps", "guidance_scale", "sampler", "eta", "num_images", "size", "image", "strength"),
+    *("mask_image", "save_strip", "save_gif", "output"),
+)
+
+
+def add_arguments(parser):
+    add = parser.add_argument
+    add("model", help=MODEL_HELP)
+    add("prompt", help="text to continue, or what the image shows")
+    add("--seed", type=at_least(0), default=0, metavar="N", help="seed of the random numbers; default 0")
+
+    add = parser.add_argument_group("text generation").add_argument
+    add("--max-new-tokens", type=at_least(1), metavar="N", help="tokens to generate; default the preset's, or 400")
+    add(
+        "--temperature", type=float, metavar="X", help="sampling temperature, 0 is greedy; default the preset's, or 0.8"
+    )
+    add("--top-k", type=at_least(1), metavar="N", help="sample from the N most probable tokens")
+    add("--top-p", type=float, metavar="X", help="sample from the fewest tokens of this total probability")
+    add("--greedy", action="store_true", default=None, help="take the most probable token at each step")
+    add("--top-tokens", type=at_least(1), metavar="N", help="generate nothing, show the N most probable next tokens")
+
+    add = parser.add_argument_group("image generation").add_argument
+    add("--negative-prompt", metavar="TEXT", help="what the image should not show")
+    add("--num-steps", type=at_least(1), metavar="N", help="denoising steps; default the preset's, or 30")
+    add(
+        "--guidance-scale",
+        type=float,
+        metavar="X",
+        help="scale of classifier-free guidance; default the preset's, or 7.5",
+    )
+    add("--sampler", metavar="NAME", help=f"{', '.join(SAMPLERS)}; default the preset's")
+    add("--eta", type=float, metavar="X", help="η of ddim: share of fresh noise at each step, from 0 to 1; default 0")
+    add("--num-images", type=at_least(1), metavar="N", help="number of images, of seeds that follow --seed; default 1")
+    add("--size", type=image_size, metavar="WxH", help="in pixels; default the preset's, or that of --image")
+    add("--image", metavar="FILE", help="initial image, for image-to-image generation")
+    add("--strength", type=float, metavar="X", help="image-to-image strength, in (0, 1]; default 0.8, with a mask 1")
+    add("--mask-image", metavar="FILE", help="of the size of --image, white where it is repainted")
+    add("--save-strip", metavar="FILE", help="write a row of intermediate images (small images: always)")
+    add("--save-gif", metavar="FILE", help="write an animation of intermediate images")
+    add("--output", metavar="FILE", help="the PNG file to write; with --num-images the seed is added to its name")
+
+
+def run(args):
+    from zoo import backends
+    from zoo.presets import find_preset
+
+    if args.sampler is not None and args.sampler not in SAMPLERS:
+        known = ", ".join(SAMPLERS)
+        hint = did_you_mean(args.sampler, SAMPLERS)
+        raise UserError(f"There is no sampler {args.sampler!r}: choose one of {known}.{hint}")
+    for flag, value in (("mask-image", args.mask_image), ("strength", args.strength)):
+        if value is not None and args.image is None:
+            raise UserError(f"--{flag} is for image-to-image generation: give the initial image with --image.")
+    preset = find_preset(args.model)
+    task = preset.task or ("text-to-image" if (preset.folder / "pipeline.json").is_file() else "text-generation")
+    if task == "text-to-image":
+        _refuse(args, _TEXT_FLAGS, f"{preset.name} generates images")
+        backends.import_keras(preferred="torch")  # which starts and samples soonest
+        from zoo.cli.generate_image import generate_images
+
+        generate_images(args.model, args.prompt, seed=args.seed, **{name: getattr(args, name) for name in _IMAGE_FLAGS})
+        return
+    _refuse(args, _IMAGE_FLAGS, f"{preset.name} generates text")
+    if preset.model_path.is_file():
+        backends.import_keras()
+    _generate_text(args)
+
+
+def _refuse(args, names, why):
+    for name in names:
+        if getattr(args, name) is not None:
+            raise UserError(f"{why}, for which --{name.replace('_', '-')} has no meaning: leave it out.")
+
+
+def _generate_text(args):
+    from zoo.tasks.causal_lm import CausalLM
+
+    model = CausalLM.from_preset(args.model)
+    if args.top_tokens is not None:
+        for token, probability in model.top_next_tokens(args.prompt, count=args.top_tokens):
+            print(f"{probability:6.1%}  {token!r}")
+        return
+    settings = {"max_new_tokens": args.max_new_tokens, "temperature": args.temperature, "greedy": bool(args.greedy)}
+    settings |= {"top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
+    before = args.prompt  # printed with the first piece: until then the prompt may be refused
+    for piece in model.stream(args.prompt, **settings):
+        print(before + piece, end="", flush=True)
+        before = ""
+    print()
