@@ -46,13 +46,15 @@ def member_lines(node):
 
 
 def flag_lines(path):
-    """The flags that a file adds to a parser: every string that looks like one."""
+    """The flags that a file defines, adds to a parser, or (a recipe) picks with its own defaults."""
     name = str(path.relative_to(ROOT))
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            flag = node.args[0].value
-            if isinstance(flag, str) and flag.startswith("--") and len(flag) > 2 and " " not in flag:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        match node:
+            case ast.Assign(targets=[ast.Name(id="FLAGS")], value=ast.Dict(keys=keys)):
+                yield from (f"{name}: --{key.value.replace('_', '-')}" for key in keys)
+            case ast.Call(func=ast.Attribute(value=ast.Name(id="flags"), attr="add")):
+                yield f"{name}: {ast.unparse(node)}"
+            case ast.Call(args=[ast.Constant(value=str(flag)), *_]) if flag.startswith("--") and " " not in flag:
                 yield f"{name}: {flag}"
 
 
