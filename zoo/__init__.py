@@ -26,11 +26,18 @@ _PARTS = (
     *("parameter_ledger", "parity", "presets", "tasks", "tokenizers", "training"),
 )
 _FUNCTIONS = {
+    "CausalLM": "zoo.tasks.causal_lm",
+    "ImageClassifier": "zoo.tasks.image_classifier",
+    "TextToImage": "zoo.tasks.text_to_image",
+    "Translator": "zoo.tasks.translator",
+    "convert": "zoo.tasks.convert",
     "create_model": "zoo.presets",
     "ledger": "zoo.parameter_ledger.ledger",
     "list_models": "zoo.presets",
     "load_model": "zoo.presets",
+    "load_task": "zoo.tasks",
     "strategy": "zoo.distribution.strategy",
+    "verify": "zoo.parity.verify",
 }
 
 
