@@ -23,10 +23,10 @@ def opened(inputs, outputs, **options):
 
 
 def check(book, model):
-    assert book.parameters == model.count_params() == sum(row.counted for row in book.layers)
+    assert book.parameters == model.count_params() == sum(row.counted_parameters for row in book.leaf_rows)
     assert book.trainable == sum(int(np.prod(w.shape)) for w in model.trainable_weights)
-    assert book.trainable == sum(row.trainable for row in book.layers)
-    for row in book.layers:
+    assert book.trainable == sum(row.trainable for row in book.leaf_rows)
+    for row in book.leaf_rows:
         if row.layer is not None and hasattr(row.layer, "count_params") and row.inputs:
             assert row.parameters == row.layer.count_params()
             assert sum(formula.value for formula in row.formulas) == row.parameters, row.path
@@ -35,11 +35,11 @@ def check(book, model):
 def test_classic_walk_through():
     book = ledger(cnn(num_classes=10))
     rows = {row.name: row for row in book.rows}
-    counted = [rows[name].counted for name in ("conv1", "conv2", "conv3", "dense1", "logits")]
+    counted = [rows[name].counted_parameters for name in ("conv1", "conv2", "conv3", "dense1", "logits")]
     assert counted == [896, 18_496, 73_856, 9_437_696, 5_130] and book.parameters == 9_536_074
-    numbers = [rows[name].formulas[0].numbers for name in ("conv1", "dense1", "logits")]
+    numbers = [rows[name].formulas[0].substituted for name in ("conv1", "dense1", "logits")]
     assert numbers == ["(3·3·3 + 1)·32", "(128·12·12 + 1)·512", "(512 + 1)·10"]
-    assert rows["conv1"].formulas[0].letters == "(k_h·k_w·c_in + 1)·c_out"
+    assert rows["conv1"].formulas[0].symbolic == "(k_h·k_w·c_in + 1)·c_out"
     assert [rows[name].outputs[0] for name in ("conv1", "pool1", "flatten")] == [(48, 48, 32), (24, 24, 64), (18432,)]
     # Multiply-accumulates: every output pixel and filter looks at a window of inputs.
     assert rows["conv2"].macs == 48 * 48 * 64 * 3 * 3 * 32 and rows["dense1"].macs == 18_432 * 512
@@ -49,7 +49,7 @@ def test_classic_walk_through():
 def test_single_pool_variant():
     """Some texts print 3,221,504 for this layer: that would be (64·y + 1)·512 with y = 98.3, which is no picture."""
     row = next(row for row in ledger(cnn(num_classes=10, single_pool=True)).rows if row.name == "dense1")
-    assert row.formulas[0].numbers == "(64·24·24 + 1)·512" and row.counted == 18_874_880
+    assert row.formulas[0].substituted == "(64·24·24 + 1)·512" and row.counted_parameters == 18_874_880
     assert (3_221_504 / 512 - 1) % 64 != 0
 
 
@@ -105,18 +105,18 @@ KINDS = {
 def test_kinds(kind):
     make, shape, parameters, macs = KINDS[kind]
     inputs = keras.Input(shape)
-    row = opened(inputs, make()(inputs)).layers[-1]
-    assert (row.counted, row.macs) == (parameters, macs)
-    assert not any(formula.letters == formula.numbers for formula in row.formulas if formula.part != "bias") or (
+    row = opened(inputs, make()(inputs)).leaf_rows[-1]
+    assert (row.counted_parameters, row.macs) == (parameters, macs)
+    assert not any(formula.symbolic == formula.substituted for formula in row.formulas if formula.part != "bias") or (
         kind == "slopes"
     ), "a known kind has letters"
 
 
 def test_attention_is_split():
     query, source = keras.Input((10, 16)), keras.Input((6, 24))
-    row = opened([query, source], layers.MultiHeadAttention(4, 8, value_dim=5, output_shape=7)(query, source)).layers[
-        -1
-    ]
+    row = opened(
+        [query, source], layers.MultiHeadAttention(4, 8, value_dim=5, output_shape=7)(query, source)
+    ).leaf_rows[-1]
     assert {formula.part: formula.value for formula in row.formulas} == {
         "query": (16 + 1) * 4 * 8,
         "key": (24 + 1) * 4 * 8,
@@ -124,7 +124,7 @@ def test_attention_is_split():
         "output": (4 * 5 + 1) * 7,
     }
     assert row.macs == 10 * 16 * 32 + 6 * 24 * 32 + 6 * 24 * 20 + 10 * 6 * 32 + 10 * 6 * 20 + 10 * 20 * 7
-    grouped = opened(query, layers.GroupQueryAttention(8, 4, 2)(query, query)).layers[-1]
+    grouped = opened(query, layers.GroupQueryAttention(8, 4, 2)(query, query)).leaf_rows[-1]
     assert [formula.value for formula in grouped.formulas] == [17 * 32, 17 * 16, 17 * 16, 33 * 16]
 
 
@@ -133,7 +133,7 @@ def test_shared_layers_count_once():
     inner = keras.Sequential([keras.Input((4,)), layers.Dense(4, name="a")], name="inner")
     dense = layers.Dense(4, name="twice")
     book = opened(x, inner(dense(dense(inner(x)))))
-    assert [(row.path, row.counted, row.macs) for row in book.layers if row.parameters] == [
+    assert [(row.path, row.counted_parameters, row.macs) for row in book.leaf_rows if row.parameters] == [
         ("inner/a", 20, 16),
         ("twice", 20, 16),
         ("twice", 0, 16),
@@ -165,7 +165,7 @@ def test_tied_weights_count_once():
     y = first(x)
     model = keras.Model(x, Tied(first, name="second")(y))
     book = ledger(model)
-    assert book.parameters == sum(row.counted for row in book.layers) == 20 + 4
+    assert book.parameters == sum(row.counted_parameters for row in book.leaf_rows) == 20 + 4
     assert "kernel counted at first" in next(row.note for row in book.rows if row.path.startswith("second"))
 
 
@@ -246,7 +246,7 @@ def test_unknown_kind_falls_back_to_shapes():
 
     x = keras.Input((3,))
     book = opened(x, Bilinear(name="bilinear")(x))
-    assert book.rows[1].formulas[0].numbers == "3·5·2" and book.rows[1].macs is None
+    assert book.rows[1].formulas[0].substituted == "3·5·2" and book.rows[1].macs is None
     assert "unknown kind: bilinear" in str(book)
 
 
@@ -286,8 +286,8 @@ def test_the_same_on_paper_and_in_json():
     row = described["rows"][1]
     assert row["formulas"][0] == {
         "part": "",
-        "letters": "(k_h·k_w·c_in + 1)·c_out",
-        "numbers": "(3·3·3 + 1)·32",
+        "symbolic": "(k_h·k_w·c_in + 1)·c_out",
+        "substituted": "(3·3·3 + 1)·32",
         "value": 896,
     }
     assert "| conv1 | Conv2D | 48·48·32 | 896 | (k_h·k_w·c_in + 1)·c_out = (3·3·3 + 1)·32 = 896 |" in book.to_markdown()
@@ -334,7 +334,7 @@ def test_every_architecture_of_keras_applications(name):
 
 ELSEWHERE = """
 from zoo import backends
-backends.start()
+backends.import_keras()
 import keras
 from tests.parameter_ledger.test_ledger import check, NOT_ON_TORCH
 from zoo.parameter_ledger.ledger import ledger

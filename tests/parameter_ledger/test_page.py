@@ -11,10 +11,10 @@ from PIL import Image
 
 import zoo
 from zoo.models.cnn import cnn
-from zoo.parameter_ledger import filter_images as filter_picture
 from zoo.parameter_ledger import page as ledger_page
-from zoo.parameter_ledger import page_style as ledger_page_style
-from zoo.parameter_ledger.ledger import Row
+from zoo.parameter_ledger import page_style
+from zoo.parameter_ledger.filter_images import filter_image
+from zoo.parameter_ledger.ledger import LedgerRow
 
 VOID = {"meta", "wbr", "input", "img"}
 
@@ -132,10 +132,10 @@ def test_every_figure_of_the_ledger_is_on_the_page(read):
         assert row.name in text and (row.group or row.kind in text)
         if row.group:
             continue
-        assert not row.parameters or f"{row.counted:,}" in text
+        assert not row.parameters or f"{row.counted_parameters:,}" in text
         assert row.note in text
         for formula in (*row.formulas, *row.mac_formulas):
-            assert formula.part in text and formula.numbers.replace("None", "?") in text
+            assert formula.part in text and formula.substituted.replace("None", "?") in text
             assert ("= ?" if formula.value is None else f"{formula.value:,}") in text
         for source in row.sources:
             assert book.rows[source].path in text
@@ -154,7 +154,7 @@ def test_letters_are_explained(read):
     book, _, page = read
     for index, row in enumerate(book.rows):
         for formula in () if row.kind == "EinsumDense" else (*row.formulas, *row.mac_formulas):
-            for letter in re.findall(r"[A-Za-z_]\w*", formula.letters):
+            for letter in re.findall(r"[A-Za-z_]\w*", formula.symbolic):
                 assert ledger_page.LEGEND[letter] in page.text[f"r{index}"]
 
 
@@ -170,11 +170,11 @@ def test_size_is_bounded():
 @pytest.mark.once
 def test_pictures_are_limited():
     x = image = keras.Input((8, 8, 3))
-    for _ in range(ledger_page.PICTURED + 2):
+    for _ in range(ledger_page.MAX_FILTER_IMAGES + 2):
         x = layers.Conv2D(3, 1)(layers.Conv2D(3, 3, padding="same")(x))
     text = zoo.ledger(keras.Model(image, x)).to_html()
-    assert len(Page(text).pictures()) == ledger_page.PICTURED
-    assert f"The filters of the first {ledger_page.PICTURED} convolutions are shown" in text
+    assert len(Page(text).pictures()) == ledger_page.MAX_FILTER_IMAGES
+    assert f"The filters of the first {ledger_page.MAX_FILTER_IMAGES} convolutions are shown" in text
 
 
 def conv_page(layer, channels):
@@ -243,7 +243,7 @@ def test_a_kernel_of_zeros_and_one_that_is_not_finite_are_drawn():
     layer.build((None, 8, 8, 1))
     for value in (0.0, np.nan):
         layer.kernel.assign(np.full(layer.kernel.shape, value, "float32"))
-        pixels, _ = filter_picture.filter_picture(layer)
+        pixels, _ = filter_image(layer)
         assert (pixels[..., :3] == 128).all()
 
 
@@ -251,41 +251,41 @@ def test_a_kernel_of_zeros_and_one_that_is_not_finite_are_drawn():
 def test_lines_lead_from_sources_to_takers_and_do_not_overlap():
     rng = np.random.default_rng(0)
     for _ in range(40):
-        rows = [Row(path="0", kind="InputLayer")]
+        rows = [LedgerRow(path="0", kind="InputLayer")]
         for index in range(1, 40):
             group = bool(rng.random() < 0.1)
             reach = [source for source in range(max(0, index - 12), index) if not rows[source].group]
             sources = () if group else tuple(rng.choice(reach, min(len(reach), 2), replace=False).tolist())
-            rows.append(Row(path=str(index), kind="Add", group=group, sources=sources))
-        wires = ledger_page._Wires(rows)
-        drawn = {(source, taker) for source, (_, takers) in wires.lanes.items() for taker in takers}
+            rows.append(LedgerRow(path=str(index), kind="Add", group=group, sources=sources))
+        connections = ledger_page._Connections(rows)
+        drawn = {(source, taker) for source, (_, takers) in connections.lanes.items() for taker in takers}
         undrawn = set()
         for index, row in enumerate(rows):
             above = max((other for other in range(index) if not rows[other].group), default=None)
             for source in row.sources:
                 if source == above:
-                    assert index in wires.follows
+                    assert index in connections.follows
                 elif (source, index) not in drawn:
                     undrawn.add(source)
-        assert len(undrawn) == wires.undrawn
+        assert len(undrawn) == connections.undrawn
         for gap in range(1, len(rows)):
-            beside = [lane for source, (lane, takers) in wires.lanes.items() if source < gap <= takers[-1]]
-            assert len(beside) == len(set(beside)) and all(lane < ledger_page.LANES for lane in beside)
-            assert not undrawn or len(beside) <= ledger_page.LANES
+            beside = [lane for source, (lane, takers) in connections.lanes.items() if source < gap <= takers[-1]]
+            assert len(beside) == len(set(beside)) and all(lane < ledger_page.MAX_LANES for lane in beside)
+            assert not undrawn or len(beside) <= ledger_page.MAX_LANES
 
 
 @pytest.mark.once
 def test_a_line_passes_begins_and_ends():
-    rows = [Row(path=str(i), kind="Add", sources=(i - 1,) if i else ()) for i in range(4)]
-    rows.append(Row(path="4", kind="Add", sources=(3, 0)))
-    wires = ledger_page._Wires(rows)
-    assert wires.lanes == {0: (0, [4])} and wires.undrawn == 0 and wires.follows == {1, 2, 3, 4}
-    begin, past, end = (wires.svg(index, index, 0) for index in (0, 2, 4))
-    x, right = wires.gutter - 14, wires.gutter
+    rows = [LedgerRow(path=str(i), kind="Add", sources=(i - 1,) if i else ()) for i in range(4)]
+    rows.append(LedgerRow(path="4", kind="Add", sources=(3, 0)))
+    connections = ledger_page._Connections(rows)
+    assert connections.lanes == {0: (0, [4])} and connections.undrawn == 0 and connections.follows == {1, 2, 3, 4}
+    begin, past, end = (connections.svg(index, index, 0) for index in (0, 2, 4))
+    x, right = connections.gutter - 14, connections.gutter
     assert f'd="M{right} {ledger_page.EXIT}H{x + 7}q-7 0 -7 7V9999"' in begin and "head" not in begin
     assert f'd="M{x} 0V9999"' in past
     assert f"H{right - 3}" in end and "head" in end and "9999" not in end
-    assert wires.svg(0, 4, 0) == ""  # as one box, nothing leaves it
+    assert connections.svg(0, 4, 0) == ""  # as one box, nothing leaves it
 
 
 @pytest.mark.once
@@ -297,7 +297,7 @@ def test_colours_have_contrast():
         parts = np.array([int(colour[i : i + 2], 16) / 255 for i in (0, 2, 4)])
         return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
 
-    themes = re.findall(r":root\{([^}]*)\}", ledger_page_style.STYLE)
+    themes = re.findall(r":root\{([^}]*)\}", page_style.STYLE)
     assert len(themes) == 3  # light, dark, print
     for theme in themes:
         colours = dict(re.findall(r"--([\w]+):#(\w+)", theme))

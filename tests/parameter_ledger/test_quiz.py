@@ -21,9 +21,9 @@ def test_questions_hold_what_is_needed_and_the_right_answers():
     assert parameters == {"conv1": 896, "conv2": 18_496, "conv3": 73_856, "dense1": 9_437_696, "logits": 5_130}
     shapes = {q.text.split()[0]: q.answer for q in ALL if "shape of its output" in q.text}
     assert shapes["pool2"] == (12, 12, 128) and shapes["flatten"] == (18432,) and "dropout1" not in shapes
-    text = find("conv2 is a Conv2D (height").text
+    text = find("conv2 is a Conv2D (kernel height").text
     assert all(
-        number in text for number in ("window 3", "channels in 32", "channels out 64", "48·48·32", "with a bias")
+        number in text for number in ("kernel width 3", "channels in 32", "channels out 64", "48·48·32", "with a bias")
     )
 
 
@@ -40,19 +40,19 @@ def test_same_questions_on_every_backend():
 
 @pytest.mark.parametrize("answer", ["18496", "18,496", " 18 496 ", "18_496"])
 def test_right_numbers(answer):
-    assert quiz.judge(find("conv2 is a Conv2D (height"), answer) == (True, "Right.")
+    assert quiz.grade(find("conv2 is a Conv2D (kernel height"), answer) == (True, "Right.")
 
 
 @pytest.mark.parametrize("answer", ["24x24x64", "(24, 24, 64)", "24·24·64", "24 24 64", "[24,24,64]"])
 def test_right_shapes(answer):
-    assert quiz.judge(find("pool1"), answer) == (True, "Right.")
+    assert quiz.grade(find("pool1"), answer) == (True, "Right.")
 
 
 @pytest.mark.parametrize(
     "answer, start", [("18432", "Almost: the biases are missing."), ("7", "No."), ("many", "'many' is not a whole")]
 )
 def test_wrong_answers_are_explained(answer, start):
-    right, remark = quiz.judge(find("conv2 is a Conv2D (height"), answer)
+    right, remark = quiz.grade(find("conv2 is a Conv2D (kernel height"), answer)
     assert not right and remark.startswith(start) and "(3·3·32 + 1)·64 = 18,496" in remark
 
 
@@ -80,8 +80,8 @@ def test_output_shapes_are_explained():
 
 
 def test_run_counts_and_prints():
-    said, answers = [], [q.shown if i else "1" for i, q in enumerate(quiz.questions(MODEL, count=3, seed=3))]
-    assert quiz.run(MODEL, seed=3, count=3, answers=answers, say=said.append) == (2, 3)
+    said, answers = [], [q.answer_text if i else "1" for i, q in enumerate(quiz.questions(MODEL, count=3, seed=3))]
+    assert quiz.run_quiz(MODEL, seed=3, count=3, answers=answers, log=said.append) == (2, 3)
     assert said[-1].strip() == "2 of 3 right." and sum("Right." in line for line in said) == 2
 
 
@@ -95,12 +95,12 @@ def test_asks_one_by_one_and_stops_at_the_end_of_input():
             raise EOFError from None
 
     said = []
-    assert quiz.run(MODEL, count=3, ask=ask, say=said.append) == (0, 1)
+    assert quiz.run_quiz(MODEL, count=3, ask=ask, log=said.append) == (0, 1)
     assert "2 not answered" in said[-1]
 
 
 def test_sheet_has_questions_before_answers():
-    text = quiz.sheet(MODEL, seed=0, count=12)
+    text = quiz.worksheet(MODEL, seed=0, count=12)
     head, _, tail = text.partition("\nAnswers\n")
     assert "(128·12·12 + 1)·512 = 9,437,696" in tail and "9,437,696" not in head
     assert head.count("?") == 12
@@ -108,7 +108,7 @@ def test_sheet_has_questions_before_answers():
 
 def test_wrong_use():
     with pytest.raises(UserError, match="3 questions but 1 answers"):
-        quiz.run(MODEL, count=3, answers=["1"])
+        quiz.run_quiz(MODEL, count=3, answers=["1"])
     with pytest.raises(UserError, match="at least 1, got 0"):
         quiz.questions(MODEL, count=0)
     x = keras.Input((None,))

@@ -9,9 +9,8 @@ from keras import layers
 
 from tests.conftest import ROOT
 from zoo.errors import UserError
-from zoo.io import files
-from zoo.parity import records as golden
-from zoo.parity import verify
+from zoo.io import cards, model_files
+from zoo.parity import records, verify
 
 SAVED = ROOT / "saved_models"
 
@@ -44,17 +43,17 @@ CALLS = [
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
-    """A folder with small.keras and its golden record."""
+    """A folder with small.keras and its parity record."""
     folder = tmp_path_factory.mktemp("small")
     keras.utils.set_random_seed(0)
-    files.save_model(small_model(), folder / "small.keras")
-    golden.make_golden(folder / "small.keras")
+    model_files.save_model(small_model(), folder / "small.keras")
+    records.write_parity_record(folder / "small.keras")
     return folder
 
 
 @pytest.fixture
 def copy(small, tmp_path):
-    """The path of a copy of small.keras with its golden record, to spoil."""
+    """The path of a copy of small.keras with its parity record, to spoil."""
     for path in small.iterdir():
         shutil.copy(path, tmp_path)
     return tmp_path / "small.keras"
@@ -62,12 +61,12 @@ def copy(small, tmp_path):
 
 def alter(path, name, change):
     """Change the kernel of a layer in a model file."""
-    model = files.load_model(path)
+    model = model_files.load_model(path)
     layer = next(layer for layer in model._flatten_layers() if layer.name == name)
     kernel = layer.get_weights()[0].copy()
     change(kernel)
     layer.set_weights([kernel, *layer.get_weights()[1:]])
-    files.save_model(model, path)
+    model_files.save_model(model, path)
 
 
 def add_everywhere(kernel):
@@ -82,37 +81,42 @@ def change_one_number(kernel):
 
 
 @pytest.mark.once
-def test_distance():
+def test_max_scaled_error():
+    error = verify.max_scaled_error
     a = np.array([1.0, -20.0, 3.0])
-    assert verify.distance(a, a) == 0
-    assert verify.distance(a + [0, 0, 0.5], a) == 0.5 / 20
-    assert verify.distance(a / 100 + [0, 0, 0.5], a / 100) == pytest.approx(0.5)  # small numbers are not blown up
-    assert verify.distance(a, a[:2]) == np.inf
+    assert error(a, a) == 0
+    assert error(a + [0, 0, 0.5], a) == 0.5 / 20
+    assert error(a / 100 + [0, 0, 0.5], a / 100) == pytest.approx(0.5)  # small numbers are not blown up
+    assert error(a, a[:2]) == np.inf
     nan, infinite = np.array([np.nan, 1.0]), np.array([np.inf, 1.0])
-    assert verify.distance(nan, nan) == 0 and verify.distance(infinite, infinite) == 0
-    assert verify.distance(np.array([2.0, 1.0]), nan) == np.inf == verify.distance(nan, np.array([2.0, 1.0]))
-    assert verify.distance(infinite, -infinite) == np.inf == verify.distance(infinite, nan)
-    assert verify.distance(np.array([np.nan, 1.5]), nan) == 0.5
-    assert verify.distance(np.zeros(0), np.zeros(0)) == 0
+    assert error(nan, nan) == 0 and error(infinite, infinite) == 0
+    assert error(np.array([2.0, 1.0]), nan) == np.inf == error(nan, np.array([2.0, 1.0]))
+    assert error(infinite, -infinite) == np.inf == error(infinite, nan)
+    assert error(np.array([np.nan, 1.5]), nan) == 0.5
+    assert error(np.zeros(0), np.zeros(0)) == 0
 
 
 @pytest.mark.once
 def test_the_first_layer_is_the_first_in_the_order_of_calls():
     def record(*layers, output=0.0):
         about = {"weights": {}}
-        return golden.Record([], [np.array([output])], {k: ("Kind", np.array([v])) for k, v in layers}, about)
+        return records.ParityRecord([], [np.array([output])], {k: ("Kind", np.array([v])) for k, v in layers}, about)
 
     right = record(("a", 0.0), ("b", 0.0), ("c", 0.0))
-    found = verify.compare(record(("a", 1e-6), ("b", 0.2), ("c", 0.9), output=0.4), right)
-    assert found.first == ("b", "Kind", 1, 0.2) and (found.outputs, found.layers, found.same) == (0.4, 0.9, False)
+    found = verify.compare_records(record(("a", 1e-6), ("b", 0.2), ("c", 0.9), output=0.4), right)
+    assert found.first_call == ("b", "Kind", 1, 0.2) and (found.output_error, found.layer_error, found.passed) == (
+        0.4,
+        0.9,
+        False,
+    )
     # A difference that grows on its way is traced to where it is still below the tolerance.
-    assert verify.compare(record(("a", 1e-6), ("b", 5e-5), ("c", 0.1)), right).first[0] == "b"
-    found = verify.compare(record(("a", 1e-6), ("b", 5e-5), ("c", 5e-5)), right)
-    assert found.same and found.first is None
-    assert verify.compare(record(("a", 0.0), ("other", 0.0), ("c", 0.0)), right).first[:2] == ("b", "Kind")
-    assert verify.compare(record(("a", 0.0), ("b", 0.0), ("c", 0.0), ("d", 0.0)), right).first[0] == "d"
-    assert verify.compare(record(("a", np.nan), ("b", 0.0), ("c", 0.0)), right).first[0] == "a"
-    assert not verify.compare(record(("a", 0.0), ("b", 0.0), ("c", 0.0), output=1e-3), right).same
+    assert verify.compare_records(record(("a", 1e-6), ("b", 5e-5), ("c", 0.1)), right).first_call[0] == "b"
+    found = verify.compare_records(record(("a", 1e-6), ("b", 5e-5), ("c", 5e-5)), right)
+    assert found.passed and found.first_call is None
+    assert verify.compare_records(record(("a", 0.0), ("other", 0.0), ("c", 0.0)), right).first_call[:2] == ("b", "Kind")
+    assert verify.compare_records(record(("a", 0.0), ("b", 0.0), ("c", 0.0), ("d", 0.0)), right).first_call[0] == "d"
+    assert verify.compare_records(record(("a", np.nan), ("b", 0.0), ("c", 0.0)), right).first_call[0] == "a"
+    assert not verify.compare_records(record(("a", 0.0), ("b", 0.0), ("c", 0.0), output=1e-3), right).passed
 
 
 @pytest.mark.parametrize("change", [add_everywhere, change_one_number])
@@ -127,38 +131,43 @@ def test_the_first_layer_is_the_first_in_the_order_of_calls():
     ],
 )
 def test_a_changed_kernel_is_found_at_its_layer(copy, name, call, change):
-    right = golden.Record.load(golden.golden_path(copy))
+    right = records.ParityRecord.load(records.parity_path(copy))
+    options = {"inputs": right.inputs, "max_values": right.metadata["values"]}
     assert list(right.layers) == CALLS
-    assert verify.compare(golden.record_file(copy, inputs=right.inputs, values=right.about["values"]), right).same
+    assert verify.compare_records(records.compute_parity_record(copy, **options), right).passed
     alter(copy, name, change)
-    found = verify.compare(golden.record_file(copy, inputs=right.inputs, values=right.about["values"]), right)
-    assert not found.same and found.weights == (call,)
-    assert found.first[0] == call and found.first[3] > verify.TOLERANCE
+    found = verify.compare_records(records.compute_parity_record(copy, **options), right)
+    assert not found.passed and found.weights == (call,)
+    assert found.first_call[0] == call and found.first_call[3] > verify.TOLERANCE
     # Its numbers alone give it away too: a backend may go wrong with the right weights.
-    blind = golden.Record(right.inputs, right.outputs, right.layers, right.about | {"weights": {}})
-    changed = golden.record_file(copy, inputs=right.inputs, values=right.about["values"])
-    assert verify.compare(changed, blind).first[0] == call
+    blind = records.ParityRecord(right.inputs, right.outputs, right.layers, right.metadata | {"weights": {}})
+    changed = records.compute_parity_record(copy, **options)
+    assert verify.compare_records(changed, blind).first_call[0] == call
 
 
 @pytest.mark.parametrize("name", ["cnn_mnist", "cnn_gtsrb"])
-def test_the_golden_record_of_a_pretrained_file(name):
-    path = golden.golden_path(SAVED / f"{name}.keras")
-    right = golden.Record.load(path)
+def test_the_parity_record_of_a_pretrained_file(name):
+    path = records.parity_path(SAVED / name / "model.keras")
+    right = records.ParityRecord.load(path)
     assert path.stat().st_size < 100_000
-    assert right.about["sha256"] == files.read_card(SAVED / f"{name}.keras")["sha256"]
-    assert {"cnn/conv1", "cnn/conv2", "cnn/conv3", "cnn/dense1", "cnn/logits"} == set(right.about["weights"])
-    here = golden.record_file(SAVED / f"{name}.keras", inputs=right.inputs, values=right.about["values"])
-    found = verify.compare(here, right)
-    assert found.same and found.outputs < 1e-5 and found.layers < 1e-5
+    assert right.metadata["sha256"] == cards.read_card(SAVED / name)["files"]["model.keras"]["sha256"]
+    assert {"cnn/conv1", "cnn/conv2", "cnn/conv3", "cnn/dense1", "cnn/logits"} == set(right.metadata["weights"])
+    here = records.compute_parity_record(
+        SAVED / name / "model.keras", inputs=right.inputs, max_values=right.metadata["values"]
+    )
+    found = verify.compare_records(here, right)
+    assert found.passed and found.output_error < 1e-5 and found.layer_error < 1e-5
 
 
 # -------------------------------------------------------------------------------------------------------- verifying
 
 
 def verified(path, **options):
-    """(whether all is the same, the lines said)."""
+    """(whether all is the same, the lines of the report)."""
     lines = []
-    return verify.verify(path, say=lines.append, **options), lines
+    report = verify.verify_file(path, log=lines.append, **options)
+    assert lines == report.text.split("\n") == str(report).split("\n")
+    return report.passed, lines
 
 
 def row(lines, backend):
@@ -168,18 +177,18 @@ def row(lines, backend):
 @pytest.mark.once
 @pytest.mark.heavy
 def test_an_altered_file(copy):
-    files.write_json(copy.with_suffix(".json"), {"sha256": files.sha256(copy)})
+    cards.write_card(copy.parent, {}, [copy.name])
     alter(copy, "conv2", change_one_number)
-    with pytest.raises(UserError, match="small.keras has sha256 .* but its card small.json says"):
-        verify.verify(copy)
-    files.write_json(copy.with_suffix(".json"), {"sha256": files.sha256(copy)})  # as one who hides it would
+    with pytest.raises(UserError, match="small.keras has sha256 .* but card.json beside it says"):
+        verify.verify_file(copy)
+    cards.write_card(copy.parent, {}, [copy.name])  # as one who hides it would
     same, lines = verified(copy, backends=["jax", "torch"])
     assert not same
-    assert any("The golden record is of another file" in line for line in lines)
+    assert any("The parity record is of another file" in line for line in lines)
     for backend in ("jax", "torch"):
         assert row(lines, backend)[-1] == "DIFFERS"
         (sentence,) = [line for line in lines if line.startswith(f"{backend} differs")]
-        assert "the golden record first at inner/conv2 (Conv2D, call 5 of 9), by " in sentence
+        assert "the parity record first at inner/conv2 (Conv2D, call 5 of 9), by " in sentence
     assert any("backends agree with one another: the file is not the one" in line for line in lines)
 
 
@@ -231,38 +240,38 @@ def test_a_backend_that_goes_wrong(small, spoil, kind, layer, call, others):
     assert not same and row(lines, "torch")[-1] == "DIFFERS"
     assert all(row(lines, other)[-1] == "same" for other in others)
     (sentence,) = [line for line in lines if "differs from" in line]
-    assert sentence.startswith(f"torch differs from the golden record first at {call} ({kind}, call ")
+    assert sentence.startswith(f"torch differs from the parity record first at {call} ({kind}, call ")
     assert "weights" not in sentence
 
 
 @pytest.mark.once
 @pytest.mark.heavy
-def test_without_a_golden_record_the_majority_is_right(copy, spoil):
-    golden.golden_path(copy).unlink()
+def test_without_a_parity_record_the_majority_is_right(copy, spoil):
+    records.parity_path(copy).unlink()
     spoil("tensorflow", "Dense", "dense")
     same, lines = verified(copy)  # the backend that goes wrong is the one that the others are compared with
-    assert not same and any("There is no small.golden.npz" in line for line in lines)
+    assert not same and any("There is no small.parity.npz" in line for line in lines)
     (sentence,) = [line for line in lines if "differs from" in line]
     assert sentence.startswith("tensorflow differs from the others first at inner/dense (Dense, call 8 of 9), by ")
 
 
 @pytest.mark.once
 @pytest.mark.heavy
-def test_two_that_differ_without_a_golden_record(copy, spoil):
-    golden.golden_path(copy).unlink()
+def test_two_that_differ_without_a_parity_record(copy, spoil):
+    records.parity_path(copy).unlink()
     spoil("jax", "Rescaling", "scale")
     same, lines = verified(copy, backends=["jax", "torch"])
     assert not same
     assert any(line.startswith("torch differs from jax first at scale (Rescaling, call 2 of 9)") for line in lines)
-    assert "Without a golden record it cannot be told which of them is right." in lines
+    assert "Without a parity record it cannot be told which of them is right." in lines
 
 
 @pytest.mark.once
 @pytest.mark.heavy
 def test_one_backend_alone(copy):
     same, lines = verified(copy, backends=["torch"])
-    assert same and "Only torch is to run, so there is nothing to compare with but the golden record." in lines
-    golden.golden_path(copy).unlink()
+    assert same and "Only torch is to run, so there is nothing to compare with but the parity record." in lines
+    records.parity_path(copy).unlink()
     same, lines = verified(copy, backends=["torch"])
     assert same and "Only torch is to run, so there is nothing to compare with." in lines
 
@@ -282,30 +291,30 @@ def test_a_backend_that_does_not_run_leaves_the_others(small, tmp_path, monkeypa
 
 @pytest.mark.once
 @pytest.mark.heavy
-def test_a_golden_record_of_another_architecture(copy):
+def test_a_parity_record_of_another_architecture(copy):
     x = keras.Input((5,))
-    files.save_model(keras.Model(x, layers.Dense(2)(x)), copy)
+    model_files.save_model(keras.Model(x, layers.Dense(2)(x)), copy)
     with pytest.raises(UserError, match=r"cannot be run on inputs float32 \(4, 8, 8, 2\)"):
-        verify.verify(copy, backends=["torch"])
+        verify.verify_file(copy, backends=["torch"])
 
 
 @pytest.mark.once
 def test_mistakes(small, tmp_path):
     file = small / "small.keras"
     with pytest.raises(UserError, match="There is no model file at .*smal.keras.*Did you mean 'small.keras'"):
-        verify.verify(small / "smal.keras")
+        verify.verify_file(small / "smal.keras")
     with pytest.raises(UserError, match="Did you mean 'torch'"):
-        verify.verify(file, backends=["toch"])
+        verify.verify_file(file, backends=["toch"])
     for tolerance in (-1, float("nan")):
         with pytest.raises(UserError, match="tolerance must be a number from 0 up"):
-            verify.verify(file, tolerance=tolerance)
+            verify.verify_file(file, tolerance=tolerance)
     shutil.copy(file, tmp_path)
-    (tmp_path / "small.golden.npz").write_bytes(b"cut short")
-    with pytest.raises(UserError, match="small.golden.npz is not a record"):
-        verify.verify(tmp_path / "small.keras")
+    (tmp_path / "small.parity.npz").write_bytes(b"cut short")
+    with pytest.raises(UserError, match="small.parity.npz is not a parity record"):
+        verify.verify_file(tmp_path / "small.keras")
 
 
 @pytest.mark.once
-def test_every_pretrained_file_has_a_golden_record():
-    for path in SAVED.glob("*.keras"):
-        assert golden.golden_path(path).is_file(), f"run make_golden({str(path)!r})"
+def test_every_pretrained_file_has_a_parity_record():
+    for path in SAVED.glob("*/model.keras"):
+        assert records.parity_path(path).is_file(), f"run write_parity_record({str(path)!r})"

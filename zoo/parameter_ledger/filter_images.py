@@ -1,4 +1,4 @@
-"""The filters of a convolution as a picture, and pictures as PNG files."""
+"""The filters of a convolution as an image, and images as PNG files."""
 
 import struct
 import zlib
@@ -7,11 +7,11 @@ import keras
 import numpy as np
 from keras import layers
 
-TILES = 64  # filters, or slices of them, in a picture
+MAX_TILES = 64  # filters, or slices of them, in an image
 
 
-def filter_picture(layer):
-    """The filters of a 2-D convolution, a pixel for each weight.
+def filter_image(layer):
+    """The filters of a 2-D convolution as an image, a pixel for each weight.
 
     Args:
         layer: a built `Conv2D` or `DepthwiseConv2D`.
@@ -26,13 +26,13 @@ def filter_picture(layer):
     height, width, channels, filters = kernel.shape
     columns, scale = 8, f"White is 0, full red +{limit:.2g}, full blue −{limit:.2g}."
     if isinstance(layer, layers.DepthwiseConv2D):
-        tiles = _diverging(kernel.reshape(height, width, -1).transpose(2, 0, 1)[:TILES])
-        what = f"{_first(channels * filters)} of {height}·{width} weights, {filters} for each channel"
+        tiles = _diverging(kernel.reshape(height, width, -1).transpose(2, 0, 1)[:MAX_TILES])
+        what = f"{_num_filters_text(channels * filters)} of {height}·{width} weights, {filters} for each channel"
     elif channels in (1, 3):
-        tiles = np.round(127.5 + 127.5 * kernel.transpose(3, 0, 1, 2)[:TILES]).astype("uint8")
+        tiles = np.round(127.5 + 127.5 * kernel.transpose(3, 0, 1, 2)[:MAX_TILES]).astype("uint8")
         tiles = tiles.repeat(3 // channels, axis=-1)
         drawn = " in: red, green and blue" if channels == 3 else ""
-        what = f"{_first(filters)} of {height}·{width} weights for each channel{drawn}"
+        what = f"{_num_filters_text(filters)} of {height}·{width} weights for each channel{drawn}"
         scale = f"Mid-grey is 0, full brightness +{limit:.2g}, black −{limit:.2g}."
     else:
         down, columns = min(8, filters), min(8, channels)
@@ -44,10 +44,10 @@ def filter_picture(layer):
     return _tiled(tiles, columns), f"{what}. {scale}"
 
 
-def _first(number):
-    """How many filters are shown, in words."""
-    if number > TILES:
-        return f"The first {TILES} of {number:,} filters"
+def _num_filters_text(number):
+    """The number of filters shown, in words."""
+    if number > MAX_TILES:
+        return f"The first {MAX_TILES} of {number:,} filters"
     return "1 filter" if number == 1 else f"{number} filters"
 
 
@@ -62,14 +62,14 @@ def _tiled(tiles, columns):
     number, height, width, _ = tiles.shape
     columns = min(columns, number)
     rows = -(-number // columns)
-    picture = np.zeros((rows * columns, height + 1, width + 1, 4), "uint8")
-    picture[:number, :height, :width, :3] = tiles
-    picture[:number, :height, :width, 3] = 255
-    grid = picture.reshape(rows, columns, height + 1, width + 1, 4).swapaxes(1, 2)
+    image = np.zeros((rows * columns, height + 1, width + 1, 4), "uint8")
+    image[:number, :height, :width, :3] = tiles
+    image[:number, :height, :width, 3] = 255
+    grid = image.reshape(rows, columns, height + 1, width + 1, 4).swapaxes(1, 2)
     return grid.reshape(rows * (height + 1), columns * (width + 1), 4)[:-1, :-1]
 
 
-def png(pixels, scale=1):
+def encode_png(pixels, scale=1):
     """RGBA pixels (height, width, 4), each repeated `scale` times both ways, as the bytes of a PNG file."""
 
     def chunk(kind, data):

@@ -1,8 +1,8 @@
-"""Where the parameters of a layer come from, and how many multiply-accumulates it does: formulas for each kind.
+"""Formulas of the parameters and of the multiply-accumulates (MACs) of each kind of layer.
 
-A formula is written once, in letters; its numbers and its value follow from it. Letters:
+A formula is written once, in symbols; its substituted form and its value follow from it. Symbols:
 
-    k, k_h, k_w, k_d   size of a convolution's window            c_in, c_out   channels in and out
+    k, k_h, k_w, k_d   size of a convolution's kernel            c_in, c_out   channels in and out
     t, t_out, h_out, w_out, d_out   positions of the output       g             groups of channels
     d_in, d_out, d     features in, out, and in general           m             depth multiplier
     h                  units of a recurrent layer                 v             entries of an embedding
@@ -20,14 +20,14 @@ import re
 from keras import layers
 
 LEGEND = {
-    "k": "width of the window",
-    "k_h": "height of the window",
-    "k_w": "width of the window",
-    "k_d": "depth of the window",
+    "k": "kernel width",
+    "k_h": "kernel height",
+    "k_w": "kernel width",
+    "k_d": "kernel depth",
     "c_in": "channels in",
     "c_out": "channels out",
     "c": "channels",
-    "g": "groups of channels that do not see one another",
+    "g": "groups of channels, convolved separately",
     "m": "filters for each channel (depth multiplier)",
     "h_in": "height of the input",
     "w_in": "width of the input",
@@ -37,61 +37,63 @@ LEGEND = {
     "z_out": "depth of the output",
     "t_in": "positions of the input",
     "t_out": "positions of the output",
-    "height": "height of the picture that was flattened",
-    "width": "width of the picture that was flattened",
-    "p": "positions: the layer is applied at each",
+    "height": "height of the flattened feature map",
+    "width": "width of the flattened feature map",
+    "p": "positions, the layer being applied at each",
     "d": "features",
     "d_in": "features in",
     "d_out": "features out",
-    "h": "units: the width of the state",
+    "h": "units (size of the state)",
     "t": "time steps or positions",
-    "s": "positions that attention looks at",
+    "s": "positions attended to",
     "v": "entries of the table (vocabulary)",
     "n": "heads",
-    "n_kv": "heads of keys and values",
-    "d_k": "width of a head's queries and keys",
-    "d_v": "width of a head's values",
-    "d_q_in": "features of what asks",
-    "d_k_in": "features of the keys' source",
-    "d_v_in": "features of the values' source",
+    "n_kv": "key-value heads",
+    "d_k": "query and key features of a head",
+    "d_v": "value features of a head",
+    "d_q_in": "features of the query input",
+    "d_k_in": "features of the key input",
+    "d_v_in": "features of the value input",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Formula:
-    """One product or sum: `letters` such as "(d_in + 1)·d_out" and the `values` of its letters.
+    """A formula such as "(d_in + 1)·d_out" with the values of its symbols.
 
     Attributes:
+        symbolic: the formula in symbols.
+        values: {symbol: int, or None for a size that is open until the call}.
         part: what it counts, e.g. "query"; "" where a layer has one formula.
         trainable: False for numbers that are kept but not learned, e.g. moving averages.
     """
 
-    letters: str
+    symbolic: str
     values: dict
     part: str = ""
     trainable: bool = True
 
     @property
-    def numbers(self):
-        """The letters replaced by their values, e.g. "(18432 + 1)·512"; an open size is "?"."""
-        values = {letter: "?" if value is None else str(value) for letter, value in self.values.items()}
-        return re.sub(r"[A-Za-z_]\w*", lambda letter: values[letter.group()], self.letters)
-
-    def to_dict(self):
-        """Part, letters, numbers and value, as plain values."""
-        return {"part": self.part, "letters": self.letters, "numbers": self.numbers, "value": self.value}
+    def substituted(self):
+        """The symbols replaced by their values, e.g. "(18432 + 1)·512"; an open size is "?"."""
+        values = {symbol: "?" if value is None else str(value) for symbol, value in self.values.items()}
+        return re.sub(r"[A-Za-z_]\w*", lambda symbol: values[symbol.group()], self.symbolic)
 
     @property
-    def used(self):
-        """The letters in it, in order."""
-        return re.findall(r"[A-Za-z_]\w*", self.letters)
+    def symbols(self):
+        """The symbols in it, in order."""
+        return re.findall(r"[A-Za-z_]\w*", self.symbolic)
 
     @property
     def value(self):
-        """What it comes to, an int, or None where a letter has no value (a size that is open until the call)."""
-        if any(self.values[letter] is None for letter in self.used):
+        """The result, an int, or None where a symbol has no value."""
+        if any(self.values[symbol] is None for symbol in self.symbols):
             return None
-        return round(eval(self.letters.replace("·", "*"), {"__builtins__": {}}, self.values))  # our own letters only
+        return round(eval(self.symbolic.replace("·", "*"), {"__builtins__": {}}, self.values))  # no text from outside
+
+    def to_dict(self):
+        """Part, symbolic and substituted form, and value, as plain values."""
+        return {"part": self.part, "symbolic": self.symbolic, "substituted": self.substituted, "value": self.value}
 
 
 def parameter_formulas(layer, flattened=None):
@@ -99,24 +101,24 @@ def parameter_formulas(layer, flattened=None):
 
     Args:
         layer: a built `keras.layers.Layer`.
-        flattened: (channels, height, width) of the picture that a dense layer's input was flattened from, if so.
+        flattened: (channels, height, width) of the feature map that a dense layer's input was flattened from, if so.
 
     Returns:
-        tuple of `Formula`. Their sum is `layer.count_params()`: where a layer is of an unknown kind, or is not what
-        its kind promises (quantised, adapted by LoRA), they are the shapes of its tensors.
+        tuple of `Formula`. Their sum is `layer.count_params()`: for a layer of an unknown kind, or one that is
+        quantized or adapted by LoRA, they are the shapes of its weights.
     """
     if not layer.weights:
         return ()
-    known = next((rule for kind, rule in PARAMETERS.items() if type(layer) is kind), None)
+    rule = next((rule for kind, rule in PARAMETER_RULES.items() if type(layer) is kind), None)
     formulas = ()
-    if known:
+    if rule:
         try:
-            formulas = tuple(known(layer, flattened) if known is _dense else known(layer))
+            formulas = tuple(rule(layer, flattened) if rule is _dense else rule(layer))
         except (AttributeError, TypeError, KeyError, IndexError):
             formulas = ()  # a subclass or a state that this kind's formula does not cover
     if formulas and sum(formula.value for formula in formulas) == layer.count_params():
         return formulas
-    return tuple(shape_formula(weight) for weight in unique(layer.weights))
+    return tuple(shape_formula(weight) for weight in unique_weights(layer.weights))
 
 
 def mac_formulas(operation, inputs, outputs, arguments=None):
@@ -124,32 +126,32 @@ def mac_formulas(operation, inputs, outputs, arguments=None):
 
     Args:
         operation: a Keras layer or operation.
-        inputs, outputs: shapes of what it takes and gives, without the batch; unknown sizes are None.
+        inputs, outputs: shapes of its inputs and outputs, without the batch; open sizes are None.
         arguments: keyword arguments of the call.
 
     Returns:
-        tuple of `Formula`, empty where there is nothing to multiply, or None if the operation is of an unknown kind
-        that holds weights, so that nothing can be said.
+        tuple of `Formula`, empty where there is nothing to multiply, or None for an operation of an unknown kind with
+        weights.
     """
-    rule = MACS.get(type(operation)) or MACS.get(type(operation).__name__)
+    rule = MAC_RULES.get(type(operation)) or MAC_RULES.get(type(operation).__name__)
     if rule:
         try:
             return tuple(rule(operation, inputs, outputs, arguments or {}))
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             return None  # e.g. a recurrent layer with a cell of the user's own
     weights = getattr(operation, "weights", ())
-    if type(operation) in PARAMETERS or all(len(weight.shape) <= 1 for weight in weights):
+    if type(operation) in PARAMETER_RULES or all(len(weight.shape) <= 1 for weight in weights):
         return ()  # look-ups; scales and shifts, which are elementwise
     return None
 
 
-def unique(weights):
+def unique_weights(weights):
     """Each weight once, in order."""
     return list({id(weight): weight for weight in weights}.values())
 
 
 def shape_formula(weight):
-    """The shape of one tensor, where nothing better is known."""
+    """The shape of one weight as a formula."""
     shape = tuple(weight.shape) or (1,)
     return Formula("·".join(str(size) for size in shape), {}, part=weight.name, trainable=weight.trainable)
 
@@ -165,8 +167,8 @@ _SPACE = {1: ("t",), 2: ("h", "w"), 3: ("z", "h", "w")}
 
 
 def _window(layer):
-    letters = _WINDOW[len(layer.kernel_size)]
-    return "·".join(letters), dict(zip(letters, layer.kernel_size))
+    symbols = _WINDOW[len(layer.kernel_size)]
+    return "·".join(symbols), dict(zip(symbols, layer.kernel_size))
 
 
 def _kernel_and_bias(fan_in, out, values, bias, **options):
@@ -204,9 +206,9 @@ def _separable_convolution(layer):
 def _dense(layer, flattened=None):
     d_in, d_out = layer.kernel.shape
     if flattened and None not in flattened and math.prod(flattened) == d_in:
-        letters = {2: ("c", "t"), 3: ("c", "height", "width")}[len(flattened)]
-        values = dict(zip(letters, flattened)) | {"d_out": d_out}
-        yield _kernel_and_bias("·".join(letters), "d_out", values, layer.use_bias)
+        symbols = {2: ("c", "t"), 3: ("c", "height", "width")}[len(flattened)]
+        values = dict(zip(symbols, flattened)) | {"d_out": d_out}
+        yield _kernel_and_bias("·".join(symbols), "d_out", values, layer.use_bias)
     else:
         yield _kernel_and_bias("d_in", "d_out", {"d_in": d_in, "d_out": d_out}, layer.use_bias)
 
@@ -228,30 +230,30 @@ def _reversible_embedding(layer):
         yield Formula("d·v", {"v": layer.input_dim, "d": layer.output_dim}, part="reverse")
 
 
-def _normalisation(layer):
-    """Scale and shift of layer, group and RMS normalisation."""
-    tensors = unique(layer.trainable_weights + layer.non_trainable_weights)
+def _scale_and_shift(layer):
+    """Scale and shift of layer, group and RMS normalization."""
+    tensors = unique_weights(layer.trainable_weights + layer.non_trainable_weights)
     names = " and ".join(tensor.name for tensor in tensors)
-    letters = "c" if isinstance(layer, layers.GroupNormalization) else "d"
+    symbols = "c" if isinstance(layer, layers.GroupNormalization) else "d"
     factor = f"{len(tensors)}·" if len(tensors) > 1 else ""
     size = math.prod(tensors[0].shape)
-    yield Formula(f"{factor}{letters}", {letters: size}, part=names, trainable=bool(layer.trainable_weights))
+    yield Formula(f"{factor}{symbols}", {symbols: size}, part=names, trainable=bool(layer.trainable_weights))
 
 
-def _batch_normalisation(layer):
+def _batch_normalization(layer):
     learned = [name for name in ("gamma", "beta") if getattr(layer, name) is not None]
     values = {"c": layer.moving_mean.shape[0]}
     if learned:
-        letters = "2·c" if len(learned) == 2 else "c"
-        yield Formula(letters, values, part=" and ".join(learned), trainable=layer.trainable)
+        symbols = "2·c" if len(learned) == 2 else "c"
+        yield Formula(symbols, values, part=" and ".join(learned), trainable=layer.trainable)
     yield Formula("2·c", values, part="moving mean and variance", trainable=False)
 
 
-def _slopes(layer):
+def _prelu(layer):
     yield shape_formula(layer.alpha)
 
 
-def _normalization(layer):
+def _data_normalization(layer):
     size = math.prod(layer.adapt_mean.shape)
     yield Formula("2·c + 1", {"c": size}, part="mean, variance and count of the data", trainable=False)
 
@@ -279,15 +281,15 @@ def _of_cell(layer):
 
 
 def _of_cells(layer):
-    for place, cell in enumerate(layer.cells):
+    for index, cell in enumerate(layer.cells):
         for formula in parameter_formulas(cell):
-            yield dataclasses.replace(formula, part=f"cell {place} {formula.part}".strip())
+            yield dataclasses.replace(formula, part=f"cell {index} {formula.part}".strip())
 
 
 def _convolutional_lstm(layer):
     cell = layer.cell
-    letters = _WINDOW[len(cell.kernel_size)]
-    window, values = "·".join(letters), dict(zip(letters, cell.kernel_size))
+    symbols = _WINDOW[len(cell.kernel_size)]
+    window, values = "·".join(symbols), dict(zip(symbols, cell.kernel_size))
     values |= {"c_in": cell.kernel.shape[-2], "c_out": cell.filters}
     yield Formula(f"4·({window}·(c_in + c_out){' + 1' if cell.use_bias else ''})·c_out", values)
 
@@ -302,8 +304,14 @@ def _time_distributed(layer):
     return parameter_formulas(layer.layer)
 
 
+def _attention_weights(layer):
+    """{"query/kernel": the weight, …} of an attention layer."""
+    return {"/".join(weight.path.rsplit("/", 2)[1:]): weight for weight in layer.weights}
+
+
 def _attention_sizes(layer):
-    query, key, value = layer._query_dense.kernel, layer._key_dense.kernel, layer._value_dense.kernel
+    weights = _attention_weights(layer)
+    query, key, value = (weights[f"{part}/kernel"] for part in ("query", "key", "value"))
     return {
         "d_q_in": query.shape[0],
         "d_k_in": key.shape[0],
@@ -312,7 +320,7 @@ def _attention_sizes(layer):
         "n_kv": key.shape[1],
         "d_k": query.shape[2],
         "d_v": value.shape[2],
-        "d_out": layer._output_dense.kernel.shape[-1],
+        "d_out": weights["attention_output/kernel"].shape[-1],
     }
 
 
@@ -320,7 +328,7 @@ def _multi_head_attention(layer):
     sizes, heads = _attention_sizes(layer), "n"
     if isinstance(layer, layers.GroupQueryAttention):
         heads = "n_kv"
-    bias = layer._query_dense.bias is not None
+    bias = "query/bias" in _attention_weights(layer)
     yield _kernel_and_bias("d_q_in", "n·d_k", sizes, bias, part="query")
     yield _kernel_and_bias("d_k_in", f"{heads}·d_k", sizes, bias, part="key")
     yield _kernel_and_bias("d_v_in", f"{heads}·d_v", sizes, bias, part="value")
@@ -330,7 +338,7 @@ def _multi_head_attention(layer):
         yield Formula("n·d_v·d_out", sizes, part="output")
 
 
-PARAMETERS = {
+PARAMETER_RULES = {
     **dict.fromkeys((layers.Conv1D, layers.Conv2D, layers.Conv3D), _convolution),
     **dict.fromkeys((layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose), _transposed_convolution),
     **dict.fromkeys((layers.DepthwiseConv1D, layers.DepthwiseConv2D), _depthwise_convolution),
@@ -339,10 +347,10 @@ PARAMETERS = {
     layers.EinsumDense: _einsum_dense,
     layers.Embedding: _embedding,
     layers.ReversibleEmbedding: _reversible_embedding,
-    **dict.fromkeys((layers.LayerNormalization, layers.GroupNormalization, layers.RMSNormalization), _normalisation),
-    layers.BatchNormalization: _batch_normalisation,
-    layers.Normalization: _normalization,
-    layers.PReLU: _slopes,
+    **dict.fromkeys((layers.LayerNormalization, layers.GroupNormalization, layers.RMSNormalization), _scale_and_shift),
+    layers.BatchNormalization: _batch_normalization,
+    layers.Normalization: _data_normalization,
+    layers.PReLU: _prelu,
     layers.SimpleRNNCell: _recurrent_cell(1),
     layers.LSTMCell: _recurrent_cell(4),
     layers.GRUCell: _recurrent_cell(3, _gru_biases),
@@ -358,12 +366,12 @@ PARAMETERS = {
 # Multiply-accumulates, kind by kind ---------------------------------------------------------------------------------
 
 
-def _places(layer, shape, side):
-    """Letters and values of the positions of a feature map (without the batch), e.g. "h_out·w_out"."""
+def _positions(layer, shape, side):
+    """Formula and values of the number of positions of a feature map (without the batch), e.g. "h_out·w_out"."""
     rank = len(shape) - 1
     sizes = shape[:-1] if layer.data_format == "channels_last" else shape[1:]
-    letters = [f"{letter}_{side}" for letter in _SPACE[rank]]
-    return "·".join(letters), dict(zip(letters, sizes))
+    symbols = [f"{symbol}_{side}" for symbol in _SPACE[rank]]
+    return "·".join(symbols), dict(zip(symbols, sizes))
 
 
 def _channels(layer, shape):
@@ -371,40 +379,40 @@ def _channels(layer, shape):
 
 
 def _convolution_macs(layer, inputs, outputs, arguments):
-    places, values = _places(layer, outputs[0], "out")
+    positions, values = _positions(layer, outputs[0], "out")
     window, sizes = _window(layer)
     values |= sizes | {"c_in": _channels(layer, inputs[0]), "c_out": layer.filters, "g": layer.groups}
-    yield Formula(f"{places}·{window}·c_in{'/g' if layer.groups > 1 else ''}·c_out", values)
+    yield Formula(f"{positions}·{window}·c_in{'/g' if layer.groups > 1 else ''}·c_out", values)
 
 
 def _transposed_convolution_macs(layer, inputs, outputs, arguments):
-    places, values = _places(layer, inputs[0], "in")
+    positions, values = _positions(layer, inputs[0], "in")
     window, sizes = _window(layer)
     values |= sizes | {"c_in": _channels(layer, inputs[0]), "c_out": layer.filters}
-    yield Formula(f"{places}·{window}·c_in·c_out", values)
+    yield Formula(f"{positions}·{window}·c_in·c_out", values)
 
 
 def _depthwise_macs(layer, inputs, outputs, arguments):
-    places, values = _places(layer, outputs[0], "out")
+    positions, values = _positions(layer, outputs[0], "out")
     window, sizes = _window(layer)
     values |= sizes | {"c_in": _channels(layer, inputs[0]), "m": layer.depth_multiplier}
-    yield Formula(f"{places}·{window}·c_in{'·m' if layer.depth_multiplier > 1 else ''}", values)
+    yield Formula(f"{positions}·{window}·c_in{'·m' if layer.depth_multiplier > 1 else ''}", values)
 
 
 def _separable_macs(layer, inputs, outputs, arguments):
-    places, values = _places(layer, outputs[0], "out")
+    positions, values = _positions(layer, outputs[0], "out")
     window, sizes = _window(layer)
     values |= sizes
     values |= {"c_in": _channels(layer, inputs[0]), "m": layer.depth_multiplier, "c_out": layer.filters}
     middle = "c_in·m" if layer.depth_multiplier > 1 else "c_in"
-    yield Formula(f"{places}·{window}·{middle}", values, part="depthwise")
-    yield Formula(f"{places}·{middle}·c_out", values, part="pointwise")
+    yield Formula(f"{positions}·{window}·{middle}", values, part="depthwise")
+    yield Formula(f"{positions}·{middle}·c_out", values, part="pointwise")
 
 
 def _dense_macs(layer, inputs, outputs, arguments):
-    places = inputs[0][:-1]
-    values = {"p": _product(places), "d_in": inputs[0][-1], "d_out": layer.units}
-    yield Formula("p·d_in·d_out" if places else "d_in·d_out", values)
+    positions = inputs[0][:-1]
+    values = {"p": _product(positions), "d_in": inputs[0][-1], "d_out": layer.units}
+    yield Formula("p·d_in·d_out" if positions else "d_in·d_out", values)
 
 
 def _einsum_dense_macs(layer, inputs, outputs, arguments):
@@ -412,21 +420,21 @@ def _einsum_dense_macs(layer, inputs, outputs, arguments):
 
 
 def _einsum_product(equation, shapes):
-    """Product of the sizes of all indices of an einsum, the batch (size 1 here) and its letter left out."""
+    """Product of the sizes of all indices of an einsum except the batch (size 1 here)."""
     operands = equation.replace(" ", "").split("->")[0].split(",")
     sizes = {}
     for indices, shape in zip(operands, shapes):
         head, dots, tail = indices.partition("...")
-        if dots:  # what the dots stand for, named p
+        if dots:  # the dims that the dots stand for are named p
             middle = shape[len(head) : len(shape) - len(tail)]
             sizes["p"] = _product(middle)
             shape = (*shape[: len(head)], *shape[len(shape) - len(tail) :])
-        for letter, size in zip(head + tail, shape):
-            if sizes.get(letter) in (None, 1):
-                sizes[letter] = size
+        for index, size in zip(head + tail, shape):
+            if sizes.get(index) in (None, 1):
+                sizes[index] = size
     batch = operands[0][0] if operands[0][0] != "." else None
-    letters = [letter for letter in sizes if letter != batch]
-    return Formula("·".join(letters) or "1", sizes)
+    symbols = [index for index in sizes if index != batch]
+    return Formula("·".join(symbols) or "1", sizes)
 
 
 def _reversible_embedding_macs(layer, inputs, outputs, arguments):
@@ -436,29 +444,29 @@ def _reversible_embedding_macs(layer, inputs, outputs, arguments):
 
 
 def _cell_macs(cell, d, part=""):
-    """One step of a recurrent cell that takes d features: (formula, features it gives)."""
+    """Formula of a recurrent cell with d input features, over t steps."""
     gates = {layers.LSTMCell: 4, layers.GRUCell: 3, layers.SimpleRNNCell: 1}[type(cell)]
-    letters = f"t·{gates}·(d + h)·h" if gates > 1 else "t·(d + h)·h"
-    return Formula(letters, {"d": d, "h": cell.units}, part=part)
+    symbols = f"t·{gates}·(d + h)·h" if gates > 1 else "t·(d + h)·h"
+    return Formula(symbols, {"d": d, "h": cell.units}, part=part)
 
 
 def _recurrent_macs(layer, inputs, outputs, arguments):
     steps, d = inputs[0][0], inputs[0][-1]
     cells = getattr(layer.cell, "cells", [layer.cell])
-    for place, cell in enumerate(cells):
-        formula = _cell_macs(cell, d, part=f"cell {place}" if len(cells) > 1 else "")
+    for index, cell in enumerate(cells):
+        formula = _cell_macs(cell, d, part=f"cell {index}" if len(cells) > 1 else "")
         yield dataclasses.replace(formula, values=formula.values | {"t": steps})
         d = cell.units
 
 
 def _convolutional_lstm_macs(layer, inputs, outputs, arguments):
     cell = layer.cell
-    letters = _WINDOW[len(cell.kernel_size)]
+    symbols = _WINDOW[len(cell.kernel_size)]
     state = outputs[0][1:] if layer.return_sequences else outputs[0]
-    places, values = _places(cell, state, "out")
-    values |= dict(zip(letters, cell.kernel_size))
+    positions, values = _positions(cell, state, "out")
+    values |= dict(zip(symbols, cell.kernel_size))
     values |= {"t": inputs[0][0], "c_in": cell.kernel.shape[-2], "c_out": cell.filters}
-    yield Formula(f"t·{places}·4·{'·'.join(letters)}·(c_in + c_out)·c_out", values)
+    yield Formula(f"t·{positions}·4·{'·'.join(symbols)}·(c_in + c_out)·c_out", values)
 
 
 def _bidirectional_macs(layer, inputs, outputs, arguments):
@@ -472,7 +480,7 @@ def _time_distributed_macs(layer, inputs, outputs, arguments):
     inner = mac_formulas(layer.layer, [shape[1:] for shape in inputs], [shape[1:] for shape in outputs])
     for formula in inner or ():
         values = formula.values | {"t": inputs[0][0]}
-        yield dataclasses.replace(formula, letters=f"t·{formula.letters}", values=values)
+        yield dataclasses.replace(formula, symbolic=f"t·{formula.symbolic}", values=values)
 
 
 def _multi_head_attention_macs(layer, inputs, outputs, arguments):
@@ -498,14 +506,14 @@ def _attention_macs(layer, inputs, outputs, arguments):
 
 
 def _matmul_macs(operation, inputs, outputs, arguments):
-    shared, places = inputs[0][-1] if inputs[0] else None, _product(outputs[0])
-    yield Formula("p·d", {"p": places, "d": shared})
+    shared, positions = inputs[0][-1] if inputs[0] else None, _product(outputs[0])
+    yield Formula("p·d", {"p": positions, "d": shared})
 
 
 def _dot_layer_macs(layer, inputs, outputs, arguments):
     axis = layer.axes if isinstance(layer.axes, int) else layer.axes[0]
-    places = _product(outputs[0] or (1,))
-    yield Formula("p·d", {"p": places, "d": (None, *inputs[0])[axis]})
+    positions = _product(outputs[0] or (1,))
+    yield Formula("p·d", {"p": positions, "d": (None, *inputs[0])[axis]})
 
 
 def _einsum_macs(operation, inputs, outputs, arguments):
@@ -519,7 +527,7 @@ def _dot_product_attention_macs(operation, inputs, outputs, arguments):
     yield Formula("t·s·n·d_v", values, part="weighted sum of values")
 
 
-MACS = {
+MAC_RULES = {
     **dict.fromkeys((layers.Conv1D, layers.Conv2D, layers.Conv3D), _convolution_macs),
     **dict.fromkeys(
         (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose), _transposed_convolution_macs
@@ -543,14 +551,14 @@ MACS = {
 }
 
 
-def values_kept_inside(operation, inputs):
-    """How many numbers a layer keeps for its backward pass besides its output, for one example; None if a size is open.
+def saved_activations(operation, inputs):
+    """Number of values a layer saves for its backward pass besides its output, for one example; None if a size is open.
 
-    Attention keeps queries, keys, values, scores before and after the softmax, and their weighted sum; a recurrent
-    layer its gates and states at every step; batch normalisation and the rest recompute from their input.
+    Attention saves queries, keys, values, scores before and after the softmax, and their weighted sum; a recurrent
+    layer its gates and states at every step; batch normalization and the rest recompute from their input.
     """
     if isinstance(operation, layers.Bidirectional):
-        parts = [values_kept_inside(layer, inputs) for layer in (operation.forward_layer, operation.backward_layer)]
+        parts = [saved_activations(layer, inputs) for layer in (operation.forward_layer, operation.backward_layer)]
         return None if None in parts else sum(parts)
     if isinstance(operation, (layers.MultiHeadAttention, layers.GroupQueryAttention)):
         sizes = _attention_sizes(operation)
@@ -562,6 +570,6 @@ def values_kept_inside(operation, inputs):
         return t * queries + s * (keys + values) + 2 * scores + t * sizes["n"] * sizes["d_v"]
     if isinstance(operation, (layers.LSTM, layers.GRU, layers.SimpleRNN)):
         steps = inputs[0][0]
-        kept = 6 if isinstance(operation, layers.LSTM) else 4 if isinstance(operation, layers.GRU) else 1
-        return None if steps is None else steps * kept * operation.units
+        per_unit = 6 if isinstance(operation, layers.LSTM) else 4 if isinstance(operation, layers.GRU) else 1
+        return None if steps is None else steps * per_unit * operation.units
     return 0

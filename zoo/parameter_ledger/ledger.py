@@ -1,12 +1,12 @@
-"""Where every parameter of a model comes from: one row a layer, with the arithmetic, for any Keras model.
+"""The parameter ledger of any Keras model: one row a layer, with the formula of its parameters, MACs and memory.
 
-    book = zoo.ledger(model)
-    print(book)                 a table for the terminal
-    book.rows, book.parameters, book.macs, book.training_memory()
-    book.to_dict(), book.to_markdown(), book.to_html()
+    ledger = zoo.ledger(model)
+    print(ledger)               a table for the terminal
+    ledger.rows, ledger.parameters, ledger.macs, ledger.training_memory()
+    ledger.to_dict(), ledger.to_markdown(), ledger.to_html()
 
 Sizes are for one example unless a batch is named. A multiply-accumulate (MAC) is one multiplication and one addition
-inside a matrix product or a convolution; elementwise work, normalisation and look-ups are not counted, as is usual.
+inside a matrix product or a convolution; elementwise work, normalization and look-ups are not counted, as is usual.
 """
 
 import dataclasses
@@ -16,38 +16,46 @@ import re
 import keras
 from keras import tree
 
+from zoo.compat.keras import flatten_layers, functional_graph
 from zoo.errors import UserError
-from zoo.parameter_ledger import formulas as arithmetic
-from zoo.parameter_ledger import trace as call_trace
-from zoo.parameter_ledger.formulas import unique
+from zoo.parameter_ledger.format import format_shape
+from zoo.parameter_ledger.formulas import (
+    mac_formulas,
+    parameter_formulas,
+    saved_activations,
+    shape_formula,
+    unique_weights,
+)
+from zoo.parameter_ledger.page import render_page
+from zoo.parameter_ledger.text import format_markdown, format_table
+from zoo.parameter_ledger.trace import trace
 
-# The batch that a model is followed with: a prime, so that it is told from other sizes.
-BATCH = 11
-# What gives another view of the same memory instead of new values.
-VIEWS = {"InputLayer", "Flatten", "Reshape", "Identity", "Squeeze", "ExpandDims", "GetItem"}
-# What is said of weights that a layer holds and that no call was seen to use.
-UNSEEN = "no call was seen to use these"
-# What keeps the shape of its input, so that a picture flattened before it is still that picture.
-ELEMENTWISE = {"Dropout", "Activation", "ReLU", "LeakyReLU", "ELU", "Identity", "GaussianNoise", "GaussianDropout"}
+# The batch size that a model is traced with: a prime, to recognize it among other sizes.
+_TRACE_BATCH_SIZE = 11
+# Layers whose output is another view of the memory of their input.
+VIEW_LAYERS = {"InputLayer", "Flatten", "Reshape", "Identity", "Squeeze", "ExpandDims", "GetItem"}
+# Layers that keep the meaning of each position, so that a flattened feature map is still recognized behind them.
+_ELEMENTWISE_LAYERS = {"Activation", "ReLU", "LeakyReLU", "ELU", "Identity"}
+_ELEMENTWISE_LAYERS |= {"Dropout", "GaussianNoise", "GaussianDropout"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One layer or operation where it is called.
+class LedgerRow:
+    """One call of a layer or operation.
 
     Attributes:
         path: its name after those of the models it is nested in, e.g. "classifier/conv1".
         kind: name of its class, e.g. "Conv2D".
-        depth: how many models it is nested in.
-        group: True for a nested model: a heading for the rows below it, which hold the parameters.
+        depth: number of models it is nested in.
+        group: True for a nested model: a heading for the rows below it, which have the parameters.
         inputs, outputs: shapes without the batch; None for sizes that stay open.
-        sources: indices of the rows whose outputs it takes.
-        formulas: `arithmetic.Formula`s of its parameters.
+        sources: indices of the rows whose outputs are its inputs.
+        formulas: `Formula`s of its parameters.
         parameters: their sum, which is the layer's `count_params()`.
-        counted: those parameters that no earlier row has; `trainable` of them are learned.
-        note: why `counted` is less than `parameters`.
+        counted_parameters: those parameters that no earlier row has; `trainable` of them are trainable.
+        note: why `counted_parameters` is less than `parameters`.
         mac_formulas, macs: multiply-accumulates for one example; `macs` is None where unknown.
-        activation_bytes: what is kept for the backward pass, for one example; None where unknown.
+        activation_bytes: bytes saved for the backward pass, for one example; None where unknown.
         layer: the layer or operation itself.
     """
 
@@ -60,7 +68,7 @@ class Row:
     sources: tuple = ()
     formulas: tuple = ()
     parameters: int = 0
-    counted: int = 0
+    counted_parameters: int = 0
     trainable: int = 0
     note: str = ""
     mac_formulas: tuple = ()
@@ -70,6 +78,7 @@ class Row:
 
     @property
     def name(self):
+        """The last part of the path."""
         return self.path.rpartition("/")[2]
 
 
@@ -79,11 +88,11 @@ class Ledger:
 
     Attributes:
         name: the model's name.
-        rows: tuple of `Row`s in the order of calls.
+        rows: tuple of `LedgerRow`s in call order.
         parameters, trainable: of the whole model, each tensor once.
         weight_bytes, trainable_bytes: the same in bytes.
         input_bytes: one example; None where a size is open.
-        batch_size: the batch that `training_memory` is for unless told otherwise.
+        batch_size: default batch size of `training_memory`.
     """
 
     name: str
@@ -96,44 +105,44 @@ class Ledger:
     batch_size: int
 
     @property
-    def layers(self):
-        """The rows that are not headings."""
+    def leaf_rows(self):
+        """The rows that are not headings of nested models."""
         return [row for row in self.rows if not row.group]
 
     @property
     def macs(self):
         """Multiply-accumulates for one example, over the rows where they are known."""
-        return sum(row.macs or 0 for row in self.layers)
+        return sum(row.macs or 0 for row in self.leaf_rows)
 
     @property
     def unknown(self):
         """Rows whose MACs or activations are unknown: a size is open, or the layer is of an unknown kind."""
-        return [row for row in self.layers if None in (row.macs, row.activation_bytes)]
+        return [row for row in self.leaf_rows if None in (row.macs, row.activation_bytes)]
 
-    def share(self, row):
-        """A row's part of all parameters, 0 to 1."""
-        return row.counted / self.parameters if self.parameters else 0.0
+    def fraction(self, row):
+        """A row's fraction of all parameters, 0 to 1."""
+        return row.counted_parameters / self.parameters if self.parameters else 0.0
 
     def training_memory(self, batch_size=None, slots=2):
-        """Bytes that training takes at a batch size: a dict of parts and their "total".
+        """Bytes of memory for training at a batch size: a dict of parts and their "total".
 
         Args:
             batch_size: the ledger's own if None.
-            slots: numbers that the optimizer keeps for each trainable weight: Adam 2, momentum 1, plain SGD 0.
+            slots: optimizer variables for each trainable weight: Adam 2, momentum 1, plain SGD 0.
 
         Returns:
-            "weights", "gradients" (one for each trainable weight), "optimizer", "activations" (the batch, and what
-            the layers keep from the forward for the backward pass), "backward" (the largest pair of gradients that
-            lives at once: of a layer's outputs and of its inputs), "total".
+            dict with "weights", "gradients" (one for each trainable weight), "optimizer", "activations" (the batch, and
+            what layers save for the backward pass), "backward" (the largest pair of gradients alive at once: of a
+            layer's outputs and of its inputs), "total".
         """
         batch_size = self.batch_size if batch_size is None else batch_size
-        pairs = [_bytes(row.outputs) + _bytes(row.inputs) for row in self.layers if row.kind not in VIEWS]
+        pairs = [_bytes(row.outputs) + _bytes(row.inputs) for row in self.leaf_rows if row.kind not in VIEW_LAYERS]
         parts = {
             "weights": self.weight_bytes,
             "gradients": self.trainable_bytes,
             "optimizer": slots * self.trainable_bytes,
             "activations": batch_size
-            * ((self.input_bytes or 0) + sum(row.activation_bytes or 0 for row in self.layers)),
+            * ((self.input_bytes or 0) + sum(row.activation_bytes or 0 for row in self.leaf_rows)),
             "backward": batch_size * max(pairs, default=0),
         }
         return parts | {"total": sum(parts.values())}
@@ -149,10 +158,11 @@ class Ledger:
         }
 
     def _row_dict(self, row):
-        keys = ("path", "kind", "depth", "group", "inputs", "outputs", "parameters", "counted", "trainable", "note")
+        keys = ("path", "kind", "depth", "group", "inputs", "outputs", "parameters")
+        keys += ("counted_parameters", "trainable", "note")
         return {
             **{key: getattr(row, key) for key in keys},
-            "share": self.share(row),
+            "fraction": self.fraction(row),
             "formulas": [formula.to_dict() for formula in row.formulas],
             "macs": row.macs,
             "mac_formulas": [formula.to_dict() for formula in row.mac_formulas],
@@ -161,31 +171,25 @@ class Ledger:
 
     def to_text(self, width=None):
         """A table for a terminal of `width` columns; the terminal's own width if None."""
-        from zoo.parameter_ledger import text as ledger_text
-
-        return ledger_text.table(self, width)
+        return format_table(self, width)
 
     def to_markdown(self):
         """A Markdown table."""
-        from zoo.parameter_ledger import text as ledger_text
-
-        return ledger_text.markdown(self)
+        return format_markdown(self)
 
     def to_html(self):
         """One self-contained page."""
-        from zoo.parameter_ledger import page as ledger_page
-
-        return ledger_page.page(self)
+        return render_page(self)
 
     __str__ = to_text
 
 
 def ledger(model, batch_size=64, input_shape=None):
-    """Open a model's books.
+    """Make the parameter ledger of a model.
 
     Args:
         model: a built `keras.Model`: functional, sequential or subclassed, with nested and shared layers.
-        batch_size: the batch that the memory of training is stated for.
+        batch_size: batch size of the stated training memory.
         input_shape: shape of one example, e.g. (48, 48, 3), for a model that leaves sizes open; a list of shapes, one
             for each of several inputs, or one shape for all of them. The model's own if None.
 
@@ -193,10 +197,10 @@ def ledger(model, batch_size=64, input_shape=None):
         `Ledger`.
 
     Raises:
-        UserError: if this is not a built model, or it does not take such examples.
+        UserError: if this is not a built model, or it does not accept such examples.
 
     Example:
-        >>> zoo.ledger(zoo.create_model("cnn")).rows[1].formulas[0].numbers
+        >>> zoo.ledger(zoo.create_model("cnn")).rows[1].formulas[0].substituted
         '(3·3·3 + 1)·32'
     """
     if not isinstance(model, keras.Model):
@@ -207,135 +211,141 @@ def ledger(model, batch_size=64, input_shape=None):
         raise UserError(f"The model {model.name!r} has no weights yet: call model.build(input_shape) first.")
     inputs = _symbolic_inputs(model, input_shape)
     try:
-        calls = call_trace.trace(model, inputs)
+        calls = trace(model, inputs)
     except Exception as error:  # frameworks raise many kinds where shapes do not fit
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"The model {model.name!r} does not take inputs {input_shape or ''}: {reason}") from error
     leaves = tree.flatten(inputs)
-    books = _Books(batch=leaves[0].shape[0])
-    rows = [books.row(call) for call in calls]
-    rows += books.not_called(model)
-    weights, trainable = unique(model.weights), unique(model.trainable_weights)
+    builder = _LedgerBuilder(batch_size=leaves[0].shape[0])
+    rows = [builder.row(call) for call in calls]
+    rows += builder.uncalled_rows(model)
+    weights, trainable = unique_weights(model.weights), unique_weights(model.trainable_weights)
     return Ledger(
         name=model.name,
         rows=tuple(rows),
         parameters=sum(math.prod(weight.shape) for weight in weights),
         trainable=sum(math.prod(weight.shape) for weight in trainable),
-        weight_bytes=sum(math.prod(weight.shape) * width(weight.dtype) for weight in weights),
-        trainable_bytes=sum(math.prod(weight.shape) * width(weight.dtype) for weight in trainable),
-        input_bytes=books.bytes(leaves),
+        weight_bytes=sum(math.prod(weight.shape) * bytes_per_element(weight.dtype) for weight in weights),
+        trainable_bytes=sum(math.prod(weight.shape) * bytes_per_element(weight.dtype) for weight in trainable),
+        input_bytes=builder.bytes(leaves),
         batch_size=batch_size,
     )
 
 
-class _Books:
-    """Turns calls into rows; remembers which row made a tensor and which one counted a weight."""
+class _LedgerBuilder:
+    """Turns calls into rows; keeps which row produced a tensor and which one counted a weight."""
 
-    def __init__(self, batch):
-        self.batch = batch
-        self.rows = 0
-        self.maker = {}  # id of a tensor -> index of the row that made it
-        self.picture = {}  # id of a tensor -> (channels, height, width) that it was flattened from
-        self.owner = {}  # id of a weight -> path of the row that counted it
+    def __init__(self, batch_size):
+        self.batch_size = batch_size
+        self.num_rows = 0
+        self.producer = {}  # id of a tensor -> index of the row that produced it
+        self.flattened = {}  # id of a tensor -> (channels, height, width) that it was flattened from
+        self.counted_at = {}  # id of a weight -> path of the row that counted it
 
     def row(self, call):
         layer, kind = call.operation, type(call.operation).__name__
-        inputs, outputs = (tuple(self.sample(x.shape) for x in tensors) for tensors in (call.inputs, call.outputs))
-        index, self.rows = self.rows, self.rows + 1
+        inputs, outputs = (tuple(self.per_example(x.shape) for x in tensors) for tensors in (call.inputs, call.outputs))
+        index, self.num_rows = self.num_rows, self.num_rows + 1
         common = {"path": call.path, "kind": kind, "depth": call.depth, "inputs": inputs, "outputs": outputs}
         common |= {"layer": layer}
         parameters = layer.count_params() if getattr(layer, "weights", None) else 0
         if call.group:
-            return Row(**common, group=True, parameters=parameters, note=self.note_of_group(layer))
-        picture = next((self.picture[id(x)] for x in call.inputs if id(x) in self.picture), None)
-        formulas = arithmetic.parameter_formulas(layer, picture) if parameters else ()
-        sources = tuple(dict.fromkeys(self.maker[id(x)] for x in call.inputs if id(x) in self.maker))
-        macs = arithmetic.mac_formulas(layer, inputs, outputs, call.keywords)
+            return LedgerRow(**common, group=True, parameters=parameters, note=self.group_note(layer))
+        flattened = next((self.flattened[id(x)] for x in call.inputs if id(x) in self.flattened), None)
+        formulas = parameter_formulas(layer, flattened) if parameters else ()
+        sources = tuple(dict.fromkeys(self.producer[id(x)] for x in call.inputs if id(x) in self.producer))
+        macs = mac_formulas(layer, inputs, outputs, call.kwargs)
         values = [None] if macs is None else [formula.value for formula in macs]
         counted, trainable, note = self.count(layer, call.path) if parameters else (0, 0, "")
         for x in call.outputs:
-            self.maker[id(x)] = index
+            self.producer[id(x)] = index
             if kind == "Flatten" and len(inputs[0]) in (2, 3):
-                self.picture[id(x)] = (inputs[0][-1], *inputs[0][:-1])  # channels first, as texts write it
-            elif kind in ELEMENTWISE and picture:
-                self.picture[id(x)] = picture
-        return Row(
+                self.flattened[id(x)] = (inputs[0][-1], *inputs[0][:-1])  # channels first, as papers write it
+            elif kind in _ELEMENTWISE_LAYERS and flattened:
+                self.flattened[id(x)] = flattened
+        return LedgerRow(
             **common,
             sources=sources,
             formulas=formulas,
             parameters=parameters,
-            counted=counted,
+            counted_parameters=counted,
             trainable=trainable,
             note=note,
             mac_formulas=macs or (),
             macs=None if None in values else sum(values),
-            activation_bytes=self.kept_bytes(call, kind, inputs),
+            activation_bytes=self.saved_bytes(call, kind, inputs),
         )
 
     def count(self, layer, path):
         """(parameters that no earlier row has, how many of those are trainable, a note if that is not all)."""
-        weights = unique(layer.weights)
-        old = [weight for weight in weights if id(weight) in self.owner]
-        new = {id(weight): math.prod(weight.shape) for weight in weights if id(weight) not in self.owner}
-        self.owner |= dict.fromkeys(new, path)
-        trainable = sum(new.get(id(weight), 0) for weight in unique(layer.trainable_weights))
+        weights = unique_weights(layer.weights)
+        shared = [weight for weight in weights if id(weight) in self.counted_at]
+        new = {id(weight): math.prod(weight.shape) for weight in weights if id(weight) not in self.counted_at}
+        self.counted_at |= dict.fromkeys(new, path)
+        trainable = sum(new.get(id(weight), 0) for weight in unique_weights(layer.trainable_weights))
         note = ""
-        if old and not new:
-            note = f"shared: counted at {self.owner[id(old[0])]}"
-        elif old:
-            note = "tied: " + ", ".join(f"{weight.name} counted at {self.owner[id(weight)]}" for weight in old)
+        if shared and not new:
+            note = f"shared: counted at {self.counted_at[id(shared[0])]}"
+        elif shared:
+            note = "tied: " + ", ".join(f"{weight.name} counted at {self.counted_at[id(weight)]}" for weight in shared)
         return sum(new.values()), trainable, note
 
-    def note_of_group(self, model):
-        """A nested model whose weights were all met before is called a second time."""
-        if model.weights and all(id(weight) in self.owner for weight in model.weights):
+    def group_note(self, model):
+        """The note of a nested model that is called a second time."""
+        if model.weights and all(id(weight) in self.counted_at for weight in model.weights):
             return "shared: its parameters are counted above"
         return ""
 
-    def not_called(self, model):
-        """A row for each layer that keeps weights which no call reached: tensors of its own, and unused layers."""
-        for layer in [*model._flatten_layers()][::-1]:  # the innermost first
-            weights = [weight for weight in unique(layer.weights) if id(weight) not in self.owner]
+    def uncalled_rows(self, model):
+        """A row for each layer with weights that belong to no call: weights of its own, and unused layers."""
+        for layer in flatten_layers(model)[::-1]:  # the innermost first
+            weights = [weight for weight in unique_weights(layer.weights) if id(weight) not in self.counted_at]
             if not weights:
                 continue
-            whole = len(weights) == len(unique(layer.weights))
-            formulas = arithmetic.parameter_formulas(layer) if whole else map(arithmetic.shape_formula, weights)
-            size, trainable, _ = self.count(_Held(weights), layer.path or layer.name)
-            yield Row(
+            whole = len(weights) == len(unique_weights(layer.weights))
+            formulas = parameter_formulas(layer) if whole else map(shape_formula, weights)
+            size, trainable, _ = self.count(_WeightList(weights), layer.path or layer.name)
+            yield LedgerRow(
                 path=layer.path or layer.name,
                 kind=type(layer).__name__,
                 formulas=tuple(formulas),
                 parameters=size,
-                counted=size,
+                counted_parameters=size,
                 trainable=trainable,
-                note="kept by the layer itself"
-                if layer._trainable_variables or layer._non_trainable_variables
-                else UNSEEN,
+                note="weights of the layer itself" if self.own_weights(layer) else "used by no call",
                 macs=None if any(len(weight.shape) > 1 for weight in weights) else 0,
                 layer=layer,
             )
 
-    def sample(self, shape):
-        """A shape without the batch; a first axis that holds the batch and more keeps the rest of it."""
+    @staticmethod
+    def own_weights(layer):
+        """The weights that a layer holds itself, not a layer inside it."""
+        inner = {id(weight) for one in flatten_layers(layer, include_self=False) for weight in one.weights}
+        return [weight for weight in layer.weights if id(weight) not in inner]
+
+    def per_example(self, shape):
+        """A shape without the batch; of a first axis that is a multiple of the batch, the factor remains."""
         first, rest = (shape[0], tuple(shape[1:])) if len(shape) else (None, ())
-        if first is None or first == self.batch:
+        if first is None or first == self.batch_size:
             return rest
-        return (first // self.batch, *rest) if first % self.batch == 0 else tuple(shape)
+        return (first // self.batch_size, *rest) if first % self.batch_size == 0 else tuple(shape)
 
     def bytes(self, tensors):
-        sizes = [(self.sample(x.shape), width(x.dtype)) for x in tensors]
-        return None if any(None in shape for shape, _ in sizes) else sum(math.prod(s) * w for s, w in sizes)
+        sizes = [(self.per_example(x.shape), bytes_per_element(x.dtype)) for x in tensors]
+        if any(None in shape for shape, _ in sizes):
+            return None
+        return sum(math.prod(shape) * element_bytes for shape, element_bytes in sizes)
 
-    def kept_bytes(self, call, kind, inputs):
-        if kind in VIEWS or not call.outputs:
+    def saved_bytes(self, call, kind, inputs):
+        if kind in VIEW_LAYERS or not call.outputs:
             return 0
-        outputs, inside = self.bytes(call.outputs), arithmetic.values_kept_inside(call.operation, inputs)
-        return None if None in (outputs, inside) else outputs + inside * width(call.outputs[0].dtype)
+        outputs, inner = self.bytes(call.outputs), saved_activations(call.operation, inputs)
+        return None if None in (outputs, inner) else outputs + inner * bytes_per_element(call.outputs[0].dtype)
 
 
 @dataclasses.dataclass
-class _Held:
-    """Weights on their own, counted as a layer's are."""
+class _WeightList:
+    """Weights with the attributes of a layer that are counted."""
 
     weights: list
 
@@ -345,16 +355,17 @@ class _Held:
 
 
 def _symbolic_inputs(model, input_shape):
-    """The nest of `KerasTensor`s that the model takes, of the wanted shapes."""
-    graph = call_trace.functional_graph(model)
+    """Symbolic inputs of a model, with the shapes of `input_shape`."""
+    graph = functional_graph(model)
     if graph is not None:
         own = [(tuple(x.shape), x.dtype) for x in graph.inputs]
     else:
-        built = (getattr(model, "_build_shapes_dict", None) or {}).values()
+        built = model.get_build_config() or {}
+        built = built.get("shapes_dict", built).values()
         own = [(tuple(shape), model.input_dtype) for shape in built if shape and not isinstance(shape, dict)]
         if not own:
             if input_shape is None:
-                raise UserError(f"What {model.name!r} takes is not known: pass input_shape, e.g. (48, 48, 3).")
+                raise UserError(f"The input shape of {model.name!r} is not known: pass input_shape, e.g. (48, 48, 3).")
             own = [(None, *shape) for shape in _list_of_shapes(input_shape)]
             own = [(shape, model.input_dtype) for shape in own]
     wanted = [shape[1:] for shape, _ in own] if input_shape is None else _list_of_shapes(input_shape)
@@ -362,17 +373,17 @@ def _symbolic_inputs(model, input_shape):
         wanted *= len(own)  # one shape for every input
     fits = len(wanted) == len(own) and all(_fits(shape, own_shape[1:]) for shape, (own_shape, _) in zip(wanted, own))
     if not fits:
-        takes = ", ".join(shape_text(shape[1:]) for shape, _ in own)
+        takes = ", ".join(format_shape(shape[1:]) for shape, _ in own)
         raise UserError(f"input_shape is {input_shape}, but one example for {model.name!r} has shape {takes}.")
-    batch = next((shape[0] for shape, _ in own if shape[0]), BATCH)
+    batch = next((shape[0] for shape, _ in own if shape[0]), _TRACE_BATCH_SIZE)
     tensors = [keras.KerasTensor((batch, *shape), dtype=dtype) for shape, (_, dtype) in zip(wanted, own)]
     if graph is not None:
-        return tree.pack_sequence_as(graph._inputs_struct, tensors)
+        return tree.pack_sequence_as(graph.input, tensors)
     return tensors[0] if len(tensors) == 1 else tensors
 
 
 def _fits(shape, own):
-    """Whether a shape has the rank of the model's own and its sizes wherever those are fixed."""
+    """Whether a shape fits the model's own: the same rank, and the same sizes where those are fixed."""
     return len(shape) == len(own) and all(size in (None, wanted) for wanted, size in zip(shape, own))
 
 
@@ -382,16 +393,11 @@ def _list_of_shapes(input_shape):
 
 
 def _bytes(shapes):
-    """Bytes of float32 tensors; open sizes count as nothing."""
+    """Bytes of float32 tensors; those with open sizes are left out."""
     return 4 * sum(math.prod(shape) for shape in shapes if None not in shape)
 
 
-def width(dtype):
-    """Bytes of one number of a dtype, e.g. 4 for "float32"."""
+def bytes_per_element(dtype):
+    """Bytes of one element of a dtype, e.g. 4 for "float32"."""
     bits = re.search(r"\d+", keras.backend.standardize_dtype(dtype))
     return max(1, int(bits.group()) // 8) if bits else 1
-
-
-def shape_text(shape):
-    """(48, 48, 3) as "48·48·3"; open sizes are "?"."""
-    return "·".join("?" if size is None else str(size) for size in shape) or "one number"

@@ -1,7 +1,7 @@
-"""A ledger as one page of HTML: the layers as boxes from input to output, each opening to its arithmetic.
+"""A ledger as one HTML page: the layers as boxes from input to output, each opening to its formulas.
 
-The page stands alone: no network, no fonts or scripts from elsewhere; pictures are inside it. It works without
-JavaScript, which adds only "find a layer", "open all" and that printing opens the boxes.
+The page is self-contained: no network, no external fonts or scripts; images are embedded. It works without JavaScript,
+which adds only "find a layer", "open all" and that printing opens the boxes.
 """
 
 import base64
@@ -12,68 +12,69 @@ import re
 import keras
 from keras import layers
 
-from zoo.parameter_ledger.filter_images import filter_picture, png
+from zoo.parameter_ledger.filter_images import encode_png, filter_image
+from zoo.parameter_ledger.format import format_bytes, format_macs, format_outputs, format_shape
 from zoo.parameter_ledger.formulas import LEGEND
-from zoo.parameter_ledger.ledger import shape_text
 from zoo.parameter_ledger.page_style import POLICY, SCRIPT, STYLE
-from zoo.parameter_ledger.text import outputs, size, total_macs
 
-# CSS class of a family: what the page calls it, and what the names of its kinds look like; the first match counts.
+# CSS class of a family of layers: its name on the page, and a pattern of class names; the first match counts.
 FAMILIES = {
     "net": ("nested model", r"^$"),
     "rnn": ("recurrent", r"LSTM|GRU|RNN|Bidirectional"),
     "att": ("attention", r"Attention"),
     "con": ("convolution", r"Conv"),
     "den": ("dense", r"Dense"),
-    "nor": ("normalisation", r"Norm"),
+    "nor": ("normalization", r"Norm"),
     "poo": ("pooling", r"Pool"),
     "emb": ("embedding", r"Embedding"),
     "ops": ("activation, dropout, shape, sum and other", r""),
 }
 MEMORY = {
     "weights": "the parameters",
-    "gradients": "one number for each trainable parameter",
-    "optimizer": "what Adam keeps: two numbers for each trainable parameter",
-    "activations": "the batch, and what layers keep of it for the backward pass",
-    "backward": "the largest pair of gradients that lives at once in the backward pass",
+    "gradients": "one for each trainable parameter",
+    "optimizer": "Adam's two moments for each trainable parameter",
+    "activations": "the batch, and what layers save for the backward pass",
+    "backward": "the largest pair of gradients alive at once in the backward pass",
 }
-PICTURED = 30  # convolutions whose filters are shown
-LARGEST_WINDOW = 11  # of a convolution whose filters are shown
-LANES = 12  # lines that may run side by side
-PRINTED_OPEN = 60  # layers of the largest model whose boxes are opened for printing
+MAX_FILTER_IMAGES = 30  # convolutions whose filters are shown
+MAX_KERNEL_SIZE = 11  # of a convolution whose filters are shown
+MAX_LANES = 12  # skip connections drawn side by side
+MAX_PRINTED_LAYERS = 60  # of a model whose boxes are opened for printing
 
-# Sizes of the drawing, in CSS pixels; `page` puts them into the style.
+# Sizes of the drawing, in CSS pixels; `render_page` substitutes them in the style.
 GAP, LANE, INDENT = 20, 9, 16
-ENTRY, EXIT = GAP + 16, GAP + 32  # where lines meet the side of a box
+ENTRY, EXIT = GAP + 16, GAP + 32  # y where connections meet the side of a box
 
 
-def page(book):
-    """The whole page as text.
+def render_page(ledger):
+    """The HTML of the page.
 
     Args:
-        book: a `zoo.parameter_ledger.ledger.Ledger`.
+        ledger: a `zoo.parameter_ledger.ledger.Ledger`.
 
     Example:
-        >>> zoo.io.files.write_text("cnn.html", page(zoo.ledger(zoo.create_model("cnn"))))
+        >>> zoo.io.files.write_text("cnn.html", render_page(zoo.ledger(zoo.create_model("cnn"))))
     """
-    boxes = _Boxes(book)
-    rows = boxes.items(0, len(book.rows))
-    title = f"{book.name}: where its {book.parameters:,} parameters come from"
-    style = STYLE.replace("GUTTER", str(boxes.wires.gutter)).replace("GAP", str(GAP)).replace("INDENT", str(INDENT))
+    boxes = _LayerBoxes(ledger)
+    rows = boxes.items(0, len(ledger.rows))
+    title = f"{ledger.name}: {ledger.parameters:,} parameters"
+    style = (
+        STYLE.replace("GUTTER", str(boxes.connections.gutter)).replace("GAP", str(GAP)).replace("INDENT", str(INDENT))
+    )
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f"<title>{_text(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
-        f'<main data-open="{int(len(book.layers) <= PRINTED_OPEN)}">\n'
-        + _header(book)
-        + _where(book)
-        + _memory(book)
+        f'<main data-open="{int(len(ledger.leaf_rows) <= MAX_PRINTED_LAYERS)}">\n'
+        + _header(ledger)
+        + _largest_layers(ledger)
+        + _memory(ledger)
         + '<section aria-labelledby="layers">\n<h2 id="layers">The layers, from input to output</h2>\n'
-        + _how_to_read(book, boxes)
+        + _explanation(ledger, boxes)
         + '<div class="heads" aria-hidden="true"><span></span><span>layer</span><span>output</span>'
-        + "<span>parameters</span><span>share</span></div>\n"
+        + "<span>parameters</span><span>fraction</span></div>\n"
         + f'<ol class="rows">\n{rows}</ol>\n</section>\n</main>\n'
         + f"{boxes.slabs()}<script>{SCRIPT}</script>\n</body>\n</html>\n"
     )
@@ -92,49 +93,51 @@ def _family(row):
     return next(key for key, (_, pattern) in FAMILIES.items() if re.search(pattern, kind))
 
 
-def _percent(share):
-    return "&lt; 0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
+def _percent(fraction):
+    return "&lt; 0.1%" if 0 < fraction < 0.0005 else f"{fraction:.1%}"
 
 
 # The head of the page ------------------------------------------------------------------------------------------------
 
 
-def _header(book):
-    fixed = book.parameters - book.trainable
-    learned = f"{book.trainable:,} trainable, {fixed:,} not" if fixed else "all of them trainable"
-    total = book.training_memory()["total"]
-    least, exactly = ("≥ ", "at least") if book.unknown else ("", "exactly")
+def _header(ledger):
+    fixed = ledger.parameters - ledger.trainable
+    learned = f"{ledger.trainable:,} trainable, {fixed:,} not" if fixed else "all of them trainable"
+    total = ledger.training_memory()["total"]
+    least, exactly = ("≥ ", "at least") if ledger.unknown else ("", "exactly")
     figures = [
-        ("parameters", f"{book.parameters:,}", learned),
-        ("size of the weights", size(book.weight_bytes), f"{book.weight_bytes:,} bytes"),
-        ("MACs for one example", total_macs(book), f"{exactly} {book.macs:,}" if book.macs >= 1e6 else ""),
-        ("memory of training", least + size(total), f"with Adam at batch {book.batch_size}"),
+        ("parameters", f"{ledger.parameters:,}", learned),
+        ("size of the weights", format_bytes(ledger.weight_bytes), f"{ledger.weight_bytes:,} bytes"),
+        ("MACs for one example", format_macs(ledger), f"{exactly} {ledger.macs:,}" if ledger.macs >= 1e6 else ""),
+        ("memory of training", least + format_bytes(total), f"with Adam at batch {ledger.batch_size}"),
     ]
     tiles = "".join(
         f"<div><dt>{name}</dt><dd><b>{_text(value)}</b> <span>{_text(more)}</span></dd></div>"
         for name, value, more in figures
     )
     unknown = ""
-    if book.unknown:
+    if ledger.unknown:
         names = ", ".join(
             f'<a href="#r{index}">{_text(row.path)}</a>'
-            for index, row in enumerate(book.rows)
-            if any(row is other for other in book.unknown[:5])
+            for index, row in enumerate(ledger.rows)
+            if any(row is other for other in ledger.unknown[:5])
         )
-        more = f" and {len(book.unknown) - 5:,} more" if len(book.unknown) > 5 else ""
+        more = f" and {len(ledger.unknown) - 5:,} more" if len(ledger.unknown) > 5 else ""
         unknown = f"<p>MACs or memory unknown, because a size is open or the kind is unknown: {names}{more}.</p>"
     return (
-        f'<header>\n<p class="over">Parameter ledger</p>\n<h1>{_text(book.name)}</h1>\n'
+        f'<header>\n<p class="over">Parameter ledger</p>\n<h1>{_text(ledger.name)}</h1>\n'
         f'<dl class="totals">{tiles}</dl>\n'
         "<p>A multiply-accumulate (MAC) is one multiplication and one addition inside a matrix product or a "
-        "convolution; elementwise work, normalisation and look-ups are not counted. Shapes are those of one example."
+        "convolution; elementwise work, normalization and look-ups are not counted. Shapes are those of one example."
         f"</p>{unknown}\n</header>\n"
     )
 
 
 def _bar(parts, name=""):
-    """A stacked bar and its list; parts are (CSS class, share, name as HTML, figure, explanation)."""
-    segments = "".join(f'<i class="{key}" style="flex-grow:{share:.5f}"></i>' for key, share, *_ in parts if share)
+    """A stacked bar and its list; parts are (CSS class, fraction, name as HTML, figure, explanation)."""
+    segments = "".join(
+        f'<i class="{key}" style="flex-grow:{fraction:.5f}"></i>' for key, fraction, *_ in parts if fraction
+    )
     items = "".join(
         f'<li><i class="key {key}"></i><span class="what">{what} <small>{more}</small></span> <b>{figure}</b></li>'
         for key, _, what, figure, more in parts
@@ -142,73 +145,73 @@ def _bar(parts, name=""):
     return f'<div class="stack" aria-hidden="true">{segments}</div>\n<ul class="parts {name}">{items}</ul>\n'
 
 
-def _where(book):
+def _largest_layers(ledger):
     """The largest layers, in the order of calls, and the rest together."""
-    rows = [(index, row) for index, row in enumerate(book.rows) if row.counted]
+    rows = [(index, row) for index, row in enumerate(ledger.rows) if row.counted_parameters]
     if not rows:
         return ""
-    named = {index for index, row in sorted(rows, key=lambda pair: -pair[1].counted)[:7]}
+    named = {index for index, row in sorted(rows, key=lambda pair: -pair[1].counted_parameters)[:7]}
     if len(rows) == 8:
         named = {index for index, _ in rows}
     parts = [
         (
             _family(row),
-            book.share(row),
+            ledger.fraction(row),
             f'<a href="#r{index}">{_text(row.path)}</a>',
-            _percent(book.share(row)),
-            f"{row.counted:,}",
+            _percent(ledger.fraction(row)),
+            f"{row.counted_parameters:,}",
         )
         for index, row in rows
         if index in named
     ]
     others = [row for index, row in rows if index not in named]
     if others:
-        share, total = sum(book.share(row) for row in others), sum(row.counted for row in others)
-        parts.append(("rest", share, f"{len(others):,} smaller layers", _percent(share), f"{total:,}"))
+        fraction, total = sum(ledger.fraction(row) for row in others), sum(row.counted_parameters for row in others)
+        parts.append(("rest", fraction, f"{len(others):,} smaller layers", _percent(fraction), f"{total:,}"))
     return (
         '<section aria-labelledby="where">\n<h2 id="where">Where the parameters are</h2>\n'
         + _bar(parts)
-        + _sum([row.counted for _, row in rows], book.parameters)
+        + _sum([row.counted_parameters for _, row in rows], ledger.parameters)
         + "</section>\n"
     )
 
 
 def _sum(terms, total):
-    """The parameters added up, where that is short enough to read."""
+    """The sum of the parameters, where that is short enough to read."""
     if sum(terms) != total or not 1 < len(terms) <= 12:
         return ""
     return f'<p class="sum">{" + ".join(f"{term:,}" for term in terms)} = <b>{total:,}</b></p>\n'
 
 
-def _memory(book):
-    memory = book.training_memory()
+def _memory(ledger):
+    memory = ledger.training_memory()
     total = memory.pop("total")
     parts = [
-        (f"m{place % 5}", value / total if total else 0, _text(name), _text(size(value)), MEMORY.get(name, ""))
+        (f"m{place % 5}", value / total if total else 0, _text(name), _text(format_bytes(value)), MEMORY.get(name, ""))
         for place, (name, value) in enumerate(memory.items())
     ]
     return (
-        '<section aria-labelledby="memory">\n<h2 id="memory">What training keeps in memory</h2>\n'
-        f"<p>{'At least' if book.unknown else 'About'} {_text(size(total))} with Adam at batch {book.batch_size}: "
-        "the blue parts depend on the model alone, the orange ones grow with the batch.</p>\n"
-        + _bar(parts, "told")
+        '<section aria-labelledby="memory">\n<h2 id="memory">Memory of training</h2>\n'
+        f"<p>{'At least' if ledger.unknown else 'About'} {_text(format_bytes(total))} with Adam at batch "
+        f"{ledger.batch_size}: the blue parts depend on the model alone, the orange ones grow with the batch.</p>\n"
+        + _bar(parts, "explained")
         + "</section>\n"
     )
 
 
-def _how_to_read(book, boxes):
-    present = {_family(row) for row in book.rows}
+def _explanation(ledger, boxes):
+    present = {_family(row) for row in ledger.rows}
     keys = "".join(f'<li><i class="key {key}"></i>{name}</li>' for key, (name, _) in FAMILIES.items() if key in present)
     lines = ""
-    if boxes.wires.lanes:
-        lines = " An arrow joins a box to the next; a line at the left carries an output past the boxes between."
-    if boxes.wires.undrawn:
-        lines += f" {boxes.wires.undrawn} such lines are not drawn for want of room: opened boxes name their sources."
+    if boxes.connections.lanes:
+        lines = " An arrow connects a box to the next; a line at the left skips the boxes between."
+    if boxes.connections.undrawn:
+        lines += f" {boxes.connections.undrawn} such lines are not drawn: opened boxes name their inputs."
     filters = ""
-    if boxes.without_picture:
-        filters = f" The filters of the first {PICTURED} convolutions are shown in their boxes."
+    if boxes.hidden_filters:
+        filters = f" The filters of the first {MAX_FILTER_IMAGES} convolutions are shown in their boxes."
     return (
-        "<p>Open a box to see where its parameters come from. The drawn slab hints at the output: its height and depth "
+        "<p>Open a box to see the formulas of its parameters. The drawn slab shows the output: its height and depth "
         f"are positions, its length channels or features, on a logarithmic scale.{lines}{filters}</p>\n"
         f'<ul class="legend">{keys}</ul>\n'
         '<form class="tools" hidden><label>Find a layer <input type="search" id="find" autocomplete="off" '
@@ -221,14 +224,14 @@ def _how_to_read(book, boxes):
 # The boxes -----------------------------------------------------------------------------------------------------------
 
 
-class _Boxes:
-    """The rows as a nested list; keeps what is drawn once for several of them."""
+class _LayerBoxes:
+    """The rows as a nested list, and the drawings that several of them share."""
 
-    def __init__(self, book):
-        self.book, self.rows = book, book.rows
-        self.wires = _Wires(book.rows)
+    def __init__(self, ledger):
+        self.ledger, self.rows = ledger, ledger.rows
+        self.connections = _Connections(ledger.rows)
         self.slab_of = {}  # sizes -> (number, drawing)
-        self.pictured = self.without_picture = 0
+        self.shown_filters = self.hidden_filters = 0
 
     def items(self, start, stop):
         """Rows from start to stop as list items, nested models with theirs inside."""
@@ -247,28 +250,34 @@ class _Boxes:
     def group(self, index, row, end):
         kind = "" if row.kind in ("Functional", "Model", "Sequential") else f" {_text(row.kind)}"
         inner = [inner for inner in self.rows[index + 1 : end] if not inner.group]
-        counted, share = sum(row.counted for row in inner), sum(self.book.share(row) for row in inner)
-        wires = self.wires.svg(index, index, row.depth, "open") + self.wires.svg(index, end - 1, row.depth, "shut")
+        counted = sum(row.counted_parameters for row in inner)
+        fraction = sum(self.ledger.fraction(row) for row in inner)
+        svg = self.connections.svg(index, index, row.depth, "open") + self.connections.svg(
+            index, end - 1, row.depth, "shut"
+        )
         return (
-            f'<li class="row{self.wires.arrow(index)}" id="r{index}"><details class="group net" open><summary>{wires}'
-            f'<span class="face"><span class="slab"></span><span class="name">{_name(row.name)}'
+            f'<li class="row{self.connections.arrow(index)}" id="r{index}"><details class="group net" open>'
+            f'<summary>{svg}<span class="face"><span class="slab"></span><span class="name">{_name(row.name)}'
             f"<small>nested model{kind}, {_plural(end - index - 1, 'row')}</small></span>"
-            f'<span class="out">{_text(outputs(row))}</span><span class="num">{_figures(row, counted)}</span>'
-            f'{_share(share)}</span></summary>\n<ol style="--d:{row.depth + 1}">\n'
+            f'<span class="out">{_text(format_outputs(row))}</span><span class="num">{_figures(row, counted)}</span>'
+            f'{_fraction_bar(fraction)}</span></summary>\n<ol style="--d:{row.depth + 1}">\n'
             f"{self.items(index + 1, end)}</ol></details></li>\n"
         )
 
     def box(self, index, row):
         return (
-            f'<li class="row{self.wires.arrow(index)}" id="r{index}">{self.wires.svg(index, index, row.depth)}'
+            f'<li class="row{self.connections.arrow(index)}" id="r{index}">'
+            f"{self.connections.svg(index, index, row.depth)}"
             f'<details class="box {_family(row)}"><summary class="face"><span class="slab">{self.slab(row)}</span>'
             f'<span class="name">{_name(row.name)}<small>{_text(row.kind)}</small></span>'
-            f'<span class="out">{_text(outputs(row))}</span><span class="num">{_figures(row, row.counted)}</span>'
-            f'{_share(self.book.share(row))}</summary><div class="in">{self.inside(row)}</div></details></li>\n'
+            f'<span class="out">{_text(format_outputs(row))}</span>'
+            f'<span class="num">{_figures(row, row.counted_parameters)}</span>'
+            f"{_fraction_bar(self.ledger.fraction(row))}</summary>"
+            f'<div class="in">{self.details(row)}</div></details></li>\n'
         )
 
-    def inside(self, row):
-        """What an opened box shows."""
+    def details(self, row):
+        """The content of an opened box."""
         parameters = _equations("Parameters", row.formulas, row.parameters)
         macs = _equations("Multiply-accumulates for one example", row.mac_formulas, row.macs)
         meanings = _meanings(row, (*row.formulas, *row.mac_formulas))
@@ -278,39 +287,40 @@ class _Boxes:
         facts = []
         if row.inputs:
             sources = ", ".join(f'<a href="#r{source}">{_text(self.rows[source].path)}</a>' for source in row.sources)
-            shapes = ", ".join(dict.fromkeys(shape_text(shape) for shape in row.inputs))
-            facts.append(("takes", _text(shapes) + (f" from {sources}" if sources else "")))
+            shapes = ", ".join(dict.fromkeys(format_shape(shape) for shape in row.inputs))
+            facts.append(("inputs", _text(shapes) + (f" from {sources}" if sources else "")))
         if row.outputs:
-            facts.append(("gives", _text(outputs(row))))
+            facts.append(("outputs", _text(format_outputs(row))))
         if row.outputs and row.activation_bytes != 0:
-            kept = "unknown, because a size is open"
+            saved = "unknown, because a size is open"
             if row.activation_bytes is not None:
-                batch = self.book.batch_size
-                kept = f"{size(row.activation_bytes)} an example, {size(batch * row.activation_bytes)} at batch {batch}"
-            facts.append(("keeps for the backward pass", _text(kept)))
+                batch = self.ledger.batch_size
+                example, whole = (format_bytes(n * row.activation_bytes) for n in (1, batch))
+                saved = f"{example} an example, {whole} at batch {batch}"
+            facts.append(("saved for the backward pass", _text(saved)))
         if row.macs is None:
             facts.append(("MACs", "unknown: a size is open, or the layer is of an unknown kind"))
-        if row.parameters and row.counted and row.trainable < row.counted:
-            fixed = row.counted - row.trainable
-            facts.append(("trainable", f"{row.trainable:,} parameters, {fixed:,} not" if row.trainable else "nothing"))
+        if row.parameters and row.counted_parameters and row.trainable < row.counted_parameters:
+            fixed = row.counted_parameters - row.trainable
+            facts.append(("trainable", f"{row.trainable:,} parameters, {fixed:,} not" if row.trainable else "none"))
         if row.note:
             facts.append(("note", _text(row.note)))
         items = "".join(f"<div><dt>{name}</dt><dd>{text}</dd></div>" for name, text in facts)
         return f'<dl class="facts">{items}</dl>' if facts else ""
 
     def filters(self, row):
-        """The filters of a convolution as a picture."""
+        """The filters of a convolution as an image."""
         if not _has_filters(row):
             return ""
-        if self.pictured >= PICTURED:
-            self.without_picture += 1
+        if self.shown_filters >= MAX_FILTER_IMAGES:
+            self.hidden_filters += 1
             return ""
-        self.pictured += 1
-        pixels, caption = filter_picture(row.layer)
+        self.shown_filters += 1
+        pixels, caption = filter_image(row.layer)
         scale = max(3, 30 // max(row.layer.kernel_size))
         height, width = scale * pixels.shape[0], scale * pixels.shape[1]
         return (
-            f'<figure><img src="data:image/png;base64,{base64.b64encode(png(pixels, scale)).decode()}" '
+            f'<figure><img src="data:image/png;base64,{base64.b64encode(encode_png(pixels, scale)).decode()}" '
             f'width="{width}" height="{height}" alt="Filters of {_text(row.name)}">'
             f"<figcaption>{_text(caption)}</figcaption></figure>"
         )
@@ -334,10 +344,10 @@ class _Boxes:
 
 
 def _has_filters(row):
-    if not isinstance(row.layer, (layers.Conv2D, layers.DepthwiseConv2D)) or not row.counted:
+    if not isinstance(row.layer, (layers.Conv2D, layers.DepthwiseConv2D)) or not row.counted_parameters:
         return False
     shape = getattr(getattr(row.layer, "kernel", None), "shape", ())
-    return len(shape) == 4 and 1 < max(shape[:2]) <= LARGEST_WINDOW
+    return len(shape) == 4 and 1 < max(shape[:2]) <= MAX_KERNEL_SIZE
 
 
 def _plural(number, word):
@@ -345,22 +355,22 @@ def _plural(number, word):
 
 
 def _figures(row, counted):
-    """A row's parameters that are counted here and, small, the numbers they are the product of."""
+    """A row's counted parameters and, small, their formula in numbers."""
     if not (row.parameters or counted):
         return ""
     small = ""
     if counted < row.parameters:
         small = f"of {row.parameters:,}" if counted else row.note.partition(":")[0]
     elif row.formulas:
-        small = row.formulas[0].numbers if len(row.formulas) == 1 else f"{len(row.formulas)} parts"
+        small = row.formulas[0].substituted if len(row.formulas) == 1 else f"{len(row.formulas)} parts"
         small = "" if small == str(counted) else small
     return f"{counted:,}" + (f"<small>{_breakable(_text(small))}</small>" if small else "")
 
 
-def _share(share):
-    if not share:
+def _fraction_bar(fraction):
+    if not fraction:
         return '<span class="share"></span>'
-    return f'<span class="share"><i style="--p:{min(1, share):.2%}"></i>{_percent(share)}</span>'
+    return f'<span class="share"><i style="--p:{min(1, fraction):.2%}"></i>{_percent(fraction)}</span>'
 
 
 def _name(name):
@@ -374,31 +384,31 @@ def _breakable(text):
     return text.replace("·", "·<wbr>") if len(text) > 22 else text
 
 
-def _letters(text):
-    """A formula with its letters set as variables: "k_h" as k with an index."""
+def _symbols(text):
+    """A formula as HTML with its symbols as variables: "k_h" as k with a subscript."""
     pieces = re.split(r"([A-Za-z_]\w*)", text)
-    pieces[1::2] = [_letter(piece) for piece in pieces[1::2]]
+    pieces[1::2] = [_symbol(piece) for piece in pieces[1::2]]
     pieces[::2] = [_text(piece) for piece in pieces[::2]]
     return "".join(pieces).replace("·", "·<wbr>") if len(text) > 22 else "".join(pieces)
 
 
-def _letter(name):
-    letter, _, index = name.partition("_")
-    return f"<var>{_text(letter)}" + (f"<sub>{_text(index.replace('_', ' '))}</sub>" if index else "") + "</var>"
+def _symbol(name):
+    symbol, _, index = name.partition("_")
+    return f"<var>{_text(symbol)}" + (f"<sub>{_text(index.replace('_', ' '))}</sub>" if index else "") + "</var>"
 
 
 def _equations(caption, formulas, total):
-    """Formulas in letters, in numbers, and their values, as a table."""
+    """Formulas, symbolic and substituted, with their values, as a table."""
     if not formulas:
         return ""
     lines = []
     for formula in formulas:
         value = "?" if formula.value is None else f"{formula.value:,}"
-        numbers, plain = formula.numbers, value.replace(",", "")
-        steps = [_letters(formula.letters)] if formula.letters != plain else []
-        if numbers not in (formula.letters, plain):
-            steps.append(f"=&nbsp;{_breakable(_text(numbers))}")
-        fixed = "" if formula.trainable else " <small>not learned</small>"
+        substituted, digits = formula.substituted, value.replace(",", "")
+        steps = [_symbols(formula.symbolic)] if formula.symbolic != digits else []
+        if substituted not in (formula.symbolic, digits):
+            steps.append(f"=&nbsp;{_breakable(_text(substituted))}")
+        fixed = "" if formula.trainable else " <small>not trainable</small>"
         cells = [*steps, *[""] * (2 - len(steps)), f"=&nbsp;<b>{value}</b>"]
         part = f'<th scope="row">{_text(formula.part)}{fixed}</th>'
         lines.append(f"<tr>{part} {' '.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
@@ -410,18 +420,22 @@ def _equations(caption, formulas, total):
 
 
 def _meanings(row, formulas):
-    """What each letter of a row's formulas stands for, with its value."""
+    """Meaning and value of each symbol in a row's formulas."""
     values = {
-        name: formula.values[name] for formula in formulas for name in re.findall(r"[A-Za-z_]\w*", formula.letters)
+        name: formula.values[name] for formula in formulas for name in re.findall(r"[A-Za-z_]\w*", formula.symbolic)
     }
     equation = getattr(row.layer, "equation", None) or getattr(row.layer, "subscripts", None)
     items = []
     for name, value in values.items():
         meaning = LEGEND.get(name, "")
         if isinstance(equation, str):
-            meaning = "what the dots stand for" if name == "p" else f"size of the index {name} in {equation}"
-        items.append((_letter(name), "open" if value is None else value, meaning))
-    items += [(_letters(sign), "", meaning) for sign, meaning in _signs(row)]
+            meaning = (
+                "product of the dims that the dots stand for"
+                if name == "p"
+                else f"size of the index {name} in {equation}"
+            )
+        items.append((_symbol(name), "open" if value is None else value, meaning))
+    items += [(_symbols(sign), "", meaning) for sign, meaning in _constants(row)]
     inner = "".join(
         f"<div><dt>{name}</dt><dd>{f'= {value}' if value != '' else ''} <span>{_text(meaning)}</span></dd></div>"
         for name, value, meaning in items
@@ -429,9 +443,9 @@ def _meanings(row, formulas):
     return f'<dl class="letters">{inner}</dl>' if items else ""
 
 
-def _signs(row):
-    """What the plain numbers in a row's formulas stand for."""
-    text = " ".join(formula.letters for formula in row.formulas)
+def _constants(row):
+    """Meaning of the constants in a row's formulas."""
+    text = " ".join(formula.symbolic for formula in row.formulas)
     if "+ 1)" in text:
         yield "+ 1", "the bias: one for each output"
     if _family(row) != "rnn":
@@ -450,17 +464,17 @@ def _signs(row):
 # The drawing ---------------------------------------------------------------------------------------------------------
 
 
-class _Wires:
-    """How outputs reach the rows that take them: from the box above, or by a lane at the left of the boxes.
+class _Connections:
+    """Connections from rows to the rows that use their outputs: from the box above, or by a lane left of the boxes.
 
     Attributes:
-        lanes: {row: (its lane, rows below that take its output from there)}; lane 0 is next to the boxes.
-        undrawn: how many rows would need a lane beyond the last.
+        lanes: {row: (its lane, rows below that use its output)}; lane 0 is next to the boxes.
+        undrawn: number of rows that would need a lane beyond the last.
         gutter: width of all lanes in pixels.
     """
 
     def __init__(self, rows):
-        self.follows, takers, above = set(), {}, None
+        self.follows, consumers, above = set(), {}, None
         for index, row in enumerate(rows):
             if row.group:
                 continue
@@ -468,44 +482,44 @@ class _Wires:
                 if source == above:
                     self.follows.add(index)
                 else:
-                    takers.setdefault(source, []).append(index)
+                    consumers.setdefault(source, []).append(index)
             above = index
-        # A heading stands between what its first row takes and that row.
+        # A heading stands between its first row and the input of that row.
         for index in range(len(rows) - 1, -1, -1):
             if rows[index].group and index + 1 in self.follows:
                 self.follows.add(index)
-        spans = {source: (source, below[-1]) for source, below in takers.items()}
+        spans = {source: (source, below[-1]) for source, below in consumers.items()}
         beside = [sum(first < index <= last for first, last in spans.values()) for index in range(len(rows))]
-        width = min(LANES, max(beside, default=0))
+        width = min(MAX_LANES, max(beside, default=0))
         self.lanes, ends = {}, [0] * width  # of each lane: the row where its last line ends
         for source, height in sorted(_heights(spans).items()):
             free = [lane for lane in range(width) if ends[lane] <= source]
             if free:
                 lane = min(free, key=lambda lane: (lane < height, abs(lane - height)))
-                self.lanes[source], ends[lane] = (lane, takers[source]), spans[source][1]
-        self.undrawn = len(takers) - len(self.lanes)
+                self.lanes[source], ends[lane] = (lane, consumers[source]), spans[source][1]
+        self.undrawn = len(consumers) - len(self.lanes)
         self.gutter = 16 + LANE * width if width else 0
 
     def arrow(self, index):
-        """The CSS class of a row that takes the output of the box above."""
+        """The CSS class of a row that uses the output of the box above."""
         return " after" if index in self.follows else ""
 
     def svg(self, first, last, depth, name=""):
-        """The lines beside rows first to last drawn as one box: those that pass, begin, branch off and end there.
+        """The lines beside rows first to last drawn as one box: those that pass, start, branch off and end there.
 
         Lines run to y = 9999 and are cut where the row ends, so that they grow with an opened box.
         """
         if not self.lanes:
             return ""
         right, lines, entered = self.gutter + INDENT * depth, [], False
-        for source, (lane, takers) in self.lanes.items():
+        for source, (lane, consumers) in self.lanes.items():
             x = self.gutter - 14 - LANE * lane
-            from_above, to_below = source < first <= takers[-1], source <= last < takers[-1]
+            from_above, to_below = source < first <= consumers[-1], source <= last < consumers[-1]
             if from_above and to_below:
                 lines.append(f"M{x} 0V9999")
             elif from_above:
                 lines.append(f"M{x} 0V{ENTRY - 7}")
-            if from_above and any(first <= taker <= last for taker in takers):
+            if from_above and any(first <= consumer <= last for consumer in consumers):
                 lines.append(f"M{x} {ENTRY - 7}q0 7 7 7H{right - 3}")
                 entered = True
             if to_below and source >= first:
@@ -520,7 +534,7 @@ class _Wires:
 
 
 def _heights(spans):
-    """How many lines at most lie one inside the other within each: where lanes of that order cross the least."""
+    """Nesting depth of the lines within each line: lanes in that order cross the least."""
     heights = {}
     for source, (first, last) in sorted(spans.items(), key=lambda item: item[1][1] - item[1][0]):
         inside = [heights[other] for other in heights if first <= spans[other][0] and spans[other][1] <= last]

@@ -1,4 +1,4 @@
-"""Style and script of the ledger's page; the page puts numbers for GUTTER, GAP and INDENT."""
+"""Style and script of the ledger's page; `render_page` substitutes GUTTER, GAP and INDENT."""
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -35,8 +35,8 @@ border:1px solid var(--line);border-radius:10px;overflow:hidden}
 .parts li{display:flex;gap:.6rem;align-items:baseline}
 .parts .what{flex:1;overflow-wrap:anywhere}
 .parts b{white-space:nowrap;font-weight:600}
-.told{grid-template-columns:minmax(0,46rem)}
-.told .what{display:grid;grid-template-columns:7rem 1fr;align-items:baseline}
+.explained{grid-template-columns:minmax(0,46rem)}
+.explained .what{display:grid;grid-template-columns:7rem 1fr;align-items:baseline}
 .key{width:.8rem;height:.8rem;border-radius:3px;background:var(--c);flex:none;display:inline-block}
 .legend{display:flex;flex-wrap:wrap;gap:.3rem 1.4rem;font-size:.875rem;margin:1rem 0}
 .legend .key{margin-right:.45rem;vertical-align:-.06em}
@@ -138,8 +138,8 @@ h1{font-size:1.9rem}
 .totals div{padding:.7rem .8rem}
 .totals b{font-size:1.25rem}
 .parts{grid-template-columns:1fr}
-.told .what{display:block}
-.told small{display:block}
+.explained .what{display:block}
+.explained small{display:block}
 .heads{display:none}
 .rows{--u:.55}
 .face{grid-template-columns:60px minmax(0,1fr) auto;padding-right:1.9rem;gap:0 .6rem}

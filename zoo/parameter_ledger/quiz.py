@@ -1,4 +1,4 @@
-"""Questions about the parameters and output shapes of a model's layers, answered with the ledger's arithmetic."""
+"""Questions about the parameters and output shapes of a model's layers, answered with the ledger's formulas."""
 
 import dataclasses
 import math
@@ -7,15 +7,15 @@ import re
 import numpy as np
 
 from zoo.errors import UserError
+from zoo.parameter_ledger.format import format_formula, format_shape
 from zoo.parameter_ledger.formulas import LEGEND
-from zoo.parameter_ledger.ledger import VIEWS, ledger, shape_text
-from zoo.parameter_ledger.text import sentence
+from zoo.parameter_ledger.ledger import VIEW_LAYERS, ledger
 
-AN = ("A", "E", "I", "O", "LSTM", "RMS", "Up")  # beginnings of layer kinds that are spoken with a vowel
-# Numbers of a layer's configuration that decide its output shape, with the words for them.
-DECISIVE = {
+_VOWEL_PREFIXES = ("A", "E", "I", "O", "LSTM", "RMS", "Up")  # of layer kinds that take the article "an"
+# Attributes of a layer that determine its output shape, and their names in a question.
+_SHAPE_ATTRIBUTES = {
     "filters": "filters",
-    "kernel_size": "window",
+    "kernel_size": "kernel",
     "pool_size": "pool",
     "strides": "strides",
     "padding": "padding",
@@ -24,8 +24,8 @@ DECISIVE = {
     "size": "size",
     "cropping": "cropping",
     "units": "units",
-    "output_dim": "width",
-    "return_sequences": "gives every step",
+    "output_dim": "output dim",
+    "return_sequences": "returns sequences",
     "merge_mode": "merge",
     "target_shape": "target shape",
     "axis": "axis",
@@ -38,10 +38,10 @@ class Question:
     """One question.
 
     Attributes:
-        text: what is asked, with all the numbers needed to work it out.
+        text: the question, with all the numbers needed to answer it.
         answer: an int, or a tuple for a shape.
-        explanation: the arithmetic, a sentence or a few lines.
-        without_bias: what the answer would be if the biases were forgotten; None where that does not apply.
+        explanation: the formulas, a sentence or a few lines.
+        without_bias: the answer if the biases are forgotten; None where that does not apply.
     """
 
     text: str
@@ -50,17 +50,17 @@ class Question:
     without_bias: int | None = None
 
     @property
-    def shown(self):
-        """The answer as it is written."""
-        return shape_text(self.answer) if isinstance(self.answer, tuple) else f"{self.answer:,}"
+    def answer_text(self):
+        """The answer as text."""
+        return format_shape(self.answer) if isinstance(self.answer, tuple) else f"{self.answer:,}"
 
 
 def questions(model, *, count=5, seed=0):
-    """Draw questions about a model; the same seed gives the same ones on every backend.
+    """Choose questions about a model; the same seed gives the same questions on every backend.
 
     Args:
         model: a built `keras.Model`.
-        count: how many; fewer if the model has no more to ask about.
+        count: number of questions; fewer if the model does not have as many.
         seed: integer seed.
 
     Returns:
@@ -68,81 +68,81 @@ def questions(model, *, count=5, seed=0):
         shape of each.
 
     Raises:
-        UserError: if `count` is below 1 or nothing can be asked about the model.
+        UserError: if `count` is below 1 or the model has nothing to ask about.
     """
     if count < 1:
         raise UserError(f"--questions must be at least 1, got {count}.")
-    rows = ledger(model).layers
-    pool = [(place, _about_parameters(row)) for place, row in enumerate(rows) if row.counted and row.inputs]
-    pool += [(place, _about_output(row)) for place, row in enumerate(rows) if _has_shapes(row)]
+    rows = ledger(model).leaf_rows
+    pool = [(i, _parameters_question(row)) for i, row in enumerate(rows) if row.counted_parameters and row.inputs]
+    pool += [(i, _output_question(row)) for i, row in enumerate(rows) if _changes_shape(row)]
     if not pool:
         raise UserError(f"The model {model.name!r} has no layer with parameters or a fixed output shape to ask about.")
-    drawn = np.random.default_rng(seed).permutation(len(pool))[:count]
-    return [question for _, question in sorted((pool[i] for i in drawn), key=lambda item: item[0])]
+    chosen = np.random.default_rng(seed).permutation(len(pool))[:count]
+    return [question for _, question in sorted((pool[i] for i in chosen), key=lambda item: item[0])]
 
 
-def run(model, *, seed=0, count=5, answers=None, ask=input, say=print):
-    """Ask, judge each answer, and explain the wrong ones.
+def run_quiz(model, *, seed=0, count=5, answers=None, ask=input, log=print):
+    """Ask questions, grade each answer, and explain the wrong ones.
 
     Args:
         model: a built `keras.Model`.
         seed, count: see `questions`.
-        answers: list of answers given beforehand, one a question; None to ask for them with `ask`.
-        ask, say: how to ask and how to print.
+        answers: list of answers, one for each question; None to ask for them with `ask`.
+        ask, log: functions that read an answer and print a line.
 
     Returns:
-        (right, asked).
+        (number of right answers, number of answers).
 
     Raises:
         UserError: if there are not as many answers as questions.
     """
-    asked = questions(model, count=count, seed=seed)
-    if answers is not None and len(answers) != len(asked):
-        raise UserError(f"There are {len(asked)} questions but {len(answers)} answers: give one line for each.")
+    quiz = questions(model, count=count, seed=seed)
+    if answers is not None and len(answers) != len(quiz):
+        raise UserError(f"There are {len(quiz)} questions but {len(answers)} answers: give one line for each.")
     right = 0
-    for number, question in enumerate(asked, start=1):
-        say(f"\n{number}. {question.text}")
+    for number, question in enumerate(quiz, start=1):
+        log(f"\n{number}. {question.text}")
         try:
             answer = ask("   > ") if answers is None else answers[number - 1]
         except EOFError:
-            say(f"\n{right} of {number - 1} right; {len(asked) - number + 1} not answered.")
+            log(f"\n{right} of {number - 1} right; {len(quiz) - number + 1} not answered.")
             return right, number - 1
         if answers is not None:
-            say(f"   > {answer}")
-        correct, remark = judge(question, answer)
+            log(f"   > {answer}")
+        correct, remark = grade(question, answer)
         right += correct
-        say("   " + remark.replace("\n", "\n   "))
-    say(f"\n{right} of {len(asked)} right.")
-    return right, len(asked)
+        log("   " + remark.replace("\n", "\n   "))
+    log(f"\n{right} of {len(quiz)} right.")
+    return right, len(quiz)
 
 
-def sheet(model, *, seed=0, count=5):
-    """The questions, then the answers with their arithmetic, as text to hand out."""
-    asked = questions(model, count=count, seed=seed)
-    lines = [f"{model.name}: {len(asked)} questions (seed {seed})", ""]
-    lines += [f"{number}. {question.text}\n" for number, question in enumerate(asked, start=1)]
+def worksheet(model, *, seed=0, count=5):
+    """The questions, then the answers with their formulas, as text to hand out."""
+    quiz = questions(model, count=count, seed=seed)
+    lines = [f"{model.name}: {len(quiz)} questions (seed {seed})", ""]
+    lines += [f"{number}. {question.text}\n" for number, question in enumerate(quiz, start=1)]
     lines += ["Answers", ""]
-    for number, question in enumerate(asked, start=1):
-        lines.append(f"{number}. {question.shown}\n   " + question.explanation.replace("\n", "\n   "))
+    for number, question in enumerate(quiz, start=1):
+        lines.append(f"{number}. {question.answer_text}\n   " + question.explanation.replace("\n", "\n   "))
     return "\n".join(lines)
 
 
-def judge(question, answer):
-    """(whether an answer is right, what to say to it). Accepts 18496, 18,496, 24x24x64, (24, 24, 64), 24·24·64."""
-    given = _read(answer, shape=isinstance(question.answer, tuple))
-    if given == question.answer:
+def grade(question, answer):
+    """Grade an answer: (whether it is right, remark). Accepts 18496, 18,496, 24x24x64, (24, 24, 64), 24·24·64."""
+    parsed = _parse_answer(answer, shape=isinstance(question.answer, tuple))
+    if parsed == question.answer:
         return True, "Right."
-    if given is None:
-        wanted = "a shape such as 24x24x64" if isinstance(question.answer, tuple) else "a whole number"
-        start = f"{answer.strip()!r} is not {wanted}."
-    elif question.without_bias is not None and given == question.without_bias:
+    if parsed is None:
+        expected = "a shape such as 24x24x64" if isinstance(question.answer, tuple) else "a whole number"
+        start = f"{answer.strip()!r} is not {expected}."
+    elif question.without_bias is not None and parsed == question.without_bias:
         start = "Almost: the biases are missing."
     else:
         start = "No."
-    return False, f"{start} It is {question.shown}:\n{question.explanation}"
+    return False, f"{start} It is {question.answer_text}:\n{question.explanation}"
 
 
-def _read(answer, *, shape):
+def _parse_answer(answer, *, shape):
     text = re.sub(r"[_\s'()\[\]]", "" if not shape else " ", answer.strip())
     if not shape:
         text = text.replace(",", "")
@@ -151,70 +151,70 @@ def _read(answer, *, shape):
     return tuple(int(size) for size in sizes) if sizes and all(size.isdecimal() for size in sizes) else None
 
 
-def _has_shapes(row):
+def _changes_shape(row):
+    """Whether the row has fixed sizes and one output of another shape than its inputs."""
     sizes = [size for shape in (*row.inputs, *row.outputs) for size in shape]
-    return bool(row.inputs) and len(row.outputs) == 1 and sizes and None not in sizes and _decisive(row)
+    if not row.inputs or len(row.outputs) != 1 or not sizes or None in sizes:
+        return False
+    return row.outputs[0] not in row.inputs and (row.kind not in VIEW_LAYERS or row.kind == "Flatten")
 
 
-def _decisive(row):
-    """Whether the output shape takes thought: the layer changes it."""
-    return row.outputs[0] not in row.inputs and (row.kind not in VIEWS or row.kind == "Flatten")
-
-
-def _about_parameters(row):
-    letters = {letter: formula.values[letter] for formula in row.formulas for letter in formula.used}
-    numbers = ", ".join(f"{LEGEND.get(letter, letter)} {value}" for letter, value in letters.items())
-    bias = ", with a bias" if any("+ 1)" in formula.letters for formula in row.formulas) else ""
-    text = _is_a(row) + (f" ({numbers}{bias})" if numbers else "")
-    explanation = "\n".join(sentence(formula) for formula in row.formulas)
+def _parameters_question(row):
+    values = {symbol: formula.values[symbol] for formula in row.formulas for symbol in formula.symbols}
+    details = ", ".join(f"{LEGEND.get(symbol, symbol)} {value}" for symbol, value in values.items())
+    bias = ", with a bias" if any("+ 1)" in formula.symbolic for formula in row.formulas) else ""
+    text = _introduction(row) + (f" ({details}{bias})" if details else "")
+    explanation = "\n".join(format_formula(formula) for formula in row.formulas)
     if len(row.formulas) > 1:
         explanation += f"\ntogether {row.parameters:,}"
-    forgotten = [dataclasses.replace(f, letters=f.letters.replace(" + 1)", ")")).value for f in row.formulas]
+    without_bias = [dataclasses.replace(f, symbolic=f.symbolic.replace(" + 1)", ")")).value for f in row.formulas]
     return Question(
-        text=f"{text}{_takes(row)}. How many parameters does it have?",
+        text=f"{text}{_inputs_text(row)}. How many parameters does it have?",
         answer=row.parameters,
         explanation=explanation,
-        without_bias=sum(forgotten) if sum(forgotten) != row.parameters else None,
+        without_bias=sum(without_bias) if sum(without_bias) != row.parameters else None,
     )
 
 
-def _about_output(row):
-    config = {key: getattr(row.layer, key, None) for key in (*DECISIVE, "data_format")}
+def _output_question(row):
+    config = {key: getattr(row.layer, key, None) for key in (*_SHAPE_ATTRIBUTES, "data_format")}
     if set(config["dilation_rate"] or (1,)) == {1}:
         config["dilation_rate"] = None
-    numbers = [f"{word} {_plain(config[key])}" for key, word in DECISIVE.items() if config[key] is not None]
-    text = _is_a(row) + (f" ({', '.join(numbers)})" if numbers else "")
+    details = [
+        f"{name} {_value_text(config[key])}" for key, name in _SHAPE_ATTRIBUTES.items() if config[key] is not None
+    ]
+    text = _introduction(row) + (f" ({', '.join(details)})" if details else "")
     return Question(
-        text=f"{text}{_takes(row)}. What is the shape of its output, without the batch?",
+        text=f"{text}{_inputs_text(row)}. What is the shape of its output, without the batch?",
         answer=row.outputs[0],
-        explanation=_why(row, config),
+        explanation=_explain_output(row, config),
     )
 
 
-def _why(row, config):
-    """Where an output shape comes from."""
-    given, made = row.inputs[0], row.outputs[0]
+def _explain_output(row, config):
+    """The formula of an output shape."""
+    inputs, outputs = row.inputs[0], row.outputs[0]
     stride, padding = config["strides"], config["padding"]
-    window = config["kernel_size"] or config["pool_size"]
-    if isinstance(stride, (tuple, list)) and window and "Transpose" not in row.kind and len(made) == len(given):
-        places = zip(given, window, stride, config["dilation_rate"] or [1] * len(stride), made)
+    kernel = config["kernel_size"] or config["pool_size"]
+    if isinstance(stride, (tuple, list)) and kernel and "Transpose" not in row.kind and len(outputs) == len(inputs):
+        dims = zip(inputs, kernel, stride, config["dilation_rate"] or [1] * len(stride), outputs)
         if padding == "same":
-            sums = [f"⌈{size}/{step}⌉ = {out}" for size, _, step, _, out in places]
+            sums = [f"⌈{size}/{step}⌉ = {out}" for size, _, step, _, out in dims]
         else:
-            sums = [f"⌊({size} - {(wide - 1) * gap + 1})/{step}⌋ + 1 = {out}" for size, wide, step, gap, out in places]
-        channels = f"; channels: {made[-1]}" if config["data_format"] != "channels_first" else ""
+            sums = [f"⌊({size} - {(k - 1) * d + 1})/{step}⌋ + 1 = {out}" for size, k, step, d, out in dims]
+        channels = f"; channels: {outputs[-1]}" if config["data_format"] != "channels_first" else ""
         return f"padding {padding}: {', '.join(sums)}{channels}"
     if row.kind == "Flatten":
-        return f"{shape_text(given)} = {math.prod(given):,} numbers in a row"
-    return f"from {_shapes(row.inputs)} it makes {shape_text(made)}"
+        return f"{format_shape(inputs)} = {math.prod(inputs):,}"
+    return f"from {_shapes(row.inputs)} to {format_shape(outputs)}"
 
 
-def _is_a(row):
-    return f"{row.path} is {'an' if row.kind.startswith(AN) else 'a'} {row.kind}"
+def _introduction(row):
+    return f"{row.path} is {'an' if row.kind.startswith(_VOWEL_PREFIXES) else 'a'} {row.kind}"
 
 
-def _takes(row):
-    """What goes in, unless all its sizes are open."""
+def _inputs_text(row):
+    """The input shapes, unless all their sizes are open."""
     if all(set(shape) == {None} for shape in row.inputs):
         return ""
     shapes = _shapes(row.inputs)
@@ -222,10 +222,10 @@ def _takes(row):
 
 
 def _shapes(shapes):
-    return " and ".join(shape_text(shape) for shape in shapes)
+    return " and ".join(format_shape(shape) for shape in shapes)
 
 
-def _plain(value):
+def _value_text(value):
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "x".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

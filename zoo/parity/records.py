@@ -1,9 +1,10 @@
-"""The record of one run of a model: its inputs, its outputs, and a sample of what every layer call gave.
+"""Parity records: the inputs, the outputs and a sample of every layer call of one run of a model.
 
-A record beside a model file (`<name>.golden.npz`, made by `make_golden`) is what `zoo.parity.verify` compares with.
+A record (`parity.npz` in the folder of `model.keras`, written by `write_parity_record`) is the reference that
+`zoo.parity.verify` compares backends with.
 
-Of each layer call a sample is kept: all of a small output; of a large one, values spread evenly over it and a mean of
-each channel, which every value enters.
+Of each layer call a sample is kept: a small output in full; of a large one, values evenly spread over it and weighted
+channel means, which depend on every value.
 """
 
 import dataclasses
@@ -17,31 +18,35 @@ import time
 
 import numpy as np
 
-from zoo.errors import UserError, reason
+from zoo.compat.keras import flatten_layers, functional_graph
+from zoo.errors import UserError, error_summary
 from zoo.io import files
+from zoo.io.cards import MODEL_FILE, PARITY_FILE
+from zoo.io.model_files import load_model
 
-SPREAD, MEANS = 64, 256  # values kept of a large output, of either kind
-RECORD_VALUES = 20_000  # kept of all layers together, so that the record of a deep model stays small
-# Of synthetic inputs, where the model leaves a size open. 40 is not 48, so that a layer that resizes has work to do.
-BATCH, SIDE, STEPS = 4, 40, 16
-PICTURE_VALUES = 30_000  # fewer pictures where they are large, for the size of the record
+# Of a large output, values and channel means are kept in this proportion, and at most this many.
+_NUM_VALUES, _NUM_MEANS = 64, 256
+_MAX_RECORD_VALUES = 20_000  # of all layers together, so that the record of a deep model stays small
+# Sizes of synthetic inputs where the model leaves one open. 40 is not 48, so that a resizing layer changes something.
+_BATCH_SIZE, _IMAGE_SIZE, _SEQUENCE_LENGTH = 4, 40, 16
+_MAX_IMAGE_VALUES = 30_000  # fewer images where they are large
 
 
 @dataclasses.dataclass(frozen=True)
-class Record:
-    """What one run of a model gave.
+class ParityRecord:
+    """The inputs and outputs of one run of a model.
 
     Attributes:
         inputs, outputs: lists of arrays.
-        layers: {path of the layer call, e.g. "classifier/conv1": (kind, sample of its output)}, in call order.
-        about: dict of backend, version, keras, sha256, functional, values (the most that is kept of a layer), weights
-            ({path of a layer: digest of its weights}), seconds.
+        layers: {path of the layer call, e.g. "classifier/conv1": (class name, sample of its output)}, in call order.
+        metadata: dict of backend, version, keras, sha256, functional, values (the most that is kept of a layer),
+            weights ({path of a layer: digest of its weights}), seconds.
     """
 
     inputs: list
     outputs: list
     layers: dict
-    about: dict
+    metadata: dict
 
     def save(self, path):
         """Write to an .npz file, atomically."""
@@ -50,8 +55,8 @@ class Record:
         # One array for all samples: an entry each would cost more than the numbers in it.
         arrays["samples"] = np.concatenate([np.zeros(0, "float32"), *(array for _, array in self.layers.values())])
         layers = [(path, kind, len(array)) for path, (kind, array) in self.layers.items()]
-        with files.atomic(path) as temporary:
-            np.savez_compressed(temporary, about=json.dumps(self.about | {"layers": layers}), **arrays)
+        with files.atomic_write(path) as temporary:
+            np.savez_compressed(temporary, about=json.dumps(self.metadata | {"layers": layers}), **arrays)
 
     @classmethod
     def load(cls, path):
@@ -62,28 +67,30 @@ class Record:
         """
         try:
             with np.load(path, allow_pickle=False) as stored:
-                about = json.loads(str(stored["about"]))
+                metadata = json.loads(str(stored["about"]))
                 inputs, outputs = (
                     [stored[key] for key in stored.files if key.startswith(part)] for part in ("inputs/", "outputs/")
                 )
-                names = about.pop("layers")
+                names = metadata.pop("layers")
                 samples = np.split(stored["samples"], np.cumsum([length for *_, length in names])[:-1])
             layers = {path: (kind, array) for (path, kind, _), array in zip(names, samples)}
-            if not {"backend", "version", "keras", "sha256", "functional", "values", "weights"} <= about.keys():
+            if not {"backend", "version", "keras", "sha256", "functional", "values", "weights"} <= metadata.keys():
                 raise ValueError("it is not complete")
         except Exception as error:  # NumPy, zipfile and json raise many kinds for a damaged archive
-            raise UserError(f"{path} is not a record of a model ({error}): make it again with make_golden.") from error
-        return cls(inputs, outputs, layers, about)
+            raise UserError(
+                f"{path} is not a parity record ({error}): write it again with write_parity_record."
+            ) from error
+        return cls(inputs, outputs, layers, metadata)
 
 
-def golden_path(model_path):
-    """Where the golden record of a model file is."""
+def parity_path(model_path):
+    """Path of a model file's parity record: `parity.npz` beside `model.keras`, `<name>.parity.npz` beside others."""
     path = pathlib.Path(model_path)
-    return path.with_name(f"{path.stem}.golden.npz")
+    return path.with_name(PARITY_FILE if path.name == MODEL_FILE else f"{path.stem}.{PARITY_FILE}")
 
 
-def make_golden(model_path, inputs=None):
-    """Run a model file on the backend of this process and write its golden record beside it.
+def write_parity_record(model_path, inputs=None):
+    """Run a model file on the backend of this process and write its parity record beside it.
 
     Args:
         model_path: a `.keras` file.
@@ -92,150 +99,143 @@ def make_golden(model_path, inputs=None):
     Returns:
         path of the record.
     """
-    record = record_file(model_path, inputs=inputs)
-    del record.about["seconds"]  # so that the same numbers make the same file
-    record.save(golden_path(model_path))
-    return golden_path(model_path)
+    record = compute_parity_record(model_path, inputs=inputs)
+    del record.metadata["seconds"]  # so that the same numbers give the same file
+    record.save(parity_path(model_path))
+    return parity_path(model_path)
 
 
 # ------------------------------------------------------------------------------------------------- running one model
 
 
-def record_file(model_path, *, inputs=None, values=None):
-    """Load a model file on this process's backend, run it once and return the `Record`.
+def compute_parity_record(model_path, *, inputs=None, max_values=None):
+    """Load a model file on this process's backend, run it once and return the `ParityRecord`.
 
     Args:
-        model_path: a `.keras` file; its card is checked.
+        model_path: a `.keras` file; compared with its card.
         inputs: list of arrays; synthetic ones if None.
-        values: most values to keep of one layer; chosen by the number of layers if None.
+        max_values: most values to keep of one layer; chosen by the number of layers if None.
     """
     import keras
 
-    began = time.perf_counter()
+    start = time.perf_counter()
     digest = files.sha256(model_path)
-    model = files.load_model(model_path)
+    model = load_model(model_path)
     inputs = synthetic_inputs(model) if inputs is None else inputs
+    functional, weights = functional_graph(model) is not None, weight_digests(model)
     try:
-        outputs, calls = run_and_listen(model, inputs)
+        outputs, calls = record_layer_outputs(model, inputs)
     except Exception as error:  # frameworks raise many kinds where shapes do not fit
         shapes = ", ".join(f"{array.dtype} {array.shape}" for array in inputs)
-        raise UserError(f"{model_path} cannot be run on inputs {shapes}: {reason(error)}.") from error
-    values = values or min(SPREAD + MEANS, max(16, RECORD_VALUES // max(1, len(calls))))
+        raise UserError(f"{model_path} cannot be run on inputs {shapes}: {error_summary(error)}.") from error
+    max_values = max_values or min(_NUM_VALUES + _NUM_MEANS, max(16, _MAX_RECORD_VALUES // max(1, len(calls))))
     layers = {}
     for path, kind, output in calls:
         times = sum(name == path or name.startswith(f"{path} #") for name in layers)
-        layers[f"{path} #{times + 1}" if times else path] = kind, sample(output, values)
+        layers[f"{path} #{times + 1}" if times else path] = kind, sample_values(output, max_values)
     backend = keras.backend.backend()
-    about = {
+    metadata = {
         "backend": backend,
         "version": importlib.metadata.version(backend).partition("+")[0],
         "keras": keras.__version__,
         "sha256": digest,
-        "functional": is_functional(model),
-        "values": values,
-        "weights": weight_digests(model),
-        "seconds": round(time.perf_counter() - began, 2),
+        "functional": functional,
+        "values": max_values,
+        "weights": weights,
+        "seconds": round(time.perf_counter() - start, 2),
     }
-    return Record(inputs, outputs, layers, about)
+    return ParityRecord(inputs, outputs, layers, metadata)
 
 
 def weight_digests(model, prefix=""):
-    """{path of a layer: start of the sha256 of its weights}; nested models are entered."""
+    """{path of a layer: start of the sha256 of its weights}, nested models included."""
     import keras
 
-    found = {}
+    digests = {}
     for layer in model.layers:
-        if isinstance(layer, (keras.src.models.Functional, keras.Sequential)):
-            found |= weight_digests(layer, f"{prefix}{layer.name}/")
+        if isinstance(layer, keras.Model) and functional_graph(layer):
+            digests |= weight_digests(layer, f"{prefix}{layer.name}/")
         elif layer.weights:
             digest = hashlib.sha256()
             for weight in layer.weights:
                 digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(weight)).tobytes())
-            found[prefix + layer.name] = digest.hexdigest()[:12]
-    return found
+            digests[prefix + layer.name] = digest.hexdigest()[:12]
+    return digests
 
 
-def is_functional(model):
-    """Whether the layer calls inside a model can be listened to."""
-    import keras
-
-    return isinstance(model, keras.src.models.Functional) or getattr(model, "_functional", None) is not None
-
-
-def run_and_listen(model, inputs):
-    """Run a model once, not compiled and not training.
+def record_layer_outputs(model, inputs):
+    """Run a model once, not compiled and not training, and return what every layer call gave.
 
     Args:
-        model: any built `keras.Model`.
+        model: any built `keras.Model`. Its layers are called once more, symbolically.
         inputs: list of arrays in the order of `model.inputs`.
 
     Returns:
-        (outputs, calls): the list of output arrays, and one (path, kind, list of output arrays) for each call of a
-        layer or `keras.ops` operation, in order. Functional and sequential models are entered, however deeply they are
-        nested; other layers are one call each. Without any call if the model itself is not functional.
+        (outputs, calls): the list of output arrays, and one (path, class name, list of output arrays) for each call of
+        a layer or `keras.ops` operation, in order. Nested functional and sequential models are entered; other layers
+        are one call each. No calls if the model itself is not functional.
     """
     import keras
-    from keras.src.models import functional
-
-    calls, models, original = [], [], functional.operation_fn
-    entered = keras.src.models.Functional, keras.Sequential
 
     def arrays(nest):
         return [keras.ops.convert_to_numpy(x) for x in keras.tree.flatten(nest) if x is not None]
 
-    # Functional models put every operation they call through this function of Keras; what they compute stays as it is.
-    def operation_fn(operation, **context):
-        call = original(operation, **context)
-
-        def listening_call(*arguments, **keywords):
-            if models and models[-1] is None:  # inside a layer that is one call
-                return call(*arguments, **keywords)
-            before = len(calls)
-            models.append(operation.name if isinstance(operation, entered) else None)
-            try:
-                outputs = call(*arguments, **keywords)
-            finally:
-                models.pop()
-            if len(calls) == before:
-                # Keras numbers operations (add, add_1, …) by all it made in the process: only their order counts here.
-                layer = isinstance(operation, keras.layers.Layer)
-                name = operation.name if layer else re.sub(r"_\d+$", "", operation.name)
-                calls.append(("/".join([*models, name]), type(operation).__name__, arrays(outputs)))
-            return outputs
-
-        return listening_call
-
-    graph = model._functional if isinstance(model, keras.Sequential) else model
-    structure = graph._inputs_struct if is_functional(model) else inputs
-    functional.operation_fn = operation_fn if is_functional(model) else original
-    try:
-        fed = keras.tree.pack_sequence_as(structure, [keras.ops.convert_to_tensor(x) for x in inputs])
-        if not is_functional(model) and len(fed) == 1:
-            fed = fed[0]
-        outputs = model(fed, training=False)
-    finally:
-        functional.operation_fn = original
-    return arrays(outputs), calls
+    tensors, graph = [keras.ops.convert_to_tensor(x) for x in inputs], functional_graph(model)
+    if graph is None:
+        return arrays(model(tensors[0] if len(tensors) == 1 else tensors, training=False)), []
+    probe, calls = _layer_output_model(graph)
+    outputs, layer_outputs = probe(keras.tree.pack_sequence_as(graph.input, tensors), training=False)
+    return arrays(outputs), [(*call, arrays(output)) for call, output in zip(calls, layer_outputs)]
 
 
-def sample(arrays, values):
-    """A float32 vector of at most `values` numbers that stands for the arrays: themselves, if they are small.
+def _layer_output_model(graph):
+    """A model of the same layers with outputs [outputs of the graph, [outputs of each call]], and [(path, kind)]."""
+    import keras
 
-    Of a larger one, every fifth number is a value at a fixed, evenly spread place, and the others are the means of its
-    channels (of several together, where there are more). The means are weighted by place, so that a normalisation,
-    which makes all plain means alike, hides nothing.
+    calls, layer_outputs, nested = [], [], {}
+
+    def call(operation, *args, **kwargs):
+        inner_graph = functional_graph(operation) if isinstance(operation, keras.Model) else None
+        if inner_graph is not None:
+            if id(operation) not in nested:
+                nested[id(operation)] = _layer_output_model(inner_graph)
+            probe, inner_calls = nested[id(operation)]
+            if inner_calls:
+                outputs, inner_outputs = probe(*args, **kwargs)
+                calls.extend((f"{operation.name}/{path}", kind) for path, kind in inner_calls)
+                layer_outputs.extend(inner_outputs)
+                return outputs
+        outputs = operation(*args, **kwargs)
+        # Keras numbers operations (add, add_1, …) by all it made in the process: only their order counts here.
+        is_layer = isinstance(operation, keras.layers.Layer)
+        name = operation.name if is_layer else re.sub(r"_\d+$", "", operation.name)
+        calls.append((name, type(operation).__name__))
+        layer_outputs.append(keras.tree.flatten(outputs))
+        return outputs
+
+    clone = keras.models.clone_model(graph, clone_function=lambda layer: layer, call_function=call)
+    return keras.Model(clone.input, [clone.output, layer_outputs], name=graph.name), calls
+
+
+def sample_values(arrays, count):
+    """A float32 vector of at most `count` numbers that stands for the arrays: the arrays themselves, if small.
+
+    Of a larger one, every fifth number is a value at a fixed, evenly spread position, and the others are means of its
+    channels (of several together, where there are more). The means are weighted by position, so that a normalization,
+    which makes all plain means alike, hides no change.
     """
-    share = max(2, values // max(1, len(arrays)))
+    count_each = max(2, count // max(1, len(arrays)))
     parts = [np.zeros(0)]
     for array in arrays:
         array = np.asarray(array).astype(np.float64)
         flat = array.reshape(-1)
-        if flat.size > share:
-            places = np.linspace(0, flat.size - 1, max(1, share * SPREAD // (SPREAD + MEANS))).astype(int)
+        if flat.size > count_each:
+            num_values = max(1, count_each * _NUM_VALUES // (_NUM_VALUES + _NUM_MEANS))
+            positions = np.linspace(0, flat.size - 1, num_values).astype(int)
             rows = flat.reshape(-1, array.shape[-1])
             means = (1 + np.cos(np.arange(len(rows)))) @ rows / len(rows)
-            bins = np.arange(means.size) * min(means.size, share - places.size) // means.size
-            flat = np.concatenate([flat[places], np.bincount(bins, means) / np.bincount(bins)])
+            bins = np.arange(means.size) * min(means.size, count_each - positions.size) // means.size
+            flat = np.concatenate([flat[positions], np.bincount(bins, means) / np.bincount(bins)])
         parts.append(flat)
     return np.concatenate(parts).astype(np.float32)
 
@@ -244,48 +244,52 @@ def sample(arrays, values):
 
 
 def synthetic_inputs(model):
-    """Inputs for any model, made by NumPy from seed 0 and the shapes and dtypes that the model states.
+    """Inputs for any model, generated by NumPy from seed 0 and the shapes and dtypes of the model's inputs.
 
-    Four-dimensional inputs with 1 or 3 channels are smooth pictures, 0..255; integers are token ids; other floats are
+    Four-dimensional inputs with 1 or 3 channels are smooth images, 0..255; integers are token ids; other floats are
     normally distributed.
 
     Raises:
-        UserError: if the model does not state what it takes.
+        UserError: if the model does not state its inputs.
     """
     import keras
 
-    tensors = getattr(model, "inputs", None) if is_functional(model) else None
+    graph = functional_graph(model)
+    tensors = graph.inputs if graph else None
     if not tensors:
-        shapes = [shape for shape in (getattr(model, "_build_shapes_dict", None) or {}).values() if shape]
+        config = model.get_build_config() or {}
+        shapes = [shape for shape in config.get("shapes_dict", {"": config.get("input_shape")}).values() if shape]
         if not shapes or not all(isinstance(shape, (tuple, list)) for shape in shapes):
-            raise UserError(f"What {model.name!r} takes is not stated in its file: pass inputs to make_golden.")
+            raise UserError(
+                f"The inputs of {model.name!r} are not stated in its file: pass them to write_parity_record."
+            )
         tensors = [keras.KerasTensor(tuple(shape), dtype=model.input_dtype) for shape in shapes]
-    tables = [layer.input_dim for layer in model._flatten_layers() if isinstance(layer, keras.layers.Embedding)]
+    vocabularies = [layer.input_dim for layer in flatten_layers(model) if isinstance(layer, keras.layers.Embedding)]
     rng = np.random.default_rng(0)
-    return [_synthetic(rng, tuple(x.shape), keras.backend.standardize_dtype(x.dtype), tables) for x in tensors]
+    return [_synthetic(rng, tuple(x.shape), keras.backend.standardize_dtype(x.dtype), vocabularies) for x in tensors]
 
 
-def _synthetic(rng, shape, dtype, tables):
-    picture = len(shape) == 4 and shape[-1] in (1, 3)
-    one = [size or (SIDE if picture else STEPS) for size in shape[1:]]
-    most = max(1, PICTURE_VALUES // math.prod(one)) if picture else BATCH
-    shape = (shape[0] or min(BATCH, most), *one)
-    if picture:
-        return smooth_pictures(rng, shape)
+def _synthetic(rng, shape, dtype, vocabularies):
+    is_image = len(shape) == 4 and shape[-1] in (1, 3)
+    example = [size or (_IMAGE_SIZE if is_image else _SEQUENCE_LENGTH) for size in shape[1:]]
+    max_batch_size = max(1, _MAX_IMAGE_VALUES // math.prod(example)) if is_image else _BATCH_SIZE
+    shape = (shape[0] or min(_BATCH_SIZE, max_batch_size), *example)
+    if is_image:
+        return smooth_images(rng, shape)
     if dtype == "bool":
         return np.ones(shape, bool)
     if "int" in dtype:
-        return rng.integers(1, max(2, min(tables, default=10)), shape).astype("int32")
+        return rng.integers(1, max(2, min(vocabularies, default=10)), shape).astype("int32")
     return rng.standard_normal(shape).astype("float32")
 
 
-def smooth_pictures(rng, shape):
-    """uint8 pictures (N, H, W, C): each channel a sum of six waves in random directions, stretched to 0..255."""
-    count, height, width, channels = shape
+def smooth_images(rng, shape):
+    """uint8 images (N, H, W, C): each channel a sum of six waves in random directions, stretched to 0..255."""
+    count, height, width, _ = shape
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
-    pictures = np.zeros(shape)
-    for index in np.ndindex(count, channels):
+    images = np.zeros(shape)
+    for index in np.ndindex(count, shape[-1]):
         for a, b, phase, weight in zip(*rng.uniform(-3, 3, (2, 6)), *rng.uniform(0, 1, (2, 6))):
-            pictures[index[0], :, :, index[1]] += weight * np.cos(2 * np.pi * (a * x + b * y + phase))
-    low, high = (f(axis=(1, 2), keepdims=True) for f in (pictures.min, pictures.max))
-    return np.round(255 * (pictures - low) / np.maximum(high - low, 1e-9)).astype(np.uint8)
+            images[index[0], :, :, index[1]] += weight * np.cos(2 * np.pi * (a * x + b * y + phase))
+    low, high = (f(axis=(1, 2), keepdims=True) for f in (images.min, images.max))
+    return np.round(255 * (images - low) / np.maximum(high - low, 1e-9)).astype(np.uint8)

@@ -1,7 +1,7 @@
-"""Does a model file give the same numbers on every backend, and if not, which layer is the first to differ?
+"""Compare a model file's numbers between backends, and find the first layer call that differs.
 
-Each backend runs in a process of its own, fed with the same inputs. What comes out of every layer call is compared
-with the golden record beside the file (see `zoo.parity.records`) and with the other backends.
+Each backend runs in a process of its own on the same inputs. The output of every layer call is compared with the parity
+record beside the file (see `zoo.parity.records`) and with the other backends.
 """
 
 import dataclasses
@@ -13,117 +13,171 @@ import tempfile
 
 import numpy as np
 
-from zoo.backends import check, installed, start
+from zoo.backends import check_backend, import_keras, installed_backends, skip_optional_imports
 from zoo.errors import UserError, run_command
-from zoo.io import files
-from zoo.parity.records import Record, golden_path, make_golden, record_file
-
-__all__ = ["Record", "compare", "distance", "golden_path", "make_golden", "record_file", "verify"]
+from zoo.io import files, model_files
+from zoo.parity.records import ParityRecord, compute_parity_record, parity_path
 
 TOLERANCE = 1e-4
-# When something is over the tolerance, the layer where it began is looked for with a finer one: an error may be small
-# where it starts and grow on its way. Float32 backends agree to about 1e-6.
-FINER = 0.1
+# When something is over the tolerance, the call where it began is looked for with a finer one: an error may be small
+# where it starts and grow from call to call. Float32 backends agree to about 1e-6.
+_FIRST_CALL_FACTOR = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """How far one record is from another.
+    """Difference between two parity records.
 
     Attributes:
-        outputs, layers: the largest difference of the outputs, and of the samples of any layer call; infinite where
-            shapes or layers do not match.
-        weights: paths of the layers whose weights are not the same.
-        first: (path, kind, place in the order of calls, difference) of the layer call where it begins, if any.
-        same: whether nothing is over the tolerance and the weights are the same.
+        output_error, layer_error: the largest `max_scaled_error` of the outputs, and of the samples of any layer call;
+            infinite where shapes or layers do not match.
+        weights: paths of the layers whose weights differ.
+        first_call: (path, class name, index in call order, error) of the first layer call that differs, if any.
+        passed: whether no error is over the tolerance and the weights are equal.
     """
 
-    outputs: float
-    layers: float
+    output_error: float
+    layer_error: float
     weights: tuple
-    first: tuple | None
-    same: bool
+    first_call: tuple | None
+    passed: bool
 
 
-def distance(a, golden):
-    """max |a - golden| / max(1, max |golden|); infinite if the shapes differ or only one is finite at some place."""
-    if a.shape != golden.shape:
+@dataclasses.dataclass(frozen=True)
+class BackendResult:
+    """One backend's row in a report.
+
+    Attributes:
+        file: path of the model file.
+        backend, version: name and version of the backend; the version is None if the file does not run there.
+        output_error, layer_error: errors against the parity record, or else against the first backend; None if this is
+            the reference itself or does not run.
+        seconds: time to load and run the model; None if it does not run.
+        verdict: "same", "DIFFERS", "reference" or "does not run".
+    """
+
+    file: str
+    backend: str
+    version: str | None = None
+    output_error: float | None = None
+    layer_error: float | None = None
+    seconds: float | None = None
+    verdict: str = "does not run"
+
+    def __str__(self):
+        if self.version is None:
+            return f"{self.backend:<12}{'':<38}  {self.verdict}"
+        errors = f"{'':>19}"
+        if self.output_error is not None:
+            errors = f"{self.output_error:>9.1e}{self.layer_error:>10.1e}"
+        return f"{self.backend:<12}{self.version:<10}{errors}{self.seconds:>9.1f}  {self.verdict}"
+
+
+@dataclasses.dataclass(frozen=True)
+class VerificationReport:
+    """Result of `verify`; `print(report)` shows it.
+
+    Attributes:
+        passed: whether all backends run the model and give the numbers of its parity record and of one another.
+        rows: tuple of `BackendResult`s.
+        text: the report as text.
+    """
+
+    passed: bool
+    rows: tuple
+    text: str
+
+    def __str__(self):
+        return self.text
+
+
+def max_scaled_error(array, reference):
+    """max |array - reference| / max(1, max |reference|); infinite if shapes or non-finite values do not match."""
+    if array.shape != reference.shape:
         return np.inf
-    a, golden = a.astype(np.float64), golden.astype(np.float64)
-    same = (a == golden) | (np.isnan(a) & np.isnan(golden))
-    if not np.isfinite(a[~same]).all() or not np.isfinite(golden[~same]).all():
+    array, reference = array.astype(np.float64), reference.astype(np.float64)
+    same = (array == reference) | (np.isnan(array) & np.isnan(reference))
+    if not np.isfinite(array[~same]).all() or not np.isfinite(reference[~same]).all():
         return np.inf
-    scale = np.abs(golden[np.isfinite(golden)]).max(initial=1.0)
-    return float(np.abs(a[~same] - golden[~same]).max(initial=0.0) / scale)
+    scale = np.abs(reference[np.isfinite(reference)]).max(initial=1.0)
+    return float(np.abs(array[~same] - reference[~same]).max(initial=0.0) / scale)
 
 
-def compare(record, golden, tolerance=TOLERANCE):
-    """Return the `Difference` of a record from another one, which sets the scale."""
-    if len(record.outputs) == len(golden.outputs):
-        outputs = max(map(distance, record.outputs, golden.outputs), default=0.0)
+def compare_records(record, reference, tolerance=TOLERANCE):
+    """Return the `Difference` of a `ParityRecord` from a reference, which sets the scale."""
+    if len(record.outputs) == len(reference.outputs):
+        output_error = max(map(max_scaled_error, record.outputs, reference.outputs), default=0.0)
     else:
-        outputs = np.inf
-    by_call = []
-    for place, (path, (kind, array)) in enumerate(golden.layers.items()):
-        found = record.layers.get(path, (None, np.zeros(0)))[1]
-        by_call.append((path, kind, place, distance(found, array)))
-    for place, (path, (kind, _)) in enumerate(record.layers.items()):
-        if path not in golden.layers:
-            by_call.append((path, kind, place, np.inf))
-    by_call.sort(key=lambda call: call[2])
-    layers = max((call[3] for call in by_call), default=0.0)
-    digests = golden.about["weights"]
-    weights = tuple(path for path in digests if record.about["weights"].get(path) != digests[path])
-    same = max(outputs, layers) <= tolerance and not weights
-    begun = (call for call in by_call if call[3] > FINER * tolerance or call[0] in weights)
-    return Difference(outputs, layers, weights, None if same else next(begun, None), same)
+        output_error = np.inf
+    calls = []
+    for index, (path, (kind, array)) in enumerate(reference.layers.items()):
+        other = record.layers.get(path, (None, np.zeros(0)))[1]
+        calls.append((path, kind, index, max_scaled_error(other, array)))
+    for index, (path, (kind, _)) in enumerate(record.layers.items()):
+        if path not in reference.layers:
+            calls.append((path, kind, index, np.inf))
+    calls.sort(key=lambda call: call[2])
+    layer_error = max((call[3] for call in calls), default=0.0)
+    digests = reference.metadata["weights"]
+    weights = tuple(path for path in digests if record.metadata["weights"].get(path) != digests[path])
+    passed = max(output_error, layer_error) <= tolerance and not weights
+    differing = (call for call in calls if call[3] > _FIRST_CALL_FACTOR * tolerance or call[0] in weights)
+    return Difference(output_error, layer_error, weights, None if passed else next(differing, None), passed)
 
 
 # ---------------------------------------------------------------------------------------------------------- verifying
 
 
-def verify(model_path, *, backends=None, tolerance=TOLERANCE, say=print):
-    """Run a model file on each backend and compare; every line of the report goes to `say`, as soon as it is known.
+def verify_file(model_path, *, tolerance=TOLERANCE, backends=None, log=None):
+    """Run a model file on each backend and compare the numbers.
 
     Args:
-        model_path: a `.keras` file; its card is checked.
+        model_path: a `.keras` file; compared with its card.
+        tolerance: the largest `max_scaled_error` that passes.
         backends: names of backends; those installed if None.
-        tolerance: the largest difference that is still the same number; see `distance`.
+        log: function that takes each line of the report as soon as it is known.
 
     Returns:
-        True if all backends give the same numbers as the golden record and as one another.
+        `VerificationReport`.
 
     Raises:
-        UserError: if the file is missing, altered or unusable on every backend, or a backend is not there.
+        UserError: if the file is missing, altered or unusable on every backend, or a backend is not installed.
     """
-    model_path = pathlib.Path(model_path)
+    model_path, lines, rows = pathlib.Path(model_path), [], []
+
+    def say(line):
+        lines.append(str(line))
+        if log:
+            log(str(line))
+
     if not 0 <= tolerance < np.inf:
         raise UserError(f"The tolerance must be a number from 0 up, got {tolerance}.")
     for name in backends or ():
-        check(name, "a backend to run")
-    backends = list(dict.fromkeys(backends or installed()))
-    files.check_model_file(model_path)
-    digest = files.sha256(model_path)
-    golden = Record.load(golden_path(model_path)) if golden_path(model_path).is_file() else None
+        check_backend(name, "a backend to run")
+    backends = list(dict.fromkeys(backends or installed_backends()))
+    model_files.check_model_file(model_path)
+    digest, record_path = files.sha256(model_path), parity_path(model_path)
+    parity_record = ParityRecord.load(record_path) if record_path.is_file() else None
     say(f"{model_path}, sha256 {digest[:12]}…, tolerance {tolerance:g}")
-    for line in _about_golden(golden, golden_path(model_path), digest, backends):
+    for line in _describe_parity_record(parity_record, record_path, digest, backends):
         say(line)
     say("")
     say(f"{'backend':<12}{'version':<10}{'outputs':>9}{'layers':>10}{'seconds':>9}  verdict")
     records, problems = {}, {}
-    source = golden and golden_path(model_path)  # where the children read their inputs
+    inputs_path = parity_record and record_path  # the record whose inputs the child processes take
     with tempfile.TemporaryDirectory() as scratch:
         for backend in backends:
-            reference = golden or next(iter(records.values()), None)
+            reference = parity_record or next(iter(records.values()), None)
             target = pathlib.Path(scratch) / f"{backend}.npz"
             try:
-                record = _run_child(backend, model_path, source, target)
+                record = _run_child(backend, model_path, inputs_path, target)
             except UserError as error:
                 problems[backend] = str(error)
-                say(f"{backend:<12}{'':<38}  does not run")
-                continue
-            records[backend], source = record, source or target
-            say(_row(record, reference, tolerance))
+                rows.append(BackendResult(str(model_path), backend))
+            else:
+                records[backend], inputs_path = record, inputs_path or target
+                rows.append(_result(model_path, record, reference, tolerance))
+            say(rows[-1])
     say("")
     if not records and len(set(problems.values())) == 1:
         raise UserError(*set(problems.values()))
@@ -131,95 +185,101 @@ def verify(model_path, *, backends=None, tolerance=TOLERANCE, say=print):
         say(f"{backend}: {problem}")
     if not records:
         raise UserError(f"{model_path} does not run on {' or '.join(backends)}.")
-    if golden is None and not record.about["functional"]:
+    if parity_record is None and not record.metadata["functional"]:
         say("The model is not functional, so only its outputs are compared, not its layers.")
-    same = _conclude(records, golden, tolerance, say)
+    passed, conclusions = _conclude(records, parity_record, tolerance)
+    for line in conclusions:
+        say(line)
     if problems:
         say(f"{' and '.join(problems)} {'do' if len(problems) > 1 else 'does'} not run the file.")
-    return same and not problems
+    return VerificationReport(passed and not problems, tuple(rows), "\n".join(lines))
 
 
-def _about_golden(golden, path, digest, backends):
-    if golden is None:
+def _describe_parity_record(record, path, digest, backends):
+    if record is None:
         yield f"There is no {path.name}: the backends are compared with one another only."
         if len(backends) == 1:
             yield f"Only {backends[0]} is to run, so there is nothing to compare with."
         return
-    about = golden.about
-    inputs = ", ".join(f"{'x'.join(map(str, array.shape))} {array.dtype}" for array in golden.inputs)
-    yield f"golden record: {about['backend']} {about['version']}, keras {about['keras']}; inputs {inputs}"
-    if about["sha256"] != digest:
-        yield f"The golden record is of another file (sha256 {about['sha256'][:12]}…); comparing all the same."
-    if not about["functional"]:
+    metadata = record.metadata
+    inputs = ", ".join(f"{'x'.join(map(str, array.shape))} {array.dtype}" for array in record.inputs)
+    yield f"parity record: {metadata['backend']} {metadata['version']}, keras {metadata['keras']}; inputs {inputs}"
+    if metadata["sha256"] != digest:
+        yield f"The parity record is of another file (sha256 {metadata['sha256'][:12]}…); comparing all the same."
+    if not metadata["functional"]:
         yield "The model is not functional, so only its outputs are compared, not its layers."
     if len(backends) == 1:
-        yield f"Only {backends[0]} is to run, so there is nothing to compare with but the golden record."
+        yield f"Only {backends[0]} is to run, so there is nothing to compare with but the parity record."
 
 
-def _row(record, reference, tolerance):
-    about, numbers, verdict = record.about, f"{'':>19}", "reference"
+def _result(model_path, record, reference, tolerance):
+    """The row of a backend that ran the file."""
+    errors, verdict = {}, "reference"
     if reference is not None:
-        difference = compare(record, reference, tolerance)
-        numbers = f"{difference.outputs:>9.1e}{difference.layers:>10.1e}"
-        verdict = "same" if difference.same else "DIFFERS"
-    return f"{about['backend']:<12}{about['version']:<10}{numbers}{about['seconds']:>9.1f}  {verdict}"
+        difference = compare_records(record, reference, tolerance)
+        errors = {"output_error": difference.output_error, "layer_error": difference.layer_error}
+        verdict = "same" if difference.passed else "DIFFERS"
+    about = {key: record.metadata[key] for key in ("backend", "version", "seconds")}
+    return BackendResult(str(model_path), **about, **errors, verdict=verdict)
 
 
-def _conclude(records, golden, tolerance, say):
-    """Say where differences begin and whose they are; return whether there are none."""
-    names = list(records)
-    pairs = {(a, b): compare(records[b], records[a], tolerance) for i, a in enumerate(names) for b in names[i + 1 :]}
-    apart = [pair for pair, difference in pairs.items() if not difference.same]
-    if golden is not None:
-        wrong = [name for name in names if not compare(records[name], golden, tolerance).same]
+def _conclude(records, parity_record, tolerance):
+    """(whether nothing differs, lines that say where differences begin and which backend is wrong)."""
+    names, lines = list(records), []
+    pairs = {
+        (a, b): compare_records(records[b], records[a], tolerance) for i, a in enumerate(names) for b in names[i + 1 :]
+    }
+    differing = [pair for pair, difference in pairs.items() if not difference.passed]
+    if parity_record is not None:
+        wrong = [name for name in names if not compare_records(records[name], parity_record, tolerance).passed]
         for name in wrong:
-            say(_first(name, records[name], "the golden record", golden, tolerance))
-        if len(names) > 1 and wrong == names and not apart:
-            say("The backends agree with one another: the file is not the one that the golden record describes.")
+            lines.append(_first_difference(name, records[name], "the parity record", parity_record, tolerance))
+        if len(names) > 1 and wrong == names and not differing:
+            lines.append("The backends agree with one another: the file is not the one that was recorded.")
     else:
-        wrong = [name for name in names if sum(name in pair for pair in apart) == len(names) - 1 > 0]
+        wrong = [name for name in names if sum(name in pair for pair in differing) == len(names) - 1 > 0]
         if len(wrong) == 1 and len(names) > 2:  # the others agree with one another
             other = next(name for name in names if name not in wrong)
-            say(_first(wrong[0], records[wrong[0]], "the others", records[other], tolerance))
-        elif apart:
-            for a, b in apart:
-                say(_first(b, records[b], a, records[a], tolerance))
-            say("Without a golden record it cannot be told which of them is right.")
+            lines.append(_first_difference(wrong[0], records[wrong[0]], "the others", records[other], tolerance))
+        elif differing:
+            lines += [_first_difference(b, records[b], a, records[a], tolerance) for a, b in differing]
+            lines.append("Without a parity record it cannot be told which of them is right.")
     if pairs:
-        (a, b), worst = max(pairs.items(), key=lambda item: max(item[1].outputs, item[1].layers))
-        say(f"Between backends the largest difference is {max(worst.outputs, worst.layers):.1e} ({a} and {b}).")
-    if wrong or apart:
-        return False
+        (a, b), worst = max(pairs.items(), key=lambda item: max(item[1].output_error, item[1].layer_error))
+        error = max(worst.output_error, worst.layer_error)
+        lines.append(f"Between backends the largest difference is {error:.1e} ({a} and {b}).")
+    if wrong or differing:
+        return False, lines
     subject = {1: f"{names[0]} gives", 2: "Both backends give"}.get(len(names), f"All {len(names)} backends give")
-    if golden is not None:
-        say(f"{subject} the numbers of the golden record.")
+    if parity_record is not None:
+        lines.append(f"{subject} the numbers of the parity record.")
     elif pairs:
-        say(f"{subject} the same numbers.")
-    return True
+        lines.append(f"{subject} the same numbers.")
+    return True, lines
 
 
-def _first(name, record, other_name, other, tolerance):
+def _first_difference(name, record, other_name, other, tolerance):
     """The sentence that says where a record begins to differ from another."""
-    difference = compare(record, other, tolerance)
-    if difference.first is None:
-        return f"{name} differs from {other_name} in its outputs, by {difference.outputs:.1e}."
-    path, kind, place, by = difference.first
-    how = f"by {by:.1e}" if np.isfinite(by) else "in its shape, or in values that are not finite"
+    difference = compare_records(record, other, tolerance)
+    if difference.first_call is None:
+        return f"{name} differs from {other_name} in its outputs, by {difference.output_error:.1e}."
+    path, kind, index, error = difference.first_call
+    how = f"by {error:.1e}" if np.isfinite(error) else "in its shape, or in values that are not finite"
     if path in difference.weights:
         more = len(difference.weights) - 1
         how += f": its weights{f' and those of {more} other layers' if more else ''} are not the same"
-    return f"{name} differs from {other_name} first at {path} ({kind}, call {place + 1} of {len(other.layers)}), {how}."
+    return f"{name} differs from {other_name} first at {path} ({kind}, call {index + 1} of {len(other.layers)}), {how}."
 
 
-def _run_child(backend, model_path, reference, target):
-    """Record the file on a backend in a process of its own, with the inputs of the record at `reference`, if any."""
+def _run_child(backend, model_path, inputs_path, target):
+    """Record the file on a backend in a process of its own, with the inputs of the record at `inputs_path`, if any."""
     environment = os.environ | {
         "KERAS_BACKEND": backend,
         "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3"),
         "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
     }
     child = subprocess.run(
-        [sys.executable, "-m", "zoo.parity.verify", model_path, target, *([reference] if reference else [])],
+        [sys.executable, "-m", "zoo.parity.verify", model_path, target, *([inputs_path] if inputs_path else [])],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -227,18 +287,20 @@ def _run_child(backend, model_path, reference, target):
         errors="replace",
     )
     if child.returncode:
-        said = child.stderr.strip().splitlines()
-        last = said[-1] if said and child.returncode > 0 else f"the process ended with signal {-child.returncode}"
+        messages = child.stderr.strip().splitlines()
+        signal = f"the process ended with signal {-child.returncode}"
+        last = messages[-1] if messages and child.returncode > 0 else signal
         raise UserError(last.removeprefix("error: "))
-    return Record.load(target)
+    return ParityRecord.load(target)
 
 
-def _child(model_path, target, reference=None):
-    start()
-    given = Record.load(reference) if reference else None
-    inputs, values = (given.inputs, given.about["values"]) if given else (None, None)
-    record_file(model_path, inputs=inputs, values=values).save(target)
+def _child(model_path, target, inputs_path=None):
+    import_keras()
+    reference = ParityRecord.load(inputs_path) if inputs_path else None
+    inputs, max_values = (reference.inputs, reference.metadata["values"]) if reference else (None, None)
+    compute_parity_record(model_path, inputs=inputs, max_values=max_values).save(target)
 
 
 if __name__ == "__main__":
+    skip_optional_imports()
     run_command(_child, *sys.argv[1:])

@@ -1,0 +1,58 @@
+"""Numbers, shapes, formulas and totals of a ledger as short texts."""
+
+
+def format_count(number):
+    """12,345 in full; from a million on with three digits: "227 M", "1.36 G"; "?" for None."""
+    return _scaled(number, ((1e12, "T"), (1e9, "G"), (1e6, "M")), "")
+
+
+def format_bytes(number):
+    """Bytes in decimal units: "295 kB", "38.1 MB"; "?" for None."""
+    return _scaled(number, ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")), " B")
+
+
+def _scaled(number, units, suffix):
+    if number is None:
+        return "?"
+    for factor, unit in units:
+        if number >= factor:
+            scaled = number / factor
+            return f"{scaled:.3g} {unit}" if scaled < 999.5 else f"{scaled:.0f} {unit}"
+    return f"{number:,}{suffix}"
+
+
+def format_shape(shape):
+    """(48, 48, 3) as "48·48·3"; open sizes are "?"."""
+    return "·".join("?" if size is None else str(size) for size in shape) or "one number"
+
+
+def format_outputs(row):
+    """The output shapes of a row, e.g. "48·48·32"."""
+    return ", ".join(format_shape(shape) for shape in row.outputs)
+
+
+def format_formula(formula):
+    """A formula in full: "query: (d_q_in + 1)·n·d_k = (64 + 1)·4·16 = 4,160"."""
+    symbolic, substituted = formula.symbolic, formula.substituted
+    terms = symbolic if symbolic == substituted else f"{symbolic} = {substituted}"
+    value = "?" if formula.value is None else f"{formula.value:,}"
+    part = f"{formula.part}: " if formula.part else ""
+    return f"{part}{terms} = {value}" if terms != value else f"{part}{value}"
+
+
+def format_macs(ledger):
+    """The MACs of an example: "96.4 M"; "≥ 96.4 M" where some rows are unknown, "?" where nothing is known."""
+    if not ledger.unknown:
+        return format_count(ledger.macs)
+    return f"≥ {format_count(ledger.macs)}" if ledger.macs else "?"
+
+
+def format_memory(ledger):
+    """The memory of training in one line; parts that cannot be computed are left out."""
+    parts = ledger.training_memory()
+    total = parts.pop("total")
+    items = ", ".join(f"{name} {format_bytes(value)}" for name, value in parts.items() if value or not ledger.unknown)
+    return (
+        f"Training with Adam at batch {ledger.batch_size} takes {'at least' if ledger.unknown else 'about'} "
+        f"{format_bytes(total)}: {items}."
+    )
