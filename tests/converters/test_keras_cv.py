@@ -1,4 +1,4 @@
-"""KerasCV's models of Stable Diffusion in ours and back: weights bit for bit, answers nearly. Needs the extra `cv`.
+"""KerasCV's models of Stable Diffusion to the zoo's and back: equal weights, close outputs. Needs the extra `cv`.
 
 Its classes have the published sizes only: the denoiser and its copy take 7 GB.
 """
@@ -9,10 +9,10 @@ import keras
 import numpy as np
 import pytest
 
-from tests.stable_diffusion_peers import answer, images, randomise
+from tests.stable_diffusion_peers import images, predict, randomize
 from zoo.converters.keras_cv import from_keras_cv, to_keras_cv
 from zoo.errors import UserError
-from zoo.models.stable_diffusion.denoiser import waves
+from zoo.models.stable_diffusion.denoiser import timestep_embedding
 
 keras_cv = pytest.importorskip("keras_cv")
 pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.heavy]
@@ -47,20 +47,20 @@ def digests(model):
     ],
 )
 def test_there_and_back(part, parameters, parts):
-    theirs = randomise(parts[part]())
+    theirs = randomize(parts[part]())
     ours = from_keras_cv(theirs)
     assert ours.count_params() == theirs.count_params() == parameters
     ids = np.random.default_rng(0).integers(0, 49408, (1, 77)).astype("int32")
     latents, timestep, context = images(0, 1, 8, 16, 4), np.array([500], "float32"), images(1, 1, 77, 768)
     if part == "text_encoder":
-        pair = answer(ours, ids), answer(theirs, ids, np.arange(77, dtype="int32")[None])
+        pair = predict(ours, ids), predict(theirs, ids, np.arange(77, dtype="int32")[None])
     elif part == "encoder":
-        pair = answer(ours, images(0, 1, 32, 64, 3))[0] * 0.18215, answer(theirs, images(0, 1, 32, 64, 3))
+        pair = predict(ours, images(0, 1, 32, 64, 3))[0] * 0.18215, predict(theirs, images(0, 1, 32, 64, 3))
     elif part == "decoder":
-        pair = answer(ours, images(0, 1, 8, 4, 4) / 0.18215), answer(theirs, images(0, 1, 8, 4, 4))
+        pair = predict(ours, images(0, 1, 8, 4, 4) / 0.18215), predict(theirs, images(0, 1, 8, 4, 4))
     else:
-        features = np.array(keras.ops.convert_to_numpy(waves(keras.ops.convert_to_tensor(timestep), 320)))
-        pair = answer(ours, latents, timestep, context), answer(theirs, latents, features, context)
+        features = np.array(keras.ops.convert_to_numpy(timestep_embedding(keras.ops.convert_to_tensor(timestep), 320)))
+        pair = predict(ours, latents, timestep, context), predict(theirs, latents, features, context)
     assert pair[0].shape == pair[1].shape
     difference = np.abs(pair[0] - pair[1]).max() / np.abs(pair[1]).max()
     print(f"\n{part}: largest difference {difference:.1e} of the largest value")
@@ -79,5 +79,5 @@ def test_what_is_refused(parts):
     with pytest.raises(UserError, match="A Functional is none of KerasCV's models of Stable Diffusion"):
         from_keras_cv(model)
     theirs = parts["decoder"]()
-    with pytest.raises(UserError, match="The models .* and .* differ in post_quant_conv: they have other numbers"):
+    with pytest.raises(UserError, match="The models .* and .* differ in post_quant_conv: give models of one size"):
         to_keras_cv(model, theirs)

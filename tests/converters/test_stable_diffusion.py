@@ -14,19 +14,18 @@ from safetensors.numpy import load_file, save_file
 
 from tests.stable_diffusion_peers import (
     assert_same,
+    autoencoder_kl,
     channels_first,
     channels_last,
+    clip_text_encoder,
     diffusers,
     images,
-    their_text_encoder,
-    their_unet,
-    their_vae,
     transformers,
 )
 from zoo import __main__ as command
 from zoo.converters.stable_diffusion import MODELS, _scheduler, _Source, from_diffusers, to_diffusers
 from zoo.errors import UserError
-from zoo.tokenizers.clip import read_tokenizer
+from zoo.tokenizers.clip import load_clip_tokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORDS = ["a", "the", "photo", "of", "cat", "cats", "dog's", "naïve", "café", "red", "house", "2024"]
@@ -80,19 +79,19 @@ VOCABULARY_SIZE = len(vocabulary_and_merges()[0])
 TEXT = {
     "vocabulary_size": VOCABULARY_SIZE,
     "num_layers": 2,
-    "width": 12,
-    "inner": 20,
+    "hidden_dim": 12,
+    "intermediate_dim": 20,
     "num_heads": 2,
     "max_length": 11,
 }
-VAE = {"widths": (4, 8), "blocks": 1, "groups": 2}
+VAE = {"block_out_channels": (4, 8), "layers_per_block": 1, "norm_num_groups": 2}
 UNET = {
-    "widths": (8, 12),
-    "blocks": 1,
-    "attention": (True, False),
+    "block_out_channels": (8, 12),
+    "layers_per_block": 1,
+    "has_attention": (True, False),
     "num_heads": 2,
-    "context_width": 12,
-    "groups": 4,
+    "cross_attention_dim": 12,
+    "norm_num_groups": 4,
     "sample_size": 64,
 }
 SCHEDULER = {
@@ -142,9 +141,9 @@ def random_peer(build, seed=0, **numbers):
 def make_folder(folder, *, text=None, unet=None, variant=None, shard="1GB", pad=END):
     """Write a Stable Diffusion in the layout of diffusers; returns its three peers."""
     peers = {
-        "text_encoder": random_peer(their_text_encoder, 0, **TEXT | (text or {})),
-        "vae": random_peer(their_vae, 1, **VAE),
-        "unet": random_peer(their_unet, 2, **UNET | (unet or {})),
+        "text_encoder": random_peer(clip_text_encoder, 0, **TEXT | (text or {})),
+        "vae": random_peer(autoencoder_kl, 1, **VAE),
+        "unet": random_peer(unet, 2, **UNET | (unet or {})),
     }
     for name, peer in peers.items():
         peer = peer.half() if variant == "fp16" else peer
@@ -256,7 +255,12 @@ assert not any(name.split(".")[0] == "zoo" for name in sys.modules)
         {"variant": "fp16", "shard": "10KB"},
         {
             "text": {"activation": "gelu"},
-            "unet": {"linear_projection": True, "num_heads": (2, 3), "in_channels": 9, "transformer_layers": (2, 1)},
+            "unet": {
+                "use_linear_projection": True,
+                "num_heads": (2, 3),
+                "in_channels": 9,
+                "transformer_layers_per_block": (2, 1),
+            },
         },
     ],
     ids=["fp16", "shards", "fp16 shards", "inpainting, stable diffusion 2"],
@@ -266,7 +270,7 @@ def test_other_folders(options, tmp_path):
     if "shard" in options:
         assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 1
     pipeline = from_diffusers(tmp_path)
-    assert_weights(pipeline, peers, linear_projection="unet" in options)
+    assert_weights(pipeline, peers, use_linear_projection="unet" in options)
     assert pipeline.denoiser.inputs[0].shape[-1] == options.get("unet", {}).get("in_channels", 4)
 
 
@@ -318,7 +322,7 @@ def test_tokens_are_those_of_transformers(pad, saved_again, tmp_path):
         peer.save_pretrained(folder)
         assert not (folder / "vocab.json").exists()
         peer = transformers.CLIPTokenizer.from_pretrained(folder)
-    tokenizer, ids, length = read_tokenizer(folder, len(vocabulary))
+    tokenizer, ids, length = load_clip_tokenizer(folder, len(vocabulary))
     assert ids == {"start_id": vocabulary[START], "end_id": vocabulary[END], "pad_id": vocabulary[pad]} and length == 11
     rng = np.random.default_rng(0)
     letters = list("abcdeéï'!? \n<|>2.,") + [START, "cat", "<|"]

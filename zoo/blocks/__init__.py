@@ -1,1 +1,1 @@
-"""Layers and block functions that two or more models share."""
+"""Functions and layers that two or more models share."""

@@ -2,8 +2,8 @@
 
     Attention(Q, K, V) = softmax(Q Kᵀ / sqrt(H)) V          Vaswani et al. 2017, equation 1
 
-Letters: B batch, T queries, S keys, N heads, H width of a head, d = N·H. `layer` is a function from a name to a layer:
-`model.get_layer` of a finished model, or the `__getitem__` of a dict while one is built.
+Letters: B batch, T queries, S keys, N heads, H size of a head, d = N·H. `get_layer` maps a name to a layer:
+`model.get_layer` of a built model, or the `__getitem__` of a dict while one is being built.
 """
 
 import math
@@ -11,11 +11,12 @@ import math
 import numpy as np
 from keras import layers, ops
 
-PARTS = ("query", "key", "value", "output")
-# How devices divide the weights of attentions and feed-forward layers between them (Shoeybi et al. 2019, "Megatron-LM",
-# section 3): first products by columns, so that each device has whole heads, second ones by rows. Paths of weights, and
-# which axis is divided.
-LAYOUT = {
+_PROJECTIONS = ("query", "key", "value", "output")
+MASK_VALUE = -1e9  # attention score of a masked key; softmax maps it to 0
+# Tensor parallelism of attention and feed-forward layers (Shoeybi et al. 2019, "Megatron-LM", section 3), as a
+# `keras.distribution.LayoutMap` takes it: regular expression of a variable's path -> mesh axis by which each dimension
+# is sharded. First products are sharded by columns, so that each device has whole heads, second ones by rows.
+ATTENTION_LAYOUT_MAP = {
     ".*_(query|key|value)/kernel": (None, "model"),
     ".*_(query|key|value)/bias": ("model",),
     ".*_output/kernel": ("model", None),
@@ -25,44 +26,60 @@ LAYOUT = {
 }
 
 
-def attention_layers(name, *, width, num_heads, biased=PARTS):
-    """The layers of one attention, a list: four dense layers to d and what splits d into heads and joins them.
-
-    `biased` names those of `PARTS` that add a bias.
-    """
-    weighted = [layers.Dense(width, use_bias=part in biased, name=f"{name}_{part}") for part in PARTS]
-    split = [layers.Reshape((-1, num_heads, width // num_heads), name=f"{name}_{part}_heads") for part in PARTS[:3]]
-    return [*weighted, *split, layers.Reshape((-1, width), name=f"{name}_join")]
-
-
-def heads(layer, name, x):
-    """Project x (B, T, d) by the layer `name` and split it into heads (B, T, N, H)."""
-    return layer(f"{name}_heads")(layer(name)(x))
-
-
-def attention(layer, name, x, memory, mask=None, causal=False):
-    """Attend from x to memory.
+def attention_layers(name, *, hidden_dim, num_heads, qkv_bias=True, out_bias=True):
+    """Build the layers of one multi-head attention.
 
     Args:
-        layer: function from a name to a layer.
+        name: prefix of the layers' names.
+        hidden_dim: d, divisible by `num_heads`.
+        num_heads: N.
+        qkv_bias: whether the projections to queries, keys and values add a bias.
+        out_bias: whether the output projection adds a bias.
+
+    Returns:
+        list of layers: four `Dense` to d, and the `Reshape`s that split d into heads and join them again.
+    """
+    biases = (qkv_bias, qkv_bias, qkv_bias, out_bias)
+    projections = [
+        layers.Dense(hidden_dim, use_bias=bias, name=f"{name}_{projection}")
+        for projection, bias in zip(_PROJECTIONS, biases)
+    ]
+    split = [
+        layers.Reshape((-1, num_heads, hidden_dim // num_heads), name=f"{name}_{projection}_heads")
+        for projection in _PROJECTIONS[:3]
+    ]
+    return [*projections, *split, layers.Reshape((-1, hidden_dim), name=f"{name}_join")]
+
+
+def project_heads(get_layer, name, x):
+    """Project x (B, T, d) with the layer `name` and split it into heads (B, T, N, H)."""
+    return get_layer(f"{name}_heads")(get_layer(name)(x))
+
+
+def attention(get_layer, name, x, context, mask=None, causal=False):
+    """Multi-head attention from `x` to `context`; self-attention where both are the same tensor.
+
+    Args:
+        get_layer: function from a name to a layer.
         name: name of the attention, e.g. "encoder_0_self_attention".
-        x: where the queries come from, (B, T, d).
-        memory: where keys and values come from, (B, S, d).
-        mask: bool, True where a key may be seen, anything that broadcasts to (B, N, T, S); None for all.
-        causal: whether query t sees keys up to t only.
+        x: queries before their projection, (B, T, d).
+        context: keys and values before their projection, (B, S, d).
+        mask: bool, broadcastable to (B, N, T, S), True where a query may attend to a key; None for no mask.
+        causal: whether query t attends to keys up to t only.
 
     Returns:
         (B, T, d).
     """
     query, key, value = (
-        heads(layer, f"{name}_{part}", source) for part, source in zip(PARTS, (x, memory, memory))
+        project_heads(get_layer, f"{name}_{projection}", inputs)
+        for projection, inputs in zip(_PROJECTIONS, (x, context, context))
     )  # (B, T, N, H), (B, S, N, H) twice
-    mixed = ops.dot_product_attention(query, key, value, mask=mask, is_causal=causal)  # (B, T, N, H)
-    return layer(f"{name}_output")(layer(f"{name}_join")(mixed))
+    outputs = ops.dot_product_attention(query, key, value, mask=mask, is_causal=causal)  # (B, T, N, H)
+    return get_layer(f"{name}_output")(get_layer(f"{name}_join")(outputs))
 
 
 def attention_weights(query, key, mask=None, causal=False):
-    """How much each query looks at each key: the softmax of equation 1, (B, N, T, S); rows sum to 1.
+    """Attention weights, the softmax of equation 1: (B, N, T, S); rows sum to 1.
 
     Args:
         query: (B, T, N, H).
@@ -72,60 +89,59 @@ def attention_weights(query, key, mask=None, causal=False):
     query, key = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, key))  # (B, N, T, H), (B, N, S, H)
     scores = ops.matmul(query, ops.swapaxes(key, 2, 3)) / math.sqrt(query.shape[-1])  # (B, N, T, S)
     if causal:
-        place = ops.cumsum(ops.ones_like(scores[:1, :1], dtype="int32"), axis=-1)  # (1, 1, T, S): 1, 2, ... S
-        row = ops.cumsum(ops.ones_like(scores[:1, :1], dtype="int32"), axis=-2)
-        scores = ops.where(place > row, HIDDEN, scores)
+        key_index = ops.cumsum(ops.ones_like(scores[:1, :1], dtype="int32"), axis=-1)  # (1, 1, T, S): 1, 2, ... S
+        query_index = ops.cumsum(ops.ones_like(scores[:1, :1], dtype="int32"), axis=-2)
+        scores = ops.where(key_index > query_index, MASK_VALUE, scores)
     if mask is not None:
-        scores = ops.where(mask, scores, HIDDEN)
+        scores = ops.where(mask, scores, MASK_VALUE)
     return ops.softmax(scores, axis=-1)
 
 
-HIDDEN = -1e9  # a score that softmax turns into 0
-
-
-def attention_step(layer, name, x, keys, values, mask, *, own=None):
-    """Attend from one new position of each of K texts to what is remembered of them.
+def cached_attention(get_layer, name, x, keys, values, mask, *, current_key_value=None):
+    """Attention from one new position of each of K sequences to cached keys and values.
 
     Args:
-        layer: function from a name to a layer.
+        get_layer: function from a name to a layer.
         name: name of the attention.
-        x: (B, K, d), the new position of each text.
-        keys: (B, N, M, H), what the K texts of a row share or hold side by side.
+        x: (B, K, d), the new position of each sequence.
+        keys: (B, N, M, H), cached keys that the K sequences of a row share or hold side by side.
         values: (B, N, M, H).
-        mask: bool, anything that broadcasts to (B, N, K, M): True where text k may see key m.
-        own: (key, value), each (B, N, K, H), of the new position itself, which every text sees too; None for none.
+        mask: bool, broadcastable to (B, N, K, M): True where sequence k may attend to cached key m.
+        current_key_value: (key, value), each (B, N, K, H), of the new position itself, to which it attends as well;
+            None for none.
 
     Returns:
         (B, K, d).
     """
-    query = ops.transpose(heads(layer, f"{name}_query", x), (0, 2, 1, 3))  # (B, N, K, H)
+    query = ops.transpose(project_heads(get_layer, f"{name}_query", x), (0, 2, 1, 3))  # (B, N, K, H)
     query = query / math.sqrt(query.shape[-1])
-    scores = ops.where(mask, ops.matmul(query, ops.swapaxes(keys, 2, 3)), HIDDEN)  # (B, N, K, M)
-    if own is None:
-        mixed = ops.matmul(ops.softmax(scores, axis=-1), values)
+    scores = ops.where(mask, ops.matmul(query, ops.swapaxes(keys, 2, 3)), MASK_VALUE)  # (B, N, K, M)
+    if current_key_value is None:
+        outputs = ops.matmul(ops.softmax(scores, axis=-1), values)
     else:
-        score = ops.sum(query * own[0], axis=-1, keepdims=True)  # (B, N, K, 1)
+        key, value = current_key_value
+        score = ops.sum(query * key, axis=-1, keepdims=True)  # (B, N, K, 1)
         weights = ops.softmax(ops.concatenate([scores, score], axis=-1), axis=-1)  # (B, N, K, M + 1)
-        mixed = ops.matmul(weights[..., :-1], values) + weights[..., -1:] * own[1]
-    mixed = ops.transpose(mixed, (0, 2, 1, 3))  # (B, K, N, H)
-    return layer(f"{name}_output")(layer(f"{name}_join")(mixed))
+        outputs = ops.matmul(weights[..., :-1], values) + weights[..., -1:] * value
+    outputs = ops.transpose(outputs, (0, 2, 1, 3))  # (B, K, N, H)
+    return get_layer(f"{name}_output")(get_layer(f"{name}_join")(outputs))
 
 
-def sinusoids(position, width):
-    """Sinusoidal position vectors: sines in the first half, cosines in the second.
+def sinusoidal_embedding(position, dim):
+    """Sinusoidal position embedding: sines in the first half, cosines in the second.
 
         sin(p / 10000^(2i/d)),  cos(p / 10000^(2i/d)),  i = 0 … d/2 - 1        Vaswani et al. 2017, section 3.5
 
-    The paper interleaves the two; that is a permutation of the same numbers. This is the order of tensor2tensor,
+    The paper interleaves sines and cosines, a permutation of the same values. This is the order of tensor2tensor,
     Marian and diffusers.
 
     Args:
         position: int (...).
-        width: d, even.
+        dim: d, even.
 
     Returns:
         float32 (..., d).
     """
-    frequencies = 1e4 ** (-2.0 * np.arange(width // 2) / width)
+    frequencies = 1e4 ** (-2.0 * np.arange(dim // 2) / dim)
     angle = ops.multiply(ops.expand_dims(ops.cast(position, "float32"), -1), frequencies.astype("float32"))
     return ops.concatenate([ops.sin(angle), ops.cos(angle)], axis=-1)

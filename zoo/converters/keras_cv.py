@@ -1,17 +1,17 @@
-"""The models of KerasCV's StableDiffusion and StableDiffusionV2 into ours, and weights of ours into them.
+"""The models of KerasCV's StableDiffusion and StableDiffusionV2 to the zoo's models, and the weights back.
 
 KerasCV 0.9 was its last release, and its `.keras` files do not load; the models it builds hold the published weights.
-They differ from those, and so from ours, in three places: the epsilon of the autoencoder's normalisations and of those
-before a transformer (1e-5, published 1e-6), and GELU by its tanh approximation. Answers then differ in the third or
-fourth digit; weights are carried over bit for bit.
+They differ from the published models, and so from the zoo's, in the epsilon of the autoencoder's normalizations and of
+those before a transformer (1e-5, published 1e-6), and in GELU by its tanh approximation. Outputs then differ in the
+third or fourth digit; weights are copied bit for bit.
 
-theirs                           ours
-TextEncoder, TextEncoderV2       zoo.models.stable_diffusion.text_encoder, without their input of positions
-ImageEncoder                     encoder: theirs gives the mean only, times 0.18215
-Decoder                          decoder: theirs divides its input by 0.18215 first
-DiffusionModel, DiffusionModelV2 denoiser: theirs takes the sines and cosines of the timestep
+KerasCV                          the zoo
+TextEncoder, TextEncoderV2       zoo.models.stable_diffusion.text_encoder, without the input of positions
+ImageEncoder                     encoder: KerasCV's outputs the mean only, times 0.18215
+Decoder                          decoder: KerasCV's divides its input by 0.18215 first
+DiffusionModel, DiffusionModelV2 denoiser: KerasCV's takes the sinusoidal embedding of the timestep
 
-Layers are found by their class and place: those of one class lie on one path, from input to output.
+Layers are found by class and order: those of one class lie on one path, from input to output.
 
 Source: keras-cv 0.9.0, src/models/stable_diffusion.
 """
@@ -20,12 +20,12 @@ import itertools
 
 import numpy as np
 
-from zoo.compat.weights import fill, unset
+from zoo.compat.keras import set_initial_value, skip_weight_init
 from zoo.errors import UserError
 
-# Where the layers of one of theirs are, by what ours are called after the place's name.
 _PROJECTIONS = (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("output", "out_proj"))
-BLOCKS = {
+# Class of a KerasCV layer -> {suffix of the zoo's layer name: path of attributes to the layer}.
+BLOCK_MAP = {
     "CLIPEmbedding": {"token_embedding": "token_embedding", "position_embedding": "position_embedding"},
     "CLIPEncoderLayer": {
         "_self_attention_norm": "layer_norm1",
@@ -78,21 +78,27 @@ BLOCKS = {
     "LayerNormalization": {"": ""},
 }
 
-_V2 = {"num_heads": (5, 10, 20, 20), "context_width": 1024}
-_TEXT_V2 = {"num_layers": 23, "width": 1024, "inner": 4096, "num_heads": 16, "activation": "gelu"}
-# Class of theirs: our builder, and how its numbers differ from the variant "sd15".
+_DENOISER_V2 = {"num_heads": (5, 10, 20, 20), "cross_attention_dim": 1024}
+_TEXT_ENCODER_V2 = {
+    "num_layers": 23,
+    "hidden_dim": 1024,
+    "intermediate_dim": 4096,
+    "num_heads": 16,
+    "activation": "gelu",
+}
+# Class of a KerasCV model: the zoo's builder, and how its arguments differ from the variant "sd15".
 MODELS = {
     "TextEncoder": ("text_encoder", {}),
-    "TextEncoderV2": ("text_encoder", _TEXT_V2),
+    "TextEncoderV2": ("text_encoder", _TEXT_ENCODER_V2),
     "ImageEncoder": ("encoder", {}),
     "Decoder": ("decoder", {}),
     "DiffusionModel": ("denoiser", {}),
-    "DiffusionModelV2": ("denoiser", _V2),
+    "DiffusionModelV2": ("denoiser", _DENOISER_V2),
 }
 
 
 def from_keras_cv(model):
-    """Build our model of one of KerasCV's, with its weights.
+    """Build the zoo's model of one of KerasCV's, with its weights.
 
     Args:
         model: a TextEncoder, ImageEncoder, Decoder or DiffusionModel of `keras_cv.models.stable_diffusion`, or the
@@ -109,49 +115,52 @@ def from_keras_cv(model):
         >>> theirs = keras_cv.models.StableDiffusion(512, 512)
         >>> denoiser = from_keras_cv(theirs.diffusion_model)
     """
+    from zoo.models import variants
     from zoo.models.stable_diffusion import autoencoder, denoiser, text_encoder
 
-    kind, changes = _kind(model)
-    module = {"text_encoder": text_encoder, "denoiser": denoiser}.get(kind, autoencoder)
-    numbers = module.VARIANTS["sd15"] | changes
+    kind, changes = _builder(model)
+    module, sizes = {
+        "text_encoder": (text_encoder, variants.TEXT_ENCODER),
+        "denoiser": (denoiser, variants.DENOISER),
+    }.get(kind, (autoencoder, variants.AUTOENCODER))
+    config = sizes["sd15"] | changes
     if kind == "text_encoder":
         table = next(layer for layer in model.layers if type(layer).__name__ == "CLIPEmbedding")
-        numbers |= {
+        config |= {
             "vocabulary_size": table.token_embedding.input_dim,
             "max_length": table.position_embedding.input_dim,
         }
-    with unset():
-        ours = getattr(module, kind)(**numbers)
-    for mine, other in _pairs(ours, model):
-        _copy(other, mine)
+    with skip_weight_init():
+        ours = getattr(module, kind)(**config)
+    for variable, theirs in _paired_variables(ours, model):
+        _copy(theirs, variable)
     return ours
 
 
 def to_keras_cv(model, theirs):
-    """Copy the weights of one of our models into KerasCV's.
+    """Copy the weights of one of the zoo's models into one of KerasCV's.
 
     Args:
-        model: a text encoder, encoder, decoder or denoiser of ours, of the same size.
+        model: a text encoder, encoder, decoder or denoiser of the zoo, of the same size.
         theirs: a model of KerasCV as in `from_keras_cv`.
 
     Raises:
         UserError: if `theirs` is none of KerasCV's, or the two differ in a layer or a shape; nothing is copied then.
     """
-    pairs = list(_pairs(model, theirs))
-    for mine, other in pairs:
-        _copy(mine, other)
+    for variable, target in _paired_variables(model, theirs):
+        _copy(variable, target)
 
 
-def _kind(model):
-    """(our builder, its numbers) for a model of theirs."""
+def _builder(model):
+    """(name of the zoo's builder, changes of its arguments) for a KerasCV model."""
     name = type(model).__name__
     if name not in MODELS:
         raise UserError(f"A {name} is none of KerasCV's models of Stable Diffusion: give one of {', '.join(MODELS)}.")
     return MODELS[name]
 
 
-def _places(kind, levels=4):
-    """Our names of the places of each class of their layers, in order."""
+def _layer_names(kind, levels=4):
+    """Class of a KerasCV layer -> prefixes of the zoo's layer names, in order."""
     down, up = range(levels), range(levels)
     if kind == "text_encoder":
         return {
@@ -159,73 +168,73 @@ def _places(kind, levels=4):
             "CLIPEncoderLayer": (f"layer_{i}" for i in itertools.count()),
             "LayerNormalization": ["final_norm"],
         }
-    middle = ["mid_resnet_0", "mid_resnet_1"]
-    halves = [f"down_{level}_downsample" for level in down[:-1]]
-    doubles = [f"up_{level}_upsample" for level in up[:-1]]
+    mid = ["mid_resnet_0", "mid_resnet_1"]
+    downsamples = [f"down_{level}_downsample" for level in down[:-1]]
+    upsamples = [f"up_{level}_upsample" for level in up[:-1]]
     downward = [f"down_{level}_resnet_{block}" for level in down for block in range(2)]
     upward = [f"up_{level}_resnet_{block}" for level in up for block in range(3)]
     last = {"GroupNormalization": ["norm_out"]}
     if kind == "encoder":
-        convolutions = ["conv_in", *halves, "conv_out", "quant_conv"]
+        convolutions = ["conv_in", *downsamples, "conv_out", "quant_conv"]
         return last | {
             "PaddedConv2D": convolutions,
-            "ResnetBlock": downward + middle,
+            "ResnetBlock": downward + mid,
             "AttentionBlock": ["mid_attention"],
         }
     if kind == "decoder":
-        convolutions = ["post_quant_conv", "conv_in", *doubles, "conv_out"]
+        convolutions = ["post_quant_conv", "conv_in", *upsamples, "conv_out"]
         return last | {
             "PaddedConv2D": convolutions,
-            "ResnetBlock": middle + upward,
+            "ResnetBlock": mid + upward,
             "AttentionBlock": ["mid_attention"],
         }
     transformers = [name.replace("resnet", "attention") for name in downward if "down_3" not in name]
     transformers += ["mid_attention_0"] + [name.replace("resnet", "attention") for name in upward if "up_0" not in name]
     return last | {
         "Dense": ["time_inner", "time_outer"],
-        "PaddedConv2D": ["conv_in", *halves, "conv_out"],
-        "ResBlock": downward + middle + upward,
+        "PaddedConv2D": ["conv_in", *downsamples, "conv_out"],
+        "ResBlock": downward + mid + upward,
         "SpatialTransformer": transformers,
-        "Upsample": doubles,
+        "Upsample": upsamples,
     }
 
 
-def _pairs(ours, theirs):
-    """(variable of ours, variable of theirs) for every weight, after checking that all match."""
-    places = {kind: iter(names) for kind, names in _places(_kind(theirs)[0]).items()}
-    made = {layer.name: layer for layer in ours.layers if layer.weights}
+def _paired_variables(ours, theirs):
+    """List of (variable of `ours`, variable of `theirs`) for every weight, after checking that all match."""
+    prefixes = {kind: iter(names) for kind, names in _layer_names(_builder(theirs)[0]).items()}
+    by_name = {layer.name: layer for layer in ours.layers if layer.weights}
     pairs, found = [], set()
     for layer in theirs.layers:
         if not layer.weights:
             continue
-        place = next(places.get(type(layer).__name__, iter(())), None)
-        if place is None:
-            raise UserError(f"The model {theirs.name} has a layer {layer.name}, for which ours have no place.")
-        for ending, path in BLOCKS[type(layer).__name__].items():
-            inner = _inner(layer, path)
+        prefix = next(prefixes.get(type(layer).__name__, iter(())), None)
+        if prefix is None:
+            raise UserError(f"The model {theirs.name} has a layer {layer.name}, which {ours.name} does not have.")
+        for suffix, path in BLOCK_MAP[type(layer).__name__].items():
+            inner = _inner_layer(layer, path)
             if not getattr(inner, "weights", ()):
-                continue  # the identity in the place of a shortcut
-            name = place + ending
-            mine = made.get(name)
-            sizes = [[_size(weight) for weight in one.weights] for one in (mine, inner) if one is not None]
-            if len(sizes) < 2 or sizes[0] != sizes[1]:
-                raise UserError(f"The models {ours.name} and {theirs.name} differ in {name}: they have other numbers.")
+                continue  # the identity instead of a shortcut
+            name = prefix + suffix
+            mine = by_name.get(name)
+            shapes = [[_dense_shape(weight) for weight in one.weights] for one in (mine, inner) if one is not None]
+            if len(shapes) < 2 or shapes[0] != shapes[1]:
+                raise UserError(f"The models {ours.name} and {theirs.name} differ in {name}: give models of one size.")
             pairs += zip(mine.weights, inner.weights)
             found.add(name)
-    if missing := sorted(made.keys() - found):
-        raise UserError(f"The model {theirs.name} lacks {', '.join(missing)} of {ours.name}: they have other numbers.")
+    if missing := sorted(by_name.keys() - found):
+        raise UserError(f"The model {theirs.name} lacks {', '.join(missing)} of {ours.name}: give models of one size.")
     return pairs
 
 
-def _inner(layer, path):
-    """The layer at the end of a path of attributes and places in lists; a PaddedConv2D's convolution."""
+def _inner_layer(layer, path):
+    """The layer at the end of a path of attributes and indices of lists; a PaddedConv2D's convolution."""
     for step in path.split(".") if path else ():
         layer = layer[int(step)] if step.isdigit() else getattr(layer, step, None)
     return getattr(layer, "conv2d", layer)
 
 
-def _size(weight):
-    """A shape without the window of a 1x1 convolution, which is a dense layer in ours; the kind of weight."""
+def _dense_shape(weight):
+    """(name, shape) of a weight; that of a 1x1 convolution, which is a dense layer in the zoo, without its window."""
     shape = tuple(weight.shape)
     return weight.name, shape[2:] if len(shape) == 4 and shape[:2] == (1, 1) else shape
 
@@ -233,4 +242,4 @@ def _size(weight):
 def _copy(source, target):
     from keras import ops
 
-    fill(target, np.array(ops.convert_to_numpy(source), "float32").reshape(target.shape))
+    set_initial_value(target, np.array(ops.convert_to_numpy(source), "float32").reshape(target.shape))

@@ -1,47 +1,47 @@
-"""Stable Diffusion 1 and 2 as diffusers keeps them, into our models; and their weights back.
+"""Stable Diffusion 1 and 2 in the layout of diffusers to a preset of the zoo, and the weights back.
 
-A folder holds                                          which becomes, in the folder OUT
+A folder of diffusers                                   and the file of the preset
 text_encoder/config.json, model.safetensors             text_encoder.keras  tokens (B, T) -> context (B, T, d)
 vae/config.json, diffusion_pytorch_model.safetensors    encoder.keras       image -> [mean, log-variance] of latents
                                                         decoder.keras       latents -> image
 unet/config.json, diffusion_pytorch_model.safetensors   denoiser.keras      [latents, timestep, context] -> latents
 tokenizer/vocab.json, merges.txt (or tokenizer.json)    tokenizer.json      of the package `tokenizers`
-scheduler/scheduler_config.json, model_index.json       pipeline.json       the settings below
+scheduler/scheduler_config.json, model_index.json       pipeline.json       see below
 
-Weights may be float32, float16 or bfloat16 (ours are float32), in one file or in shards with an index, of the variant
-"fp16" too. A safety checker, a feature extractor and an image encoder are not read.
+Weights may be float32, float16 or bfloat16 (a preset's are float32), in one file or in shards with an index, and of
+the variant "fp16". A safety checker, a feature extractor and an image encoder are not read.
 
-Shapes, channels last: image (B, H, W, 3) in [-1, 1]; mean, log-variance and latents (B, H/8, W/8, 4), as the
-autoencoder has them: the denoiser's are (z - latent_shift) * latent_scale. H and W are divisible by `downsampling`.
-timestep (B,) float32. The image that the decoder gives is not clipped.
+Shapes, channels last: image (B, H, W, 3) in [-1, 1]; mean, log-variance and latents (B, H/8, W/8, 4), unscaled: the
+denoiser's are (z - shift_factor) * scaling_factor. H and W are divisible by `vae_scale_factor`. timestep (B,) float32.
+The decoder's image is not clipped.
 
-pipeline.json is one object:
+pipeline.json is one object; names and values are those of diffusers:
 
 kind              "stable_diffusion"
 latent_channels   4
-latent_scale      0.18215, vae/config.json's scaling_factor
-latent_shift      0.0, vae/config.json's shift_factor
-downsampling      8, pixels of an image to one latent, in height and in width
-image_size        512, what the denoiser was trained for, in height and in width
+scaling_factor    0.18215, of vae/config.json
+shift_factor      0.0, of vae/config.json
+vae_scale_factor  8, pixels of an image per latent, in height and in width
+image_size        512, height and width that the denoiser was trained for
 max_length        77, tokens of a prompt, with start, end and padding
-start_id, end_id  49406 and 49407, before and after a prompt; tokenizer.json writes both around what it encodes
-pad_id            49407 in Stable Diffusion 1, 0 in 2; up to max_length, what tokenizer.json leaves to the caller
-schedule          {"kind": "linear", "scaled_linear" or "squared_cosine",
-                   "beta_start": 0.00085, "beta_end": 0.012, "steps": 1000}
-prediction        "epsilon", "v" or "x0"
-sampler           "plms", "ddim", "ddpm", "euler", "euler_ancestral", "heun" or "dpm++", after the scheduler's class
-spacing           "leading", "trailing" or "linspace": which timesteps a sampler visits
-offset            1: added to the timesteps of "leading"; diffusers' pipelines set steps_offset so
-final_alpha_one   false: the alpha after the last step is that of timestep 0 (set_alpha_to_one)
-karras            false: whether sigmas are respaced as Karras et al. 2022 do
+start_id, end_id  49406 and 49407, before and after a prompt; tokenizer.json adds both
+pad_id            49407 in Stable Diffusion 1, 0 in 2; the caller pads to max_length, tokenizer.json does not
+noise_schedule    {"beta_schedule": "linear", "scaled_linear" or "squaredcos_cap_v2",
+                   "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
+prediction_type   "epsilon", "v_prediction" or "sample"
+sampler           "plms", "ddim", "ddpm", "euler", "euler_ancestral", "heun" or "dpmpp_2m", after the scheduler's class
+timestep_spacing  "leading", "trailing" or "linspace"
+steps_offset      1: added to the timesteps of "leading"; diffusers' pipelines set it so
+set_alpha_to_one  false: the cumulative alpha after the last step is that of timestep 0
+use_karras_sigmas false: whether sigmas are spaced as Karras et al. 2022
 
-The denoiser's inputs tell the rest: `denoiser.inputs[0].shape[-1]` is 9 for inpainting (latents, mask, masked latents).
+The denoiser's inputs say the rest: `denoiser.inputs[0].shape[-1]` is 9 for inpainting (latents, mask, masked latents).
 
-The tensors are, with NAMES below naming those inside a block. Theirs hold (outputs, inputs[, height, width]), ours the
-reverse; a 1x1 convolution is a dense layer in ours. Everything is checked before a model is built.
+Names of tensors are mapped by BLOCK_MAP and KEY_MAP below. Tensors of diffusers are (outputs, inputs[, height, width]),
+Keras' the reverse; a 1x1 convolution is a dense layer in Keras. Everything is checked before a model is built.
 
 text_encoder      text_model.embeddings.*, text_model.encoder.layers.{i}.*, text_model.final_layer_norm.*; transformers
-                  5 leaves out "text_model."; older files also hold position_ids, which are counted in ours
+                  5 omits "text_model."; older files also hold position_ids
 vae               encoder.*, decoder.*, quant_conv.*, post_quant_conv.*; older files call the projections of the
                   attention query, key, value and proj_attn
 unet              conv_in.*, time_embedding.*, down_blocks.{i}.*, mid_block.*, up_blocks.{i}.*, conv_norm_out.*,
@@ -61,26 +61,26 @@ from typing import NamedTuple
 import numpy as np
 
 from zoo import backends
-from zoo.compat.weights import fill, unset
+from zoo.compat.keras import set_initial_value, skip_weight_init
 from zoo.errors import UserError
-from zoo.io import files
-from zoo.io.tensor_files import Checkpoint, checked, read_floats, read_json, refuse_differences
-from zoo.tokenizers.clip import read_tokenizer
+from zoo.io import cards, files, model_files
+from zoo.io.tensor_files import Checkpoint, check_state_dict, config_value, read_float_tensor, read_json
+from zoo.tokenizers.clip import load_clip_tokenizer
 
-KIND = "stable_diffusion"
-MODELS = ("text_encoder", "encoder", "decoder", "denoiser")  # files of a converted folder, each with ".keras"
+KIND, TASK = "stable_diffusion", "text-to-image"
+MODELS = ("text_encoder", "encoder", "decoder", "denoiser")  # files of a preset, each with ".keras"
 
-# What model_index.json may say of each part, by its class.
-CLASSES = {
+# Classes in model_index.json that can be converted.
+_CLASSES = {
     "text_encoder": ("CLIPTextModel",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
 }
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
+_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
 
-# What is read of the configurations, with what diffusers and transformers take where they are silent.
-TEXT_ENCODER = {
+# Values of config.json that are read, with the defaults of diffusers and transformers.
+_TEXT_ENCODER_DEFAULTS = {
     "vocab_size": 49408,
     "hidden_size": 512,
     "intermediate_size": 2048,
@@ -90,7 +90,7 @@ TEXT_ENCODER = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
-VAE = {
+_VAE_DEFAULTS = {
     "in_channels": 3,
     "out_channels": 3,
     "block_out_channels": [64],
@@ -100,7 +100,7 @@ VAE = {
     "scaling_factor": 0.18215,
     "shift_factor": 0.0,
 }
-UNET = {
+_UNET_DEFAULTS = {
     "in_channels": 4,
     "out_channels": 4,
     "block_out_channels": [320, 640, 1280, 1280],
@@ -108,17 +108,17 @@ UNET = {
     "norm_eps": 1e-5,
     "use_linear_projection": False,
 }
-# The same with one number, or one for each level; theirs -> ours. attention_head_dim is the number of heads: a name
-# given wrongly once, which diffusers keeps for the files that use it (its issue 2011).
-UNET_LEVELS = {
-    "layers_per_block": ("blocks", 2),
+# Values that may differ between levels: diffusers' name -> ours, default. attention_head_dim is the number of heads, a
+# misnomer that diffusers keeps for the files that use it (its issue 2011).
+_UNET_LEVEL_DEFAULTS = {
+    "layers_per_block": ("layers_per_block", 2),
     "attention_head_dim": ("num_heads", 8),
-    "transformer_layers_per_block": ("transformer_layers", 1),
-    "cross_attention_dim": ("context_width", 1280),
+    "transformer_layers_per_block": ("transformer_layers_per_block", 1),
+    "cross_attention_dim": ("cross_attention_dim", 1280),
 }
-# Values that our models have built in; the first is what stands where a file is silent.
-TEXT_ENCODER_FIXED = {"model_type": ("clip_text_model", "clip_text"), "use_attention_mask": (False, None)}
-VAE_FIXED = {
+# Values that the zoo's models support; the first is the default of diffusers.
+_TEXT_ENCODER_SUPPORTED = {"model_type": ("clip_text_model", "clip_text"), "use_attention_mask": (False, None)}
+_VAE_SUPPORTED = {
     "_class_name": ("AutoencoderKL",),
     "act_fn": ("silu", "swish"),
     "latents_mean": (None,),
@@ -127,7 +127,7 @@ VAE_FIXED = {
     "use_quant_conv": (True,),
     "use_post_quant_conv": (True,),
 }
-UNET_FIXED = {
+_UNET_SUPPORTED = {
     "_class_name": ("UNet2DConditionModel",),
     "act_fn": ("silu", "swish"),
     "addition_embed_type": (None,),
@@ -160,23 +160,30 @@ UNET_FIXED = {
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
 }
-# Kinds of levels on the way down, and on the way up.
-LEVELS = {"CrossAttnDownBlock2D": True, "DownBlock2D": False, "CrossAttnUpBlock2D": True, "UpBlock2D": False}
+# Classes of blocks of the U-Net, and whether they have attention.
+_BLOCK_HAS_ATTENTION = {
+    "CrossAttnDownBlock2D": True,
+    "DownBlock2D": False,
+    "CrossAttnUpBlock2D": True,
+    "UpBlock2D": False,
+}
 
-# Classes of schedulers: ours, and the spacing and final alpha where the file is silent.
-SAMPLERS = {
+# Class of a scheduler -> sampler, and its defaults of timestep_spacing and set_alpha_to_one.
+_SCHEDULERS = {
     "PNDMScheduler": ("plms", "leading", False),
     "DDIMScheduler": ("ddim", "leading", True),
     "DDPMScheduler": ("ddpm", "leading", True),
     "EulerDiscreteScheduler": ("euler", "linspace", True),
     "EulerAncestralDiscreteScheduler": ("euler_ancestral", "linspace", True),
     "HeunDiscreteScheduler": ("heun", "linspace", True),
-    "DPMSolverMultistepScheduler": ("dpm++", "linspace", True),
+    "DPMSolverMultistepScheduler": ("dpmpp_2m", "linspace", True),
 }
-SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "squared_cosine"}
-PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "x0"}
-SPACINGS = ("leading", "trailing", "linspace")
-SCHEDULER_FIXED = {
+_CHOICES = {
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "prediction_type": ("epsilon", "v_prediction", "sample"),
+    "timestep_spacing": ("leading", "trailing", "linspace"),
+}
+_SCHEDULER_SUPPORTED = {
     "algorithm_type": ("dpmsolver++",),
     "euler_at_final": (False,),
     "final_sigmas_type": ("zero",),
@@ -198,8 +205,8 @@ SCHEDULER_FIXED = {
     "variance_type": ("fixed_small", None),
 }
 
-# Names of layers, ours -> theirs. A name is a path of PLACES and then one of NAMES.
-PLACES = {
+# Layer names -> names in a state dict of diffusers: a path of BLOCK_MAP, then one of KEY_MAP.
+BLOCK_MAP = {
     "layer_#": "encoder.layers.#",
     "down_#": "down_blocks.#",
     "mid": "mid_block",
@@ -208,13 +215,13 @@ PLACES = {
     "attention_#": "attentions.#",
     "block_#": "transformer_blocks.#",
 }
-ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "output": "to_out.0"}
-NAMES = {
+_ATTENTION_KEYS = {"query": "to_q", "key": "to_k", "value": "to_v", "output": "to_out.0"}
+KEY_MAP = {
     "text_encoder": {
         "token_embedding": "embeddings.token_embedding",
         "position_embedding": "embeddings.position_embedding",
         "self_attention_norm": "layer_norm1",
-        **{f"self_attention_{ours}": f"self_attn.{letter}_proj" for ours, letter in zip(ATTENTION, "qkv")},
+        **{f"self_attention_{ours}": f"self_attn.{letter}_proj" for ours, letter in zip(_ATTENTION_KEYS, "qkv")},
         "self_attention_output": "self_attn.out_proj",
         "feed_forward_norm": "layer_norm2",
         "inner": "mlp.fc1",
@@ -223,7 +230,7 @@ NAMES = {
     },
     "vae": {
         "attention_norm": "attentions.0.group_norm",
-        **{f"attention_{ours}": f"attentions.0.{theirs}" for ours, theirs in ATTENTION.items()},
+        **{f"attention_{ours}": f"attentions.0.{theirs}" for ours, theirs in _ATTENTION_KEYS.items()},
     },
     "unet": {
         "time_inner": "time_embedding.linear_1",
@@ -232,16 +239,16 @@ NAMES = {
         "in": "proj_in",
         "out": "proj_out",
         "self_attention_norm": "norm1",
-        **{f"self_attention_{ours}": f"attn1.{theirs}" for ours, theirs in ATTENTION.items()},
+        **{f"self_attention_{ours}": f"attn1.{theirs}" for ours, theirs in _ATTENTION_KEYS.items()},
         "cross_attention_norm": "norm2",
-        **{f"cross_attention_{ours}": f"attn2.{theirs}" for ours, theirs in ATTENTION.items()},
+        **{f"cross_attention_{ours}": f"attn2.{theirs}" for ours, theirs in _ATTENTION_KEYS.items()},
         "feed_forward_norm": "norm3",
         "inner": "ff.net.0.proj",
         "outer": "ff.net.2",
     },
 }
-for _names in (NAMES["vae"], NAMES["unet"]):
-    _names |= {
+for _keys in (KEY_MAP["vae"], KEY_MAP["unet"]):
+    _keys |= {
         "conv_in": "conv_in",
         "norm_out": "conv_norm_out",
         "conv_out": "conv_out",
@@ -254,20 +261,20 @@ for _names in (NAMES["vae"], NAMES["unet"]):
         "downsample": "downsamplers.0.conv",
         "upsample": "upsamplers.0.conv",
     }
-# Other names of the same tensors, in older files or newer ones.
-OLDER = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
-PREFIX = "text_model."
+# Names of the same tensors in older files.
+_OLDER_KEYS = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+_TEXT_PREFIX = "text_model."  # omitted by transformers 5
 
 
-def convert(folder, out, say=print):
-    """Write a Stable Diffusion of diffusers as a folder of ours, see above; what it holds is replaced.
+def convert(folder, out, *, log=print):
+    """Convert a Stable Diffusion of diffusers to a preset, see above; files of an earlier one are replaced.
 
-    The models are built one after the other, so that the memory taken is about that of the largest.
+    The models are built one after the other, so that the memory needed is about that of the largest.
 
     Args:
         folder: in the layout of diffusers.
-        out: the folder to write, made if need be. pipeline.json comes last: where it is, all is there.
-        say: is given each line of what was done.
+        out: the preset's folder, created if need be. pipeline.json is written last: a folder with it is complete.
+        log: function that is called with each line of progress.
 
     Raises:
         UserError: as `from_diffusers`; if the folder cannot be written.
@@ -275,36 +282,44 @@ def convert(folder, out, say=print):
     source, out = _Source(folder), pathlib.Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / "pipeline.json").unlink(missing_ok=True)
+        (out / cards.PIPELINE_FILE).unlink(missing_ok=True)
+        parameters = 0
         for name in MODELS:
             model = source.build(name)
-            files.save_model(model, out / f"{name}.keras")
-            say(f"{out / name}.keras: {model.count_params():,} parameters")
+            model_files.save_model(model, out / f"{name}.keras")
+            log(f"{out / name}.keras: {model.count_params():,} parameters")
+            parameters += model.count_params()
             del model
             gc.collect()
-        files.write_text(out / "tokenizer.json", source.tokenizer.to_str())
-        say(f"{out / 'tokenizer.json'}: {source.tokenizer.get_vocab_size():,} tokens")
-        files.write_json(out / "pipeline.json", source.settings)
+        files.write_text(out / cards.TOKENIZER_FILE, source.tokenizer.to_str())
+        log(f"{out / cards.TOKENIZER_FILE}: {source.tokenizer.get_vocab_size():,} tokens")
+        names = [*(f"{name}.keras" for name in MODELS), cards.TOKENIZER_FILE]
+        cards.write_card(out, {"task": TASK, "parameters": parameters}, names)
+        files.write_json(out / cards.PIPELINE_FILE, source.pipeline_config)
     except OSError as error:
         raise UserError(f"Cannot write to {out} ({error.strerror or error}): choose another folder.") from error
-    told = "{schedule[steps]} steps of noise, {schedule[kind]}, {prediction} prediction, sampler {sampler}"
-    say(f"{out / 'pipeline.json'}: " + told.format(**source.settings))
-    say(f'Draw with it: zoo draw {shlex.quote(str(out))} "…"')
+    config = source.pipeline_config
+    log(
+        f"{out / cards.PIPELINE_FILE}: sampler {config['sampler']}, prediction type {config['prediction_type']}, "
+        f"{config['noise_schedule']['num_train_timesteps']} timesteps of the schedule "
+        f"{config['noise_schedule']['beta_schedule']}"
+    )
+    log(f'Generate with it: zoo generate {shlex.quote(str(out))} "…"')
 
 
 class Pipeline(NamedTuple):
-    """What a Stable Diffusion is made of."""
+    """The components of a Stable Diffusion: four `keras.Model`s, a `tokenizers.Tokenizer`, and the pipeline config."""
 
-    text_encoder: object  # keras.Models
+    text_encoder: object
     encoder: object
     decoder: object
     denoiser: object
-    tokenizer: object  # tokenizers.Tokenizer
-    settings: dict  # what pipeline.json holds
+    tokenizer: object
+    pipeline_config: dict
 
 
 def from_diffusers(folder):
-    """Build our models, tokenizer and settings of a Stable Diffusion of diffusers.
+    """Build the Keras models, tokenizer and pipeline config of a Stable Diffusion of diffusers.
 
     Args:
         folder: in the layout of diffusers, see above.
@@ -313,29 +328,29 @@ def from_diffusers(folder):
         `Pipeline`.
 
     Raises:
-        UserError: if a file is missing, damaged or of another kind of model; if a tensor is missing, left over or of
-            another shape; if a class or a value is none that ours can be. Each is named.
+        UserError: if a file is missing, damaged or of another kind of model; if a tensor is missing, unexpected or of
+            another shape; if a class or a value is not supported. Each is named.
 
     Example:
-        >>> text_encoder, encoder, decoder, denoiser, tokenizer, settings = from_diffusers("stable-diffusion-v1-5")
+        >>> text_encoder, encoder, decoder, denoiser, tokenizer, pipeline_config = from_diffusers("stable-diffusion-v1-5")
     """
     source = _Source(folder)
-    return Pipeline(*(source.build(name) for name in MODELS), source.tokenizer, source.settings)
+    return Pipeline(*(source.build(name) for name in MODELS), source.tokenizer, source.pipeline_config)
 
 
-def to_diffusers(*, text_encoder=None, encoder=None, decoder=None, denoiser=None, linear_projection=False):
-    """The weights of our models under the names that diffusers and transformers have for them.
+def to_diffusers(*, text_encoder=None, encoder=None, decoder=None, denoiser=None, use_linear_projection=False):
+    """The weights of Keras models as state dicts of diffusers and transformers.
 
     Args:
-        text_encoder, encoder, decoder, denoiser: `keras.Model`s; those to turn.
-        linear_projection: whether the projections around the denoiser's transformers are linear layers
-            (use_linear_projection, Stable Diffusion 2) or 1x1 convolutions.
+        text_encoder, encoder, decoder, denoiser: `keras.Model`s; those to convert.
+        use_linear_projection: whether the projections around the denoiser's transformers are linear layers (Stable
+            Diffusion 2) or 1x1 convolutions.
 
     Returns:
         dict of dicts name -> NumPy array: "text_encoder", "vae" and "unet", of the models given.
 
     Raises:
-        UserError: if a model has a weight that theirs have no place for.
+        UserError: if a model has a layer that diffusers has no name for.
 
     Example:
         >>> tensors = to_diffusers(denoiser=model)["unet"]
@@ -343,28 +358,28 @@ def to_diffusers(*, text_encoder=None, encoder=None, decoder=None, denoiser=None
     """
     from keras import ops
 
-    given = {"text_encoder": text_encoder, "encoder": encoder, "decoder": decoder, "denoiser": denoiser}
+    models = {"text_encoder": text_encoder, "encoder": encoder, "decoder": decoder, "denoiser": denoiser}
     state_dicts = {}
-    for kind, model in given.items():
+    for name, model in models.items():
         if model is None:
             continue
-        state_dict = state_dicts.setdefault(PART_OF[kind], {})
-        for row in _rows(model, kind, linear_projection):
-            array = np.array(ops.convert_to_numpy(row.variable), "float32")
-            state_dict[row.names[0]] = np.ascontiguousarray(array.transpose(row.order)).reshape(row.shape)
+        state_dict = state_dicts.setdefault(_SUBFOLDERS[name], {})
+        for entry in _state_dict_entries(model, name, use_linear_projection):
+            array = np.array(ops.convert_to_numpy(entry.variable), "float32")
+            state_dict[entry.keys[0]] = np.ascontiguousarray(array.transpose(entry.axes)).reshape(entry.shape)
     return state_dicts
 
 
-# What a folder says.
+# ------------------------------------------------------------------------------------------------- the configuration
 
 
 class _Source:
     """A folder in the layout of diffusers, with all but its tensors checked.
 
     Attributes:
-        numbers: dict of the builders' arguments for each of MODELS.
-        linear: whether the projections around the denoiser's transformers are linear.
-        tokenizer, settings: as in `Pipeline`.
+        model_configs: dict of the builders' arguments for each of MODELS.
+        use_linear_projection: as in `to_diffusers`.
+        tokenizer, pipeline_config: as in `Pipeline`.
     """
 
     def __init__(self, folder):
@@ -383,38 +398,46 @@ class _Source:
         ):
             configs[part] = folder / part / "config.json", read_json(folder / part / "config.json", what)
         text, vae, unet = (
-            read(*configs[part]) for part, read in (("text_encoder", _text_encoder), ("vae", _vae), ("unet", _unet))
+            parse(*configs[part])
+            for part, parse in (("text_encoder", _text_encoder_config), ("vae", _vae_config), ("unet", _unet_config))
         )
         path, config = configs["vae"]
-        sizes = {name: checked(path, name, config.get(name), VAE[name]) for name in ("scaling_factor", "shift_factor")}
-        self.numbers = {"text_encoder": text, "encoder": vae, "decoder": dict(vae), "denoiser": unet}
+        scaling_factor, shift_factor = (
+            config_value(path, name, config.get(name), _VAE_DEFAULTS[name])
+            for name in ("scaling_factor", "shift_factor")
+        )
+        self.model_configs = {"text_encoder": text, "encoder": vae, "decoder": dict(vae), "denoiser": unet}
         for name, channels in (("encoder", "in_channels"), ("decoder", "out_channels")):
-            self.numbers[name]["image_channels"] = checked(path, channels, config.get(channels), VAE[channels])
+            self.model_configs[name]["image_channels"] = config_value(
+                path, channels, config.get(channels), _VAE_DEFAULTS[channels]
+            )
         path, config = configs["unet"]
-        self.linear = checked(path, "use_linear_projection", config.get("use_linear_projection"), False)
+        self.use_linear_projection = config_value(
+            path, "use_linear_projection", config.get("use_linear_projection"), False
+        )
         self._check_fit()
-        self.tokenizer, ids, length = read_tokenizer(folder / "tokenizer", text["vocabulary_size"])
-        downsampling = 2 ** (len(vae["widths"]) - 1)
-        self.settings = {
+        self.tokenizer, ids, length = load_clip_tokenizer(folder / "tokenizer", text["vocabulary_size"])
+        vae_scale_factor = 2 ** (len(vae["block_out_channels"]) - 1)
+        self.pipeline_config = {
             "kind": KIND,
             "latent_channels": vae["latent_channels"],
-            "latent_scale": sizes["scaling_factor"],
-            "latent_shift": sizes["shift_factor"],
-            "downsampling": downsampling,
-            "image_size": downsampling * _latent_size(path, config),
+            "scaling_factor": scaling_factor,
+            "shift_factor": shift_factor,
+            "vae_scale_factor": vae_scale_factor,
+            "image_size": vae_scale_factor * _latent_size(path, config),
             "max_length": min(length or math.inf, text["max_length"]),
             **ids,
-            **_scheduler(folder / "scheduler" / "scheduler_config.json"),
+            **_scheduler_config(folder / "scheduler" / "scheduler_config.json"),
         }
         stems = {"text_encoder": "model", "vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model"}
         self.checkpoints = {part: Checkpoint(folder / part, _weight_files(stem)) for part, stem in stems.items()}
 
     def _check_fit(self):
-        """Refuse parts that do not belong together."""
-        text, unet, vae = (self.numbers[name] for name in ("text_encoder", "denoiser", "encoder"))
+        """Raise UserError unless the parts belong together."""
+        text, unet, vae = (self.model_configs[name] for name in ("text_encoder", "denoiser", "encoder"))
         latent = vae["latent_channels"]
         for what, found, expected in (
-            ("cross_attention_dim of the unet", unet["context_width"], (text["width"],)),
+            ("cross_attention_dim of the unet", unet["cross_attention_dim"], (text["hidden_dim"],)),
             ("in_channels of the unet", unet["in_channels"], (latent, 2 * latent + 1)),
             ("out_channels of the unet", unet["out_channels"], (latent,)),
         ):
@@ -426,31 +449,27 @@ class _Source:
 
     def build(self, name):
         """One of MODELS with its weights."""
-        backends.start()  # only now: what was wrong so far was said without the wait for a framework
+        backends.import_keras()  # only now: what was wrong so far was said without the wait for a framework
         from zoo.models.stable_diffusion import autoencoder, denoiser, text_encoder
 
-        part = PART_OF[name]
+        part = _SUBFOLDERS[name]
         builders = (text_encoder.text_encoder, autoencoder.encoder, autoencoder.decoder, denoiser.denoiser)
         path = self.folder / part / "config.json"
         try:
-            with unset():
-                model = dict(zip(MODELS, builders))[name](**self.numbers[name])
+            with skip_weight_init():
+                model = dict(zip(MODELS, builders))[name](**self.model_configs[name])
         except ValueError as error:
             raise UserError(f"{path} describes no model that can be built: {error}") from error
-        checkpoint, rows = self.checkpoints[part], _rows(model, name, self.linear)
-        _check_tensors(checkpoint, name, rows)
-        for row in rows:
-            array = read_floats(checkpoint, row.present(checkpoint))
-            fill(row.variable, row.turned(array))
+        _load_state_dict(model, self.checkpoints[part], name, self.use_linear_projection)
         return model
 
 
 def _check_index(folder):
     path = folder / "model_index.json"
     index = read_json(path, "the list of the parts")
-    if (found := index.get("_class_name")) not in PIPELINES:
-        raise UserError(f"{path} describes a {found}, and what can be converted is {', '.join(PIPELINES)}.")
-    for part, classes in (CLASSES | {"scheduler": tuple(SAMPLERS)}).items():
+    if (found := index.get("_class_name")) not in _PIPELINES:
+        raise UserError(f"{path} describes a {found}, and what can be converted is {', '.join(_PIPELINES)}.")
+    for part, classes in (_CLASSES | {"scheduler": tuple(_SCHEDULERS)}).items():
         entry = index.get(part)
         found = entry[-1] if isinstance(entry, list) and entry else None
         if found is None:
@@ -461,26 +480,26 @@ def _check_index(folder):
             raise UserError(f"There is no folder {part} in {folder}: fetch all of the model's parts.")
 
 
-def _refuse_others(path, config, fixed):
-    """Refuse values that our models do not have."""
-    for name, values in fixed.items():
+def _check_supported(path, config, supported):
+    """Raise UserError unless all values are supported by the zoo's models."""
+    for name, values in supported.items():
         if (found := config.get(name, values[0])) not in values:
-            raise UserError(f"{path} says {name} is {found!r}, where ours have {values[0]!r}.")
+            raise UserError(f"{path} says {name} is {found!r}, where only {values[0]!r} is supported.")
 
 
-def _read(path, config, defaults):
-    return {name: checked(path, name, config.get(name), default) for name, default in defaults.items()}
+def _config_values(path, config, defaults):
+    return {name: config_value(path, name, config.get(name), default) for name, default in defaults.items()}
 
 
-def _text_encoder(path, config):
+def _text_encoder_config(path, config):
     """The arguments of `zoo.models.stable_diffusion.text_encoder`."""
-    _refuse_others(path, config, TEXT_ENCODER_FIXED)
-    found = _read(path, config, TEXT_ENCODER)
+    _check_supported(path, config, _TEXT_ENCODER_SUPPORTED)
+    found = _config_values(path, config, _TEXT_ENCODER_DEFAULTS)
     return {
         "vocabulary_size": found["vocab_size"],
         "num_layers": found["num_hidden_layers"],
-        "width": found["hidden_size"],
-        "inner": found["intermediate_size"],
+        "hidden_dim": found["hidden_size"],
+        "intermediate_dim": found["intermediate_size"],
         "num_heads": found["num_attention_heads"],
         "max_length": found["max_position_embeddings"],
         "activation": found["hidden_act"],
@@ -488,71 +507,71 @@ def _text_encoder(path, config):
     }
 
 
-def _vae(path, config):
+def _vae_config(path, config):
     """The arguments of `zoo.models.stable_diffusion.autoencoder.encoder` but for the channels of images."""
-    _refuse_others(path, config, VAE_FIXED)
-    found = _read(path, config, VAE)
-    widths = _whole_numbers(path, "block_out_channels", found["block_out_channels"])
+    _check_supported(path, config, _VAE_SUPPORTED)
+    found = _config_values(path, config, _VAE_DEFAULTS)
+    block_out_channels = _whole_numbers(path, "block_out_channels", found["block_out_channels"])
     for way, kind in (("down", "DownEncoderBlock2D"), ("up", "UpDecoderBlock2D")):
-        if (kinds := config.get(f"{way}_block_types", [kind])) != [kind] * len(widths):
+        if (kinds := config.get(f"{way}_block_types", [kind])) != [kind] * len(block_out_channels):
             raise UserError(
-                f"{path} says {way}_block_types is {kinds!r}, where {kind} for each of {len(widths)} levels was "
+                f"{path} says {way}_block_types is {kinds!r}, where {kind} for each of {len(block_out_channels)} levels was "
                 "expected."
             )
     return {
-        "widths": widths,
-        "blocks": found["layers_per_block"],
-        "groups": found["norm_num_groups"],
+        "block_out_channels": block_out_channels,
+        "layers_per_block": found["layers_per_block"],
+        "norm_num_groups": found["norm_num_groups"],
         "latent_channels": found["latent_channels"],
     }
 
 
-def _unet(path, config):
+def _unet_config(path, config):
     """The arguments of `zoo.models.stable_diffusion.denoiser`."""
-    _refuse_others(path, config, UNET_FIXED)
-    found = _read(path, config, UNET)
-    widths = _whole_numbers(path, "block_out_channels", found["block_out_channels"])
+    _check_supported(path, config, _UNET_SUPPORTED)
+    found = _config_values(path, config, _UNET_DEFAULTS)
+    block_out_channels = _whole_numbers(path, "block_out_channels", found["block_out_channels"])
     levels = {}
-    for name, (ours, default) in UNET_LEVELS.items():
+    for name, (ours, default) in _UNET_LEVEL_DEFAULTS.items():
         value = config.get(name, default)
-        value = _whole_numbers(path, name, value if isinstance(value, list) else [value] * len(widths))
-        if len(value) != len(widths):
+        value = _whole_numbers(path, name, value if isinstance(value, list) else [value] * len(block_out_channels))
+        if len(value) != len(block_out_channels):
             raise UserError(
-                f"{path} says {name} is {list(value)}, where one for each of {len(widths)} levels was expected."
+                f"{path} says {name} is {list(value)}, where one for each of {len(block_out_channels)} levels was expected."
             )
         levels[ours] = value
-    if len(context := set(levels["context_width"])) > 1:
-        raise UserError(f"{path} says cross_attention_dim is {sorted(context)}, where ours have one number.")
+    if len(context := set(levels["cross_attention_dim"])) > 1:
+        raise UserError(f"{path} says cross_attention_dim is {sorted(context)}, where one value is supported.")
     return {
         **levels,
-        "context_width": context.pop(),
-        "widths": widths,
-        "attention": _attention(path, config, len(widths)),
+        "cross_attention_dim": context.pop(),
+        "block_out_channels": block_out_channels,
+        "has_attention": _has_attention(path, config, len(block_out_channels)),
         "in_channels": found["in_channels"],
         "out_channels": found["out_channels"],
-        "groups": found["norm_num_groups"],
+        "norm_num_groups": found["norm_num_groups"],
         "epsilon": found["norm_eps"],
     }
 
 
-def _attention(path, config, levels):
-    """Whether each level has transformers."""
+def _has_attention(path, config, levels):
+    """Whether each level has attention."""
     down, up = (config.get(f"{way}_block_types") or [f"CrossAttn{way.title()}Block2D"] * 3 for way in ("down", "up"))
     if "down_block_types" not in config:
         down, up = [*down, "DownBlock2D"], ["UpBlock2D", *up]
     for name, kinds, end in (("down_block_types", down, "DownBlock2D"), ("up_block_types", up, "UpBlock2D")):
-        others = [kind for kind in kinds if kind not in LEVELS or not kind.endswith(end)]
+        others = [kind for kind in kinds if kind not in _BLOCK_HAS_ATTENTION or not kind.endswith(end)]
         if others or len(kinds) != levels:
             raise UserError(
                 f"{path} says {name} is {kinds!r}, where CrossAttn{end} or {end} for each of {levels} levels was "
                 "expected."
             )
-    attention = tuple(LEVELS[kind] for kind in down)
-    if tuple(LEVELS[kind] for kind in reversed(up)) != attention:
+    has_attention = tuple(_BLOCK_HAS_ATTENTION[kind] for kind in down)
+    if tuple(_BLOCK_HAS_ATTENTION[kind] for kind in reversed(up)) != has_attention:
         raise UserError(
-            f"{path} says down_block_types is {down!r} and up_block_types {up!r}, which ours have to mirror."
+            f"{path} says down_block_types is {down!r} and up_block_types {up!r}, which have to mirror each other."
         )
-    return attention
+    return has_attention
 
 
 def _whole_numbers(path, name, value):
@@ -573,130 +592,131 @@ def _latent_size(path, config):
     return 64 if size < 64 and version and version < [0, 9] else size  # as diffusers' pipelines correct such files
 
 
-def _scheduler(path):
-    """The settings of noise and sampler."""
+def _scheduler_config(path):
+    """The entries of pipeline.json about noise and sampler."""
     config = read_json(path, "the description of the scheduler")
     name = config.get("_class_name")
-    if name not in SAMPLERS:
-        raise UserError(f"{path} describes a {name}, and what can be converted is {', '.join(SAMPLERS)}.")
-    sampler, spacing, final_alpha_one = SAMPLERS[name]
-    fixed = SCHEDULER_FIXED | ({"skip_prk_steps": (True,)} if sampler == "plms" else {})
+    if name not in _SCHEDULERS:
+        raise UserError(f"{path} describes a {name}, and what can be converted is {', '.join(_SCHEDULERS)}.")
+    sampler, default_spacing, default_alpha = _SCHEDULERS[name]
+    supported = _SCHEDULER_SUPPORTED
     if sampler == "plms":
-        config.setdefault("skip_prk_steps", False)  # as diffusers takes it
-    _refuse_others(path, config, fixed)
-    defaults = (
-        {"beta_start": 0.00085, "beta_end": 0.012} if sampler == "heun" else {"beta_start": 1e-4, "beta_end": 0.02}
-    )
-    schedule = {"steps": checked(path, "num_train_timesteps", config.get("num_train_timesteps"), 1000)}
-    schedule |= {name: float(checked(path, name, config.get(name), default)) for name, default in defaults.items()}
-    chosen = {}
-    for name, names, default in (
-        ("beta_schedule", SCHEDULES, "linear"),
-        ("prediction_type", PREDICTIONS, "epsilon"),
-        ("timestep_spacing", dict(zip(SPACINGS, SPACINGS)), spacing),
-    ):
-        found = config.get(name, default)
-        if found not in names:
-            raise UserError(f"{path} says {name} is {found!r}, where {', '.join(names)} can be converted.")
-        chosen[name] = names[found]
+        supported = supported | {"skip_prk_steps": (True,)}
+        config.setdefault("skip_prk_steps", False)  # the default of diffusers
+    _check_supported(path, config, supported)
+    betas = {"beta_start": 0.00085, "beta_end": 0.012} if sampler == "heun" else {"beta_start": 1e-4, "beta_end": 0.02}
+    chosen = {"beta_schedule": "linear", "prediction_type": "epsilon", "timestep_spacing": default_spacing}
+    for name, choices in _CHOICES.items():
+        chosen[name] = config.get(name, chosen[name])
+        if chosen[name] not in choices:
+            raise UserError(f"{path} says {name} is {chosen[name]!r}, where {', '.join(choices)} can be converted.")
+
+    def value(name, default):
+        return config_value(path, name, config.get(name), default)
+
     return {
-        "schedule": {"kind": chosen["beta_schedule"], **schedule},
-        "prediction": chosen["prediction_type"],
+        "noise_schedule": {
+            "beta_schedule": chosen.pop("beta_schedule"),
+            **{name: float(value(name, default)) for name, default in betas.items()},
+            "num_train_timesteps": value("num_train_timesteps", 1000),
+        },
+        **chosen,
         "sampler": sampler,
-        "spacing": chosen["timestep_spacing"],
-        "offset": 1,
-        "final_alpha_one": checked(path, "set_alpha_to_one", config.get("set_alpha_to_one"), final_alpha_one),
-        "karras": checked(path, "use_karras_sigmas", config.get("use_karras_sigmas"), False),
+        "steps_offset": 1,
+        "set_alpha_to_one": value("set_alpha_to_one", default_alpha),
+        "use_karras_sigmas": value("use_karras_sigmas", False),
     }
 
 
-# The weights.
+# ------------------------------------------------------------------------------------------------------- the state dict
 
-PART_OF = {"text_encoder": "text_encoder", "encoder": "vae", "decoder": "vae", "denoiser": "unet"}
+_SUBFOLDERS = {"text_encoder": "text_encoder", "encoder": "vae", "decoder": "vae", "denoiser": "unet"}  # of MODELS
 
 
-class Row(NamedTuple):
-    """A variable of ours and the tensor that holds its numbers, under one of several names."""
+class _Entry(NamedTuple):
+    """A Keras variable and its tensor in a state dict."""
 
     variable: object
-    names: tuple
+    keys: tuple  # names that the tensor may have, the current one first
     shape: tuple  # of the tensor
-    order: tuple  # of our axes in it; axes of 1 after them
+    axes: tuple  # axes of the variable in the order of the tensor, which may have axes of size 1 after them
 
-    def present(self, checkpoint):
-        """The name that a checkpoint has; the first where it has none."""
-        return next((name for name in self.names if name in checkpoint.shapes), self.names[0])
+    def key_in(self, checkpoint):
+        """The key that a checkpoint has; the first where it has none."""
+        return next((key for key in self.keys if key in checkpoint.shapes), self.keys[0])
 
-    def turned(self, array):
-        """The tensor as the variable's numbers."""
-        array = array.reshape([self.variable.shape[axis] for axis in self.order])
-        return np.ascontiguousarray(array.transpose(np.argsort(self.order)))
-
-
-def _rows(model, kind, linear_projection):
-    """A row for each variable of a model of ours; `kind` is one of MODELS."""
-    rows = []
-    for layer in model.layers:
-        for variable in layer.weights:
-            theirs = (
-                f"{_their_name(model, layer.name, kind)}.{'bias' if variable.name in ('bias', 'beta') else 'weight'}"
-            )
-            order = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[len(variable.shape)]
-            if variable.name == "embeddings":
-                order = (0, 1)
-            shape = tuple(variable.shape[axis] for axis in order)
-            if variable.name == "kernel" and len(shape) == 2 and _is_convolution(layer.name, kind, linear_projection):
-                shape += (1, 1)
-            names = (theirs,)
-            if kind == "text_encoder":
-                names = (PREFIX + theirs, theirs)
-            elif kind != "denoiser" and ".attentions.0." in theirs:
-                for new, old in OLDER.items():
-                    names += (theirs.replace(f".{new}.", f".{old}."),) if f".{new}." in theirs else ()
-            rows.append(Row(variable, names, shape, order))
-    return rows
+    def to_keras_layout(self, array):
+        """The tensor in the shape of the variable."""
+        array = array.reshape([self.variable.shape[axis] for axis in self.axes])
+        return np.ascontiguousarray(array.transpose(np.argsort(self.axes)))
 
 
-def _their_name(model, name, kind):
-    """The name of a layer of ours in a checkpoint."""
-    path, rest = [], name
-    while place := next((place for place in PLACES if re.match(place.replace("#", r"\d+") + "_", rest)), None):
-        match = re.match(place.replace("#", r"(\d+)") + "_", rest)
-        path.append(PLACES[place].replace("#", *match.groups()) if match.groups() else PLACES[place])
-        rest = rest[match.end() :]
-    names = NAMES[PART_OF[kind]]
-    if PART_OF[kind] == "vae" and not path and rest in ("quant_conv", "post_quant_conv"):
-        return rest
-    if rest not in names:
-        raise UserError(f"The model {model.name} also holds {name}, for which diffusers' have no place.")
-    return ".".join([*([kind] if PART_OF[kind] == "vae" else []), *path, names[rest]])
-
-
-def _is_convolution(name, kind, linear_projection):
-    """Whether a dense layer of ours is a 1x1 convolution of theirs."""
-    if kind == "denoiser" and re.search(r"attention_\d+_(in|out)$", name):
-        return not linear_projection
-    return name.endswith(("shortcut", "quant_conv"))
-
-
-def _check_tensors(checkpoint, kind, rows):
-    """Refuse a checkpoint whose names or shapes are not those of the model."""
-    found = dict(checkpoint.shapes)
-    if kind == "text_encoder":
-        found = {name: shape for name, shape in found.items() if not name.endswith("embeddings.position_ids")}
-    elif kind != "denoiser":
-        encoders = ("encoder.", "quant_conv.")
-        found = {name: shape for name, shape in found.items() if name.startswith(encoders) == (kind == "encoder")}
-    refuse_differences(
+def _load_state_dict(model, checkpoint, name, use_linear_projection):
+    """Set the weights of a model, one of MODELS, to those of a checkpoint."""
+    entries, found = _state_dict_entries(model, name, use_linear_projection), dict(checkpoint.shapes)
+    if name == "text_encoder":
+        found = {key: shape for key, shape in found.items() if not key.endswith("embeddings.position_ids")}
+    elif name != "denoiser":
+        of_encoder = ("encoder.", "quant_conv.")
+        found = {key: shape for key, shape in found.items() if key.startswith(of_encoder) == (name == "encoder")}
+    check_state_dict(
         found,
-        {row.present(checkpoint): row.shape for row in rows},
+        {entry.key_in(checkpoint): entry.shape for entry in entries},
         f"the model that config.json beside {checkpoint.path} describes",
         "fetch both of the same model",
     )
+    for entry in entries:
+        array = read_float_tensor(checkpoint, entry.key_in(checkpoint))
+        set_initial_value(entry.variable, entry.to_keras_layout(array))
+
+
+def _state_dict_entries(model, name, use_linear_projection):
+    """An `_Entry` for each variable of a model, one of MODELS."""
+    entries = []
+    for layer in model.layers:
+        for variable in layer.weights:
+            kind = "bias" if variable.name in ("bias", "beta") else "weight"
+            key = f"{_layer_key(model, layer.name, name)}.{kind}"
+            axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[len(variable.shape)]
+            if variable.name == "embeddings":
+                axes = (0, 1)
+            shape = tuple(variable.shape[axis] for axis in axes)
+            if variable.name == "kernel" and len(shape) == 2 and _is_conv1x1(layer.name, name, use_linear_projection):
+                shape += (1, 1)
+            keys = (key,)
+            if name == "text_encoder":
+                keys = (_TEXT_PREFIX + key, key)
+            elif name != "denoiser" and ".attentions.0." in key:
+                for new, old in _OLDER_KEYS.items():
+                    keys += (key.replace(f".{new}.", f".{old}."),) if f".{new}." in key else ()
+            entries.append(_Entry(variable, keys, shape, axes))
+    return entries
+
+
+def _layer_key(model, layer_name, name):
+    """The name of a layer in a state dict, without ".weight" or ".bias"."""
+    path, rest = [], layer_name
+    while block := next((block for block in BLOCK_MAP if re.match(block.replace("#", r"\d+") + "_", rest)), None):
+        match = re.match(block.replace("#", r"(\d+)") + "_", rest)
+        path.append(BLOCK_MAP[block].replace("#", *match.groups()) if match.groups() else BLOCK_MAP[block])
+        rest = rest[match.end() :]
+    part = _SUBFOLDERS[name]
+    if part == "vae" and not path and rest in ("quant_conv", "post_quant_conv"):
+        return rest
+    if rest not in KEY_MAP[part]:
+        raise UserError(f"The model {model.name} has a layer {layer_name}, for which diffusers has no name.")
+    return ".".join([*([name] if part == "vae" else []), *path, KEY_MAP[part][rest]])
+
+
+def _is_conv1x1(layer_name, name, use_linear_projection):
+    """Whether a dense layer is a 1x1 convolution in diffusers."""
+    if name == "denoiser" and re.search(r"attention_\d+_(in|out)$", layer_name):
+        return not use_linear_projection
+    return layer_name.endswith(("shortcut", "quant_conv"))
 
 
 def _weight_files(stem):
-    """Names that a part's weights may have, the first that is there."""
+    """File names of a part's weights, by preference."""
     return tuple(
         f"{stem}.{ending}"
         for ending in (

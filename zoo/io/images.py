@@ -1,50 +1,84 @@
-"""Picture files: read to begin a drawing with, written with the settings inside, strips and animations."""
+"""Image files: reading them, writing PNG files with metadata, strips and animations."""
+
+import os
+import pathlib
 
 import numpy as np
 
 from zoo.errors import UserError
 from zoo.io import files
-from zoo.tasks.image_classifier import read_picture
 
-STRIP, ANIMATION = 8, 24  # the most pictures in a strip and in an animation
-MILLISECONDS = 120  # of a picture in an animation; the last stays ten times as long
+MAX_STRIP_FRAMES, MAX_GIF_FRAMES = 8, 24
+_FRAME_MILLISECONDS = 120  # of a frame in an animation; the last is shown ten times as long
 
 
-def read_start(path, mask_path=None, *, size=None, multiple=8, largest=1024):
-    """Read a picture to begin a drawing with, and a mask of what is to be drawn anew.
+def load_image(image):
+    """Load an image as RGB pixels: upright as its EXIF data says, with a white background behind transparency.
 
     Args:
-        path: picture file.
-        mask_path: picture file of the same size, white where `path` is to be drawn anew, or None.
-        size: (width, height) to bring both to; None for their own, rounded down to the multiple, of which the longer
-            side is made `largest` where it is more.
-        multiple: what width and height must be divisible by.
-        largest: see `size`.
+        image: path of an image file, `PIL.Image.Image`, or array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of integers
+            from 0 to 255.
+
+    Returns:
+        array (H, W, 3) uint8.
+
+    Raises:
+        UserError: if the file is missing or no image, or the array is none.
+
+    Example:
+        >>> load_image("docs/images/digit.png").shape
+        (28, 28, 3)
+    """
+    return np.asarray(_open_image(image))
+
+
+def load_init_image(image, mask_image=None, *, size=None, multiple=8, max_side=1024):
+    """Load the initial image of image-to-image generation, and the mask of what inpainting repaints.
+
+    Args:
+        image: as in `load_image`.
+        mask_image: as `image`, of the same size, white (or True) where `image` is to be repainted; or None.
+        size: (width, height) to which both are resized; None for their own, rounded down to a multiple, of which the
+            longer side is at most `max_side`.
+        multiple: number that divides width and height.
+        max_side: see `size`.
 
     Returns:
         (array (H, W, 3) uint8, mask (H, W) bool or None).
 
     Raises:
-        UserError: if a file is not a picture, or the mask has another size.
+        UserError: if a file is not an image, or the mask has another size.
     """
     from PIL import Image
 
-    picture = read_picture(path)
+    picture = _open_image(image)
     if size is None:
-        shrink = min(1.0, largest / max(picture.size))
-        size = [max(multiple, int(side * shrink) // multiple * multiple) for side in picture.size]
+        scale = min(1.0, max_side / max(picture.size))
+        size = [max(multiple, int(side * scale) // multiple * multiple) for side in picture.size]
     pixels = np.asarray(picture.resize(tuple(size), Image.Resampling.LANCZOS))
-    if mask_path is None:
+    if mask_image is None:
         return pixels, None
-    mask = read_picture(mask_path).convert("L")
+    mask = _open_image(mask_image).convert("L")
     if mask.size != picture.size:
-        told = [f"{width}x{height}" for width, height in (mask.size, picture.size)]
-        raise UserError(f"The mask {mask_path} is {told[0]} and the picture {path} {told[1]}: make them alike.")
+        sizes = [f"{width}x{height}" for width, height in (mask.size, picture.size)]
+        names = [f" {one}" if isinstance(one, (str, os.PathLike)) else "" for one in (mask_image, image)]
+        raise UserError(
+            f"The mask{names[0]} is {sizes[0]} and the image{names[1]} {sizes[1]}: give a mask of the image's size."
+        )
     return pixels, np.asarray(mask.resize(tuple(size), Image.Resampling.LANCZOS)) >= 128
 
 
-def write_png(path, pixels, texts):
-    """Write pixels (H, W, 3) uint8 as PNG, with `texts`, a dict of str, inside.
+def check_image_path(path, suffixes):
+    """Raise UserError unless an image file could be written there: one of `suffixes`, in a folder that exists."""
+    path = pathlib.Path(path)
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{path} does not end in {' or '.join(suffixes)}: give another name.")
+    if not path.parent.is_dir():
+        raise UserError(f"There is no folder {path.parent} to write {path.name} to: make it, or name another.")
+
+
+def write_png(path, image, metadata):
+    """Write an image (H, W, 3) uint8 as PNG, with `metadata`, a dict of str, as text chunks.
 
     Raises:
         UserError: if the file cannot be written.
@@ -53,41 +87,87 @@ def write_png(path, pixels, texts):
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
-    for key, text in texts.items():
+    for key, text in metadata.items():
         info.add_itxt(key, text)
-    _save(Image.fromarray(pixels), path, format="PNG", pnginfo=info)
+    _save(Image.fromarray(image), path, format="PNG", pnginfo=info)
 
 
 def write_strip(path, frames):
-    """Write a row of pictures for each drawing: `frames` is a list of arrays (B, H, W, 3), one for each moment."""
+    """Write a grid with a row of frames for each image; `frames` is a list of arrays (B, H, W, 3), one a column."""
     from PIL import Image
 
-    _save(Image.fromarray(side_by_side([np.concatenate(frame) for frame in frames])), path)
+    _save(Image.fromarray(_side_by_side([np.concatenate(frame) for frame in frames])), path)
 
 
 def write_gif(path, frames):
-    """Write an animation of drawings side by side; `frames` as in `write_strip`."""
+    """Write an animation of images side by side; `frames` as in `write_strip`."""
     from PIL import Image
 
-    first, *rest = (Image.fromarray(side_by_side(frame)) for frame in frames)
-    duration = [MILLISECONDS] * len(rest) + [10 * MILLISECONDS]
+    first, *rest = (Image.fromarray(_side_by_side(frame)) for frame in frames)
+    duration = [_FRAME_MILLISECONDS] * len(rest) + [10 * _FRAME_MILLISECONDS]
     _save(first, path, format="GIF", save_all=True, append_images=rest, duration=duration, loop=0)
 
 
-def side_by_side(pictures):
-    """Pictures (H, W, 3) of the same height as one."""
-    return np.concatenate(list(pictures), axis=1)
+def frame_steps(num_steps, max_frames):
+    """The steps, counted from 1, of which at most `max_frames` frames are shown, evenly spread; a set with the last."""
+    return set(np.linspace(num_steps, 1, min(num_steps, max_frames)).round().astype(int).tolist())
 
 
-def moments(total, most):
-    """Which of `total` steps are shown where there is room for `most` pictures: numbers, the last among them."""
-    return set(np.linspace(total, 1, min(total, most)).round().astype(int).tolist())
+def _open_image(image):
+    """`load_image` as an RGB `PIL.Image.Image`."""
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        return _to_rgb(image)
+    if isinstance(image, (str, os.PathLike)):
+        try:
+            with Image.open(image) as opened:
+                opened.load()
+                return _to_rgb(opened)
+        except FileNotFoundError as error:
+            raise UserError(f"There is no image at {image}: give the path of an image file.") from error
+        except Exception as error:  # Pillow raises many kinds for what it cannot read
+            reason = getattr(error, "strerror", None) or "Pillow cannot read it"
+            raise UserError(f"{image} is not an image ({reason}): give an image file, e.g. PNG or JPEG.") from error
+    pixels = np.asarray(image)
+    if pixels.dtype == bool:
+        pixels = pixels * np.uint8(255)
+    if pixels.ndim == 3 and pixels.shape[-1] == 1:
+        pixels = pixels[..., 0]
+    shaped = pixels.size and (pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[-1] in (3, 4)))
+    if not shaped or pixels.dtype.kind not in "iu" or pixels.min() < 0 or pixels.max() > 255:
+        raise UserError(
+            f"An image is (H, W), (H, W, 3) or (H, W, 4), integers from 0 to 255, got {pixels.dtype} of shape "
+            f"{pixels.shape}: convert it, or give the path of an image file."
+        )
+    return _to_rgb(Image.fromarray(pixels.astype(np.uint8)))
+
+
+def _to_rgb(image):
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):  # 16 bits or more a pixel, which Pillow would clip at 255
+        pixels = np.asarray(image, np.float64)
+        if image.mode.startswith("I;16") or pixels.max() > 255:
+            pixels = pixels / 257
+        elif image.mode == "F" and pixels.max() <= 1:
+            pixels = pixels * 255
+        image = Image.fromarray(np.clip(np.round(pixels), 0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _side_by_side(images):
+    """Images (H, W, 3) of the same height as one."""
+    return np.concatenate(list(images), axis=1)
 
 
 def _save(image, path, **options):
     try:
-        with files.atomic(path) as temporary:
+        with files.atomic_write(path) as temporary:
             image.save(temporary, **options)
     except (OSError, ValueError) as error:  # Pillow raises the latter for a suffix that it does not know
-        why = getattr(error, "strerror", None) or error
-        raise UserError(f"Cannot write {path} ({why}): name another file.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"Cannot write {path} ({reason}): name another file.") from error

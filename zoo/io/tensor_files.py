@@ -1,6 +1,6 @@
-"""Files of tensors by name, read one tensor at a time: safetensors, and torch files without running what they hold.
+"""State dicts in files, read one tensor at a time: safetensors, and torch files, of which no code is executed.
 
-Opening a file reads names and shapes only; a file of several gigabytes costs no more memory than its largest tensor.
+Opening a file reads names and shapes only; a file of several gigabytes takes the memory of its largest tensor.
 """
 
 import json
@@ -11,11 +11,16 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from zoo.errors import UserError, nearest, reason
+from zoo.errors import UserError, did_you_mean, error_summary
 
-# What the layout of Hugging Face calls a model's weights, the first that is there; an index names its shards.
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-REOPENED = 2**28  # bytes read of a safetensors file until it is opened anew
+# File names of a model's weights in the layout of Hugging Face, by preference; an index names shards.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_REOPEN_AFTER_BYTES = 2**28  # of a safetensors file
 
 
 class TensorFile:
@@ -35,7 +40,7 @@ class TensorFile:
             siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
             raise UserError(
                 f"There is no file at {path}: give the path of a .pt or .safetensors file."
-                f"{nearest(path.name, siblings)}"
+                f"{did_you_mean(path.name, siblings)}"
             )
         self._safe = path.suffix == ".safetensors"
         try:
@@ -51,23 +56,23 @@ class TensorFile:
         except Exception as error:  # zip and the libraries raise many kinds; all mean that this file cannot be used
             raise UserError(
                 f"{path} is damaged or no {'safetensors' if self._safe else 'torch'} file ({type(error).__name__}: "
-                f"{reason(error)}): fetch it or save it again."
+                f"{error_summary(error)}): fetch it or save it again."
             ) from error
         if not self._safe:
             _refuse_other_content(path, content)
-        self._content, self._seen = content, 0
+        self._content, self._bytes_read = content, 0
         self.shapes = {
             name: tuple(content.get_slice(name).get_shape() if self._safe else content[name].shape)
             for name in content.keys()
         }
 
-    def read(self, name):
-        """The tensor of that name as a NumPy array, as the file has it (bfloat16 becomes float32)."""
+    def get_tensor(self, name):
+        """The tensor of that name as a NumPy array of the file's dtype (bfloat16 becomes float32)."""
         if self._safe:
-            if self._seen > REOPENED:  # what was read of a mapped file counts as memory of this process
-                self._content, self._seen = _open_safetensors(self.path), 0
+            if self._bytes_read > _REOPEN_AFTER_BYTES:  # else mapped pages add up in memory
+                self._content, self._bytes_read = _open_safetensors(self.path), 0
             array = self._content.get_tensor(name)
-            self._seen += array.nbytes
+            self._bytes_read += array.nbytes
             return array.astype("float32") if array.dtype.name == "bfloat16" else array
         tensor = self._content[name].detach()
         return np.asarray((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
@@ -80,7 +85,7 @@ class Checkpoint:
         UserError: if the folder holds no such file, or one that is unusable.
     """
 
-    def __init__(self, folder, names=WEIGHTS):
+    def __init__(self, folder, names=WEIGHT_FILES):
         folder = pathlib.Path(folder)
         self.path = next((folder / name for name in names if (folder / name).is_file()), None)
         if self.path is None:
@@ -93,16 +98,16 @@ class Checkpoint:
             self._files |= dict.fromkeys(file.shapes, file)
         self.shapes = {name: file.shapes[name] for name, file in self._files.items()}
 
-    def read(self, name):
-        """The tensor of that name as a NumPy array, as the file has it (bfloat16 becomes float32)."""
-        return self._files[name].read(name)
+    def get_tensor(self, name):
+        """The tensor of that name as a NumPy array of the file's dtype (bfloat16 becomes float32)."""
+        return self._files[name].get_tensor(name)
 
 
 def read_json(path, what):
-    """The JSON object in a file; `what` says in an error what the file is.
+    """The JSON object in a file; `what` describes the file in an error message.
 
     Raises:
-        UserError: if the file is missing, is no JSON, or holds something else than an object.
+        UserError: if the file is missing, is not JSON, or is JSON but not an object.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -110,36 +115,42 @@ def read_json(path, what):
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # no JSON, or no UTF-8
-        raise UserError(f"{path} is not valid JSON ({reason(error)}): fetch it again.") from error
+        raise UserError(f"{path} is not valid JSON ({error_summary(error)}): fetch it again.") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, not a JSON object: fetch it again.")
     return value
 
 
-KINDS = {bool: "true or false", int: "a whole number from 0 up", float: "a number", list: "a list", str: "a name"}
+_TYPE_NAMES = {
+    bool: "true or false",
+    int: "a whole number from 0 up",
+    float: "a number",
+    list: "a list",
+    str: "a string",
+}
 
 
-def checked(path, name, value, default):
-    """A value of a JSON file, or the default where it is None.
+def config_value(path, name, value, default):
+    """A value of a configuration file, or the default where it is None.
 
     Raises:
-        UserError: if it is not of the default's kind.
+        UserError: if it is not of the default's type.
     """
     if value is None:
         return default
-    kind = type(default)
-    if (type(value) is not kind and (kind, type(value)) != (float, int)) or (kind is int and value < 0):
-        raise UserError(f"{path} says {name} is {value!r}, where {KINDS[kind]} was expected.")
+    expected = type(default)
+    if (type(value) is not expected and (expected, type(value)) != (float, int)) or (expected is int and value < 0):
+        raise UserError(f"{path} says {name} is {value!r}, where {_TYPE_NAMES[expected]} was expected.")
     return value
 
 
-def read_floats(checkpoint, name):
+def read_float_tensor(checkpoint, name):
     """The tensor of that name as a NumPy array of float32.
 
     Raises:
         UserError: if it holds something else than floating-point numbers.
     """
-    array = checkpoint.read(name)
+    array = checkpoint.get_tensor(name)
     if array.dtype.kind != "f":
         raise UserError(
             f"In {checkpoint.path}, {name} holds {array.dtype}, where floating-point numbers were expected."
@@ -147,16 +158,16 @@ def read_floats(checkpoint, name):
     return array.astype("float32", copy=False)
 
 
-def refuse_differences(found, expected, owner, advice):
-    """Refuse tensors that are missing, left over or of another shape; they are named.
+def check_state_dict(found, expected, owner, advice):
+    """Check the names and shapes of a state dict.
 
     Args:
         found, expected: dict name -> shape.
-        owner: what they do not fit, for the message "… does not fit <owner>".
-        advice: what to do.
+        owner: what it should fit, for the message "The state dict does not fit <owner>".
+        advice: what to do, for the message.
 
     Raises:
-        UserError: if there is a difference.
+        UserError: if tensors are missing, unexpected or of another shape; they are named.
     """
     missing = [f"{name} {tuple(shape)}" for name, shape in expected.items() if name not in found]
     unexpected = [name for name in found if name not in expected]
@@ -205,8 +216,8 @@ def _refuse_other_content(path, content):
 def _shards(path):
     """Paths of the files that an index names."""
     shards = read_json(path, "the index of the weights").get("weight_map")
-    plain = isinstance(shards, dict) and all(isinstance(name, str) and "/" not in name for name in shards.values())
-    if not shards or not plain:
+    valid = isinstance(shards, dict) and all(isinstance(name, str) and "/" not in name for name in shards.values())
+    if not shards or not valid:
         raise UserError(f"{path} does not map names to files of its folder (weight_map): fetch it again.")
     paths = [path.with_name(name) for name in sorted(set(shards.values()))]
     if missing := [shard.name for shard in paths if not shard.is_file()]:

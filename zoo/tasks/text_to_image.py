@@ -1,185 +1,469 @@
-"""The models and the tokenizer of a folder together: prompts in, pictures out.
+"""Text to image with a latent diffusion, and image-to-image and inpainting.
 
-    painter = load_painter("stable-diffusion-v1-5-zoo")
-    for step in painter.draw("a red fox in the snow", steps=30, sampler="dpm++", seed=1):
-        print(step.number, "of", step.total)
-    pictures = painter.pictures(step.latents)               # (B, H, W, 3) uint8
+task = TextToImage.from_preset("diffusion_captions")
+image = task.generate("a green three on white", seed=1)                  # (H, W, 3) uint8
+images = task.generate(["a red seven", "a blue shoe"], num_steps=30)     # (2, H, W, 3)
+for step in task.stream("a green three on white", seed=1):
+    print(step.step, "of", step.num_evaluations)
+step.decode()                                                            # (1, H, W, 3), what `generate` gives
 
-The folder is what `zoo convert stable-diffusion` writes; `zoo.converters.stable_diffusion` says what is in it.
+A preset's files are those that `zoo convert stable-diffusion` writes; `zoo.converters.stable_diffusion` describes them.
 """
 
-import json
+import collections
 import math
 import pathlib
+import time
 import warnings
 
-from zoo.errors import UserError, nearest, reason
-from zoo.fast_paths.compile import compiled
-from zoo.fast_paths.layers import use_fast_paths
-from zoo.generation.diffusion.latent_diffusion import Pipeline
-from zoo.generation.diffusion.noise_sampler import PREDICTIONS, SAMPLERS, SCHEDULES, SPACINGS
-from zoo.io import files
+import numpy as np
 
-KIND = "stable_diffusion"
-# What pipeline.json holds, by the kind of its values.
-SETTINGS = {
+from zoo.errors import UserError, did_you_mean, error_summary
+from zoo.generation.diffusion.latent_diffusion import LatentDiffusion
+from zoo.generation.diffusion.noise_sampler import (
+    BETA_SCHEDULES,
+    PREDICTION_TYPES,
+    SAMPLERS,
+    TIMESTEP_SPACINGS,
+    start_step,
+)
+from zoo.io import cards, files, images, model_files
+from zoo.tasks.base import Task
+
+COMPONENTS = ("text_encoder", "encoder", "decoder", "denoiser")  # files of a preset, each with ".keras"
+SMALL_IMAGE_SIZE = 128  # pixels: up to this size, `save_images` writes a strip of the steps as well
+_KIND = "stable_diffusion"
+# The entries of pipeline.json: a type, or the possible values.
+_PIPELINE_CONFIG = {
     "latent_channels": int,
-    "latent_scale": float,
-    "latent_shift": float,
-    "downsampling": int,
+    "scaling_factor": float,
+    "shift_factor": float,
+    "vae_scale_factor": int,
     "image_size": int,
     "max_length": int,
     "start_id": int,
     "end_id": int,
     "pad_id": int,
-    "schedule": dict,
-    "prediction": PREDICTIONS,
+    "noise_schedule": dict,
+    "prediction_type": PREDICTION_TYPES,
     "sampler": tuple(SAMPLERS),
-    "spacing": SPACINGS,
-    "offset": int,
-    "final_alpha_one": bool,
+    "timestep_spacing": TIMESTEP_SPACINGS,
+    "steps_offset": int,
+    "set_alpha_to_one": bool,
+    "use_karras_sigmas": bool,
 }
-OPTIONAL = {"steps": int, "guidance": float}  # what `zoo draw` takes where the command says nothing
-SCHEDULE = {"kind": SCHEDULES, "beta_start": float, "beta_end": float, "steps": int}
+_NOISE_SCHEDULE = {"beta_schedule": BETA_SCHEDULES, "beta_start": float, "beta_end": float, "num_train_timesteps": int}
 
 
-class Painter:
-    """Draws prompts.
+class TextToImage(Task):
+    """Generates images from prompts.
 
     Args:
-        pipeline: `Pipeline`.
-        tokenizer: `tokenizers.Tokenizer` of its text encoder.
+        components: dict of `keras.Model`s: "text_encoder", "decoder", "denoiser" and, for image-to-image, "encoder";
+            see `zoo.generation.diffusion.latent_diffusion.LatentDiffusion`.
+        tokenizer: `tokenizers.Tokenizer` of the text encoder.
+        pipeline_config: dict, the content of a pipeline.json; see `zoo.converters.stable_diffusion`.
+        card: dict, what is known about the models.
+        generation_config: dict of settings that take the place of `DEFAULTS`.
+
+    Raises:
+        UserError: if the components do not fit each other and the config.
+
+    Example:
+        >>> image = zoo.TextToImage.from_preset("diffusion_captions").generate("a green three on white", seed=1)
     """
 
-    def __init__(self, pipeline, tokenizer):
-        self.pipeline, self.tokenizer, self.settings = pipeline, tokenizer, pipeline.settings
+    task = "text-to-image"
+    # As in diffusers. A sampler of None is that of pipeline.json.
+    DEFAULTS = {"num_steps": 50, "guidance_scale": 7.5, "negative_prompt": "", "eta": 0.0, "sampler": None}
 
-    def tokens(self, prompt):
-        """(ids of a prompt with start, end and padding, a list of `max_length`; what of it was too long, a str)."""
-        length, encoding = self.settings["max_length"], self.tokenizer.encode(prompt, add_special_tokens=False)
-        ids, cut = encoding.ids[: length - 2], ""
-        if len(encoding.ids) > len(ids):
-            cut = prompt[encoding.offsets[len(ids)][0] :].strip()
-        ids = [self.settings["start_id"], *ids, self.settings["end_id"]]
-        return ids + [self.settings["pad_id"]] * (length - len(ids)), cut
+    def __init__(self, components, tokenizer, pipeline_config, *, card=None, generation_config=None):
+        super().__init__(None, tokenizer, card=card, generation_config=generation_config)
+        del self.model  # there are several
+        self.components, self.pipeline_config = dict(components), dict(pipeline_config)
+        _check_components(self.components, self.pipeline_config)
+        self._pipeline = LatentDiffusion(*(self.components.get(name) for name in COMPONENTS), self.pipeline_config)
 
-    def unknown(self, prompt):
-        """The words of a prompt that the tokenizer does not know and takes for one and the same, a list."""
-        mark = self.tokenizer.token_to_id(getattr(self.tokenizer.model, "unk_token", None) or "")
-        if mark is None or mark == self.settings["end_id"]:  # CLIP's knows every byte
-            return []
-        encoding = self.tokenizer.encode(prompt, add_special_tokens=False)
-        found = (prompt[slice(*place)] for id_, place in zip(encoding.ids, encoding.offsets) if id_ == mark)
-        return list(dict.fromkeys(found))
+    def generate(
+        self,
+        prompt,
+        *,
+        negative_prompt=None,
+        guidance_scale=None,
+        num_steps=None,
+        sampler=None,
+        eta=None,
+        seed=0,
+        num_images_per_prompt=1,
+        height=None,
+        width=None,
+        image=None,
+        mask_image=None,
+        strength=None,
+        latents=None,
+        batch_size=None,
+    ):
+        """Generate images. A warning names the words of a prompt that the text encoder does not take.
 
-    def draw(self, prompt, *, negative="", count=1, seed=0, sampler=None, guidance=7.5, size=None, **options):
-        """Draw pictures of a prompt. A warning names what does not fit into the text encoder, and unknown words.
+        Settings that are None are those of the preset's generation_config.json, or else of `DEFAULTS`.
 
         Args:
-            prompt: str.
-            negative: what the picture should not be; not used without guidance.
-            count: how many pictures. The first has the random numbers of `seed`, the next those of `seed` + 1, and so
-                on: each comes out again alone with its own seed.
-            seed: from 0 up.
-            sampler: ddpm, ddim, plms, euler, euler_ancestral, heun or dpm++; None for the pipeline's own.
-            guidance: how much more the prompt counts than the negative one; 1 or less for no guidance.
-            size: (width, height); None for that of the image, or what the pipeline was trained for.
-            **options: `steps`, `eta`, `image`, `strength`, `mask` and `latents` of `Pipeline.draw`.
+            prompt: str, or a list of str.
+            negative_prompt: what images should not show, str or a list with one for each prompt; not used without
+                guidance.
+            guidance_scale: scale of the classifier-free guidance; 1 or less for no guidance.
+            num_steps: number of sampling steps.
+            sampler: "ddpm", "ddim", "plms", "euler", "euler_ancestral", "heun" or "dpmpp_2m".
+            eta: amount of noise that DDIM adds in every step, in [0, 1].
+            seed: integer from 0 up; image i of the result has the noise of `seed` + i, and comes out again alone with
+                that seed. None for a fresh one.
+            num_images_per_prompt: number of images for each prompt.
+            height, width: of the images; those of `image`, or those that the pipeline was trained for, if None.
+            image: initial image of image-to-image: a path, `PIL.Image.Image` or array (H, W, 3) uint8.
+            mask_image: as `image`, of the same size, white where `image` is repainted (inpainting).
+            strength: image-to-image strength, in (0, 1]; if None 0.8, or with a mask 1: repainted parts are new.
+            latents: initial noise (B, h, w, C) instead of that of the seeds.
+            batch_size: images that are generated at once; all if None.
 
         Returns:
-            iterator of `Step`, each with its `latents` and the latents without noise that are `expected`.
+            (H, W, 3) uint8 for one prompt and one image per prompt, else (B, H, W, 3), images of a prompt in a row.
 
         Raises:
-            UserError: if a number is out of range or sizes do not fit; before anything is drawn.
+            UserError: if an argument is out of range or sizes do not fit, before anything is generated.
         """
-        if sampler is not None and sampler not in SAMPLERS:
-            known = ", ".join(SAMPLERS)
-            raise UserError(f"There is no sampler {sampler!r}: choose one of {known}.{nearest(sampler, SAMPLERS)}")
-        if count < 1 or seed < 0:
-            raise UserError(f"Draw at least one picture with a seed from 0 up, got {count} and seed {seed}.")
-        if not (math.isfinite(guidance) and guidance >= 0):
-            raise UserError(f"The guidance must be a number from 0 up, got {guidance}.")
-        width, height = size or (None, None)
-        found = []
-        for text, kind in ((prompt, "prompt"), (negative, "negative prompt")):
-            ids, cut = self.tokens(text)
-            found.append(ids)
-            if cut:
-                most = self.settings["max_length"] - 2
-                warnings.warn(f"The {kind} is longer than {most} tokens: {cut!r} was left out.", stacklevel=2)
-            if words := self.unknown(text):
-                told = ", ".join(map(repr, words))
-                warnings.warn(f"The {kind} has words that mean nothing to this model: {told}.", stacklevel=2)
-        try:
-            return self.pipeline.draw(
-                found[0],
-                negative_ids=found[1],
-                guidance=guidance,
-                seeds=range(seed, seed + count),
-                sampler=sampler,
-                height=height,
-                width=width,
-                **options,
+        if batch_size is not None:
+            _check_integer("batch_size", batch_size, 1)
+        denoise, count = self._prepare(
+            prompt,
+            negative_prompt=negative_prompt,
+            guidance_scale=guidance_scale,
+            num_steps=num_steps,
+            sampler=sampler,
+            eta=eta,
+            seed=seed,
+            num_images_per_prompt=num_images_per_prompt,
+            height=height,
+            width=width,
+            image=image,
+            mask_image=mask_image,
+            strength=strength,
+            latents=latents,
+        )
+        batches, batch_size = [], batch_size or max(1, count)
+        for start in range(0, count, batch_size):
+            (last,) = collections.deque(denoise(slice(start, start + batch_size)), maxlen=1)
+            batches.append(last.decode())
+        if not batches:
+            size = self.pipeline_config["image_size"]
+            return np.zeros((0, height or size, width or size, 3), np.uint8)
+        result = np.concatenate(batches)
+        return result[0] if isinstance(prompt, str) and num_images_per_prompt == 1 else result
+
+    def stream(self, prompt, **arguments):
+        """Generate the images of one prompt step by step.
+
+        Args:
+            prompt, **arguments: as in `generate`, without `batch_size`.
+
+        Returns:
+            iterator of `zoo.generation.diffusion.latent_diffusion.Step`, one for each evaluation of the denoiser, with
+            `latents` (B, h, w, C) and the denoised latents `pred_x0`; `step.decode()` gives images (B, H, W, 3), those
+            of the last step are what `generate` gives.
+
+        Raises:
+            UserError: as in `generate`.
+        """
+        if not isinstance(prompt, str):
+            raise UserError(f"stream takes one prompt, got {prompt!r}: use generate for a list.")
+        denoise, _ = self._prepare(prompt, **arguments)
+        return denoise(slice(None))
+
+    def save_images(self, path, prompt, *, save_strip=None, save_gif=None, on_step=None, log=None, seed=0, **arguments):
+        """Generate the images of one prompt and write them to PNG files that contain their settings as text.
+
+        Args:
+            path: PNG file; if there are several images, the seed of each is added to its name.
+            prompt, seed, **arguments: as in `generate`.
+            save_strip: image file with a row of intermediate images for each image; if None, images of at most 128x128
+                pixels come with a strip, `<path>-steps.png`. False for none.
+            save_gif: GIF file with an animation of the steps, or None.
+            on_step: function that is called with each `Step`, e.g. for a progress bar.
+            log: function that is called with a line for each file written.
+
+        Returns:
+            list of the PNG files' paths.
+
+        Raises:
+            UserError: as in `generate`; if a file cannot be written.
+        """
+        path, log = pathlib.Path(path), log or (lambda line: None)
+        if save_strip is None and self.pipeline_config["image_size"] <= SMALL_IMAGE_SIZE:
+            save_strip = path.with_stem(f"{path.stem}-steps")
+        outputs = ((path, [".png"]), (save_gif, [".gif"]), (save_strip, [".png", ".jpg", ".jpeg", ".webp"]))
+        for output, suffixes in outputs:
+            if output:
+                images.check_image_path(output, suffixes)
+        seed = self._seed(seed)
+        steps = self.stream(prompt, seed=seed, **arguments)
+        start, strip, gif, max_frames = time.perf_counter(), [], [], (images.MAX_STRIP_FRAMES, images.MAX_GIF_FRAMES)
+        for step in steps:
+            if on_step:
+                on_step(step)
+            in_strip, in_gif = (step.step in images.frame_steps(step.num_evaluations, most) for most in max_frames)
+            if (save_strip and in_strip) or (save_gif and in_gif) or step.step == step.num_evaluations:
+                frame = step.decode()
+                strip += [frame] if in_strip else []
+                gif += [frame] if in_gif else []
+        seconds = time.perf_counter() - start
+
+        metadata, paths = self._metadata(prompt, frame.shape, **arguments), []
+        for index, image in enumerate(frame):
+            paths.append(path if len(frame) == 1 else path.with_stem(f"{path.stem}-{seed + index}"))
+            texts = metadata | {"seed": seed + index}
+            images.write_png(paths[-1], image, {key: str(value) for key, value in texts.items()})
+            log(f"{paths[-1]}: {metadata['size']}, seed {seed + index}")
+        if save_strip:
+            images.write_strip(save_strip, strip)
+            shown = sorted(images.frame_steps(step.num_evaluations, images.MAX_STRIP_FRAMES))
+            log(f"{save_strip}: the image after steps {', '.join(map(str, shown))}")
+        if save_gif:
+            images.write_gif(save_gif, gif)
+            log(f"{save_gif}: {len(gif)} of {step.num_evaluations} steps")
+        num_steps, skipped = metadata["num_steps"], start_step(metadata["num_steps"], metadata.get("strength", 1.0))
+        steps_taken = f"{num_steps - skipped} of {num_steps}" if skipped else num_steps
+        log(f"{steps_taken} steps of {metadata['sampler']} in {seconds:.1f} s on {_backend()}")
+        return paths
+
+    def preprocess(self, prompt):
+        """Token ids (B, S) int32 of a prompt or a list of prompts, each with start, end and padding."""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        return np.array([self.tokenize(one)[0] for one in prompts], np.int32).reshape(-1, self._max_length)
+
+    def postprocess(self, latents):
+        """Images (B, H, W, 3) uint8 of latents (B, h, w, C)."""
+        return self._pipeline.decode(latents)
+
+    decode = postprocess
+
+    def tokenize(self, prompt):
+        """(token ids of a prompt with start, end and padding, a list of `max_length`; what was truncated, a str)."""
+        config, encoding = self.pipeline_config, self.tokenizer.encode(prompt, add_special_tokens=False)
+        token_ids, truncated = encoding.ids[: self._max_length - 2], ""
+        if len(encoding.ids) > len(token_ids):
+            truncated = prompt[encoding.offsets[len(token_ids)][0] :].strip()
+        token_ids = [config["start_id"], *token_ids, config["end_id"]]
+        return token_ids + [config["pad_id"]] * (self._max_length - len(token_ids)), truncated
+
+    def unknown_words(self, prompt):
+        """List of the words of a prompt that are not in the vocabulary, all of which are one and the same token."""
+        unknown_id = self.tokenizer.token_to_id(getattr(self.tokenizer.model, "unk_token", None) or "")
+        if unknown_id is None or unknown_id == self.pipeline_config["end_id"]:  # CLIP's vocabulary has every byte
+            return []
+        encoding = self.tokenizer.encode(prompt, add_special_tokens=False)
+        tokens = zip(encoding.ids, encoding.offsets)
+        return list(dict.fromkeys(prompt[slice(*offsets)] for token_id, offsets in tokens if token_id == unknown_id))
+
+    @property
+    def _max_length(self):
+        return self.pipeline_config["max_length"]
+
+    def _prepare(
+        self,
+        prompt,
+        *,
+        seed=0,
+        num_images_per_prompt=1,
+        height=None,
+        width=None,
+        image=None,
+        mask_image=None,
+        strength=None,
+        latents=None,
+        **arguments,
+    ):
+        """(function from a slice of the images to an iterator of their `Step`s, number of images)."""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        _check_integer("num_images_per_prompt", num_images_per_prompt, 1)
+        seed, count = self._seed(seed), len(prompts) * num_images_per_prompt
+        settings = self._sampling_settings(**arguments)
+        negative = settings.pop("negative_prompt")
+        negative = [negative] if isinstance(negative, str) else list(negative)
+        if len(negative) not in (1, len(prompts)):
+            raise UserError(
+                f"Give one negative prompt, or one for each of {len(prompts)} prompts, got {len(negative)}."
             )
-        except ValueError as error:
-            raise UserError(str(error)) from error
+        token_ids, negative_token_ids = (
+            self._token_ids(texts, kind, num_images_per_prompt)
+            for texts, kind in ((prompts, "prompt"), (negative, "negative prompt"))
+        )
+        if image is not None:
+            strength = (0.8 if mask_image is None else 1.0) if strength is None else strength
+            image, mask_image = self._load_init_image(image, mask_image, height, width)
 
-    def pictures(self, latents):
-        """Pictures (B, H, W, 3) uint8 of latents (B, h, w, C)."""
-        return self.pipeline.decode(latents)
+        def denoise(part):
+            ids, negative_ids = (rows if len(rows) == 1 else rows[part] for rows in (token_ids, negative_token_ids))
+            try:
+                return self._pipeline.denoise(
+                    ids,
+                    negative_token_ids=negative_ids,
+                    seeds=range(seed, seed + count)[part],
+                    height=height,
+                    width=width,
+                    image=image,
+                    mask_image=mask_image,
+                    strength=1.0 if strength is None else strength,
+                    latents=latents if latents is None else latents[part],
+                    **settings,
+                )
+            except ValueError as error:
+                raise UserError(str(error)) from error
+
+        return denoise, count
+
+    def _sampling_settings(self, *, negative_prompt=None, guidance_scale=None, num_steps=None, sampler=None, eta=None):
+        """Settings of one call, checked."""
+        settings = self._settings(
+            negative_prompt=negative_prompt,
+            guidance_scale=guidance_scale,
+            num_steps=num_steps,
+            sampler=sampler,
+            eta=eta,
+        )
+        settings["sampler"] = sampler = settings["sampler"] or self.pipeline_config["sampler"]
+        if sampler not in SAMPLERS:
+            known = ", ".join(SAMPLERS)
+            raise UserError(f"There is no sampler {sampler!r}: choose one of {known}.{did_you_mean(sampler, SAMPLERS)}")
+        _check_integer("num_steps", settings["num_steps"], 1)
+        for name in ("guidance_scale", "eta"):
+            value = settings[name]
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float))
+                or not (math.isfinite(value) and value >= 0)
+            ):
+                raise UserError(f"{name} must be a number from 0 up, got {value!r}.")
+        return settings
+
+    def _token_ids(self, texts, kind, repeats):
+        """Token ids (B, S) of texts, each repeated; a warning names what the text encoder does not take."""
+        for text in texts:
+            if not isinstance(text, str):
+                raise UserError(f"A {kind} must be a str, got {text!r}.")
+            if truncated := self.tokenize(text)[1]:
+                limit = self._max_length - 2
+                warnings.warn(f"The {kind} is longer than {limit} tokens: {truncated!r} was left out.", stacklevel=4)
+            if words := self.unknown_words(text):
+                listed = ", ".join(map(repr, words))
+                warnings.warn(f"The {kind} has words that this model does not know: {listed}.", stacklevel=4)
+        token_ids = self.preprocess(texts)
+        return token_ids if len(texts) == 1 else np.repeat(token_ids, repeats, axis=0)
+
+    def _load_init_image(self, image, mask_image, height, width):
+        factor, max_side = self.pipeline_config["vae_scale_factor"], 2 * self.pipeline_config["image_size"]
+        for side in (height, width):
+            if side is not None and (side < factor or side % factor):
+                raise UserError(f"height and width must be divisible by {factor}, got {side}.")
+        size = None
+        if height is not None or width is not None:
+            own_height, own_width = images.load_image(image).shape[:2]
+            size = (
+                own_width // factor * factor if width is None else width,
+                own_height // factor * factor if height is None else height,
+            )
+        return images.load_init_image(image, mask_image, size=size, multiple=factor, max_side=max_side)
+
+    def _metadata(self, prompt, shape, *, image=None, mask_image=None, strength=None, **arguments):
+        """What the PNG files of a prompt's images say of their settings; `shape` is (B, H, W, 3)."""
+        from zoo import __version__
+
+        names = ("negative_prompt", "guidance_scale", "num_steps", "sampler", "eta")
+        settings = self._sampling_settings(**{name: arguments.get(name) for name in names})
+        if settings["sampler"] != "ddim":
+            del settings["eta"]
+        metadata = {"model": self.card.get("name", ""), "prompt": prompt} | settings
+        metadata["size"] = f"{shape[2]}x{shape[1]}"
+        if image is not None:
+            metadata |= {
+                "image": image,
+                "strength": (0.8 if mask_image is None else 1.0) if strength is None else strength,
+            }
+        if mask_image is not None:
+            metadata["mask_image"] = mask_image
+        return metadata | {"Software": f"zoo {__version__}"}
+
+    @classmethod
+    def _from_preset(cls, preset, *, dtype, load_weights):
+        config = load_pipeline_config(preset.folder)
+        tokenizer = load_tokenizer(preset.file(cards.TOKENIZER_FILE), config)
+        for name in COMPONENTS:  # all are looked for before the first is loaded, which takes time
+            if not (preset.folder / f"{name}.keras").is_file():
+                raise UserError(
+                    f"{preset.folder} has no {name}.keras: convert it again with `zoo convert stable-diffusion`."
+                )
+        components = {
+            name: preset.load_model(f"{name}.keras", dtype=dtype, load_weights=load_weights) for name in COMPONENTS
+        }
+        try:
+            return cls(components, tokenizer, config, card=preset.card, generation_config=preset.generation_config)
+        except UserError as error:
+            raise UserError(f"{preset.folder}: {error}") from error
+
+    def _save_files(self, folder):
+        for name, model in self.components.items():
+            model_files.save_model(model, folder / f"{name}.keras")
+        self._save_tokenizer(folder / cards.TOKENIZER_FILE)
+        files.write_json(folder / cards.PIPELINE_FILE, self.pipeline_config)
+        return [*(f"{name}.keras" for name in self.components), cards.TOKENIZER_FILE, cards.PIPELINE_FILE]
+
+    def _save_tokenizer(self, path):
+        files.write_text(path, self.tokenizer.to_str(pretty=True))
+
+    def _count_params(self):
+        return sum(model.count_params() for model in self.components.values())
 
 
-def load_painter(folder, *, encoder=True):
-    """Load the models and the tokenizer of a folder.
-
-    Args:
-        folder: what `zoo convert stable-diffusion` wrote.
-        encoder: whether to load the encoder too, which takes part where a picture is begun with.
+def load_pipeline_config(folder):
+    """The content of the pipeline.json of a folder, a dict, checked.
 
     Raises:
-        UserError: if a file is missing, damaged or unusable, or the parts do not belong together.
+        UserError: if there is none, or a value is missing or of the wrong type.
     """
-    folder = pathlib.Path(folder)
-    settings = read_settings(folder)
-    tokenizer = load_tokenizer(folder / "tokenizer.json", settings)
-    names = ("text_encoder", "encoder", "decoder", "denoiser")
-    for name in names:  # all are looked for before the first takes its time
-        if not (folder / f"{name}.keras").is_file():
-            raise UserError(f"{folder} has no {name}.keras: convert it again with `zoo convert stable-diffusion`.")
-    parts = [files.load_model(folder / f"{name}.keras") if encoder or name != "encoder" else None for name in names]
-    _check_parts(folder, settings, *parts)
-    return Painter(fast_pipeline(*parts, settings), tokenizer)
-
-
-def fast_pipeline(text_encoder, encoder, decoder, denoiser, settings):
-    """A `Pipeline` of models that will not be trained, compiled and with the fast paths of the backend."""
-    for part in (text_encoder, encoder, decoder, denoiser):
-        if part is not None:
-            use_fast_paths(part, training=False)
-    return Pipeline(text_encoder, encoder, decoder, denoiser, settings, compiled=compiled)
-
-
-def read_settings(folder):
-    """What the pipeline.json of a folder holds, a dict, checked.
-
-    Raises:
-        UserError: if there is none, or a value is missing or of the wrong kind.
-    """
-    path = pathlib.Path(folder) / "pipeline.json"
+    path = pathlib.Path(folder) / cards.PIPELINE_FILE
     if not path.is_file():
         raise UserError(
-            f"There is no pipeline.json in {folder}: give a folder that `zoo convert stable-diffusion` wrote."
+            f"There is no {path.name} in {folder}: give a folder that `zoo convert stable-diffusion` wrote."
         )
+    config = cards.read_json(path)
+    if config.get("kind") != _KIND:
+        raise UserError(f"{path} does not describe a pipeline of kind {_KIND!r}: give another folder.")
+    _check_values(path, config, _PIPELINE_CONFIG)
+    _check_values(path, config["noise_schedule"], _NOISE_SCHEDULE)
+    return config
+
+
+def load_tokenizer(path, pipeline_config):
+    """The tokenizer of a folder, checked for the special tokens of a pipeline config.
+
+    Raises:
+        UserError: if it is missing, damaged or another one.
+    """
+    from tokenizers import Tokenizer
+
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no {path.name} in {path.parent}: convert the folder again.")
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): convert the folder again.") from error
-    if not isinstance(settings, dict) or settings.get("kind") != KIND:
-        raise UserError(f"{path} does not describe a pipeline of kind {KIND!r}: give another folder.")
-    _check_values(path, settings, SETTINGS)
-    _check_values(path, settings["schedule"], SCHEDULE)
-    _check_values(path, settings, {key: kind for key, kind in OPTIONAL.items() if key in settings})
-    return settings
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the package raises plain Exceptions
+        raise UserError(f"{path} is not a tokenizer ({error_summary(error)}): convert the folder again.") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    for key in ("start_id", "end_id", "pad_id"):
+        if tokenizer.id_to_token(pipeline_config[key]) is None:
+            raise UserError(
+                f"{path} has no token {pipeline_config[key]}, the {key} of pipeline.json: convert the folder again."
+            )
+    return tokenizer
 
 
 def _check_values(path, values, expected):
@@ -196,39 +480,30 @@ def _check_values(path, values, expected):
             raise UserError(f"{path} says {key} is {value!r}, where a value {wanted} was expected: convert it again.")
 
 
-def load_tokenizer(path, settings):
-    """The tokenizer of a folder, which has the tokens that its settings name.
-
-    Raises:
-        UserError: if it is missing, damaged or another one.
-    """
-    from tokenizers import Tokenizer
-
-    if not path.is_file():
-        raise UserError(f"There is no {path.name} in {path.parent}: convert the folder again.")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the package raises plain Exceptions
-        raise UserError(f"{path} is not a tokenizer ({reason(error)}): convert the folder again.") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    for key in ("start_id", "end_id", "pad_id"):
-        if tokenizer.id_to_token(settings[key]) is None:
-            raise UserError(
-                f"{path} has no token {settings[key]}, the {key} of pipeline.json: convert the folder again."
-            )
-    return tokenizer
+def _check_components(components, pipeline_config):
+    """Raise UserError unless the models fit each other and the config."""
+    if missing := [name for name in COMPONENTS if name != "encoder" and components.get(name) is None]:
+        raise UserError(
+            f"components must have {', '.join(COMPONENTS)} (encoder may be left out), not found: {missing}."
+        )
+    channels, context_dim = pipeline_config["latent_channels"], components["text_encoder"].outputs[0].shape[-1]
+    decoder, denoiser = components["decoder"], components["denoiser"]
+    for name, found, expected, what in (
+        ("decoder", decoder.inputs[0].shape[-1], (channels,), "latent channels"),
+        ("denoiser", denoiser.inputs[0].shape[-1], (channels, 2 * channels + 1), "latent channels"),
+        ("denoiser", denoiser.inputs[2].shape[-1], (context_dim,), "context channels"),
+    ):
+        if found not in expected:
+            expected = " or ".join(map(str, expected))
+            raise UserError(f"the {name} takes {found} {what}, not {expected}: its components do not belong together.")
 
 
-def _check_parts(folder, settings, text_encoder, encoder, decoder, denoiser):
-    """Raise UserError unless the models fit each other and the settings."""
-    channels, width = settings["latent_channels"], text_encoder.outputs[0].shape[-1]
-    facts = (
-        (decoder.inputs[0].shape[-1], (channels,), "decoder.keras", "channels of latents"),
-        (denoiser.inputs[0].shape[-1], (channels, 2 * channels + 1), "denoiser.keras", "channels of latents"),
-        (denoiser.inputs[2].shape[-1], (width,), "denoiser.keras", "numbers for a token"),
-    )
-    for found, wanted, name, what in facts:
-        if found not in wanted:
-            wanted = " or ".join(map(str, wanted))
-            raise UserError(f"{folder / name} takes {found} {what}, not {wanted}: its files do not belong together.")
+def _check_integer(name, value, minimum):
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < minimum:
+        raise UserError(f"{name} must be an integer from {minimum} up, got {value!r}.")
+
+
+def _backend():
+    import keras
+
+    return keras.backend.backend()

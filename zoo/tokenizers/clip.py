@@ -1,30 +1,30 @@
-"""CLIP's tokenizer as transformers keeps it, into one of the package `tokenizers` that gives the same ids.
+"""CLIP's tokenizer in the layout of transformers, as one of the package `tokenizers` that gives the same ids.
 
 Source: transformers 5.23, models/clip/tokenization_clip.py; Radford et al. 2021, section 2.4.
 """
 
-from zoo.errors import UserError, reason
+from zoo.errors import UserError, error_summary
 from zoo.io.tensor_files import read_json
 
-# Tokens with a meaning: our names, how tokenizer_config.json names them, and what transformers takes.
-SPECIAL = {"start_id": ("bos_token", "<|startoftext|>"), "end_id": ("eos_token", "<|endoftext|>")}
-SPECIAL |= {"pad_id": ("pad_token", "<|endoftext|>"), "unknown": ("unk_token", "<|endoftext|>")}
-FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
-# How a text is cut into words before the byte pairs; what it leaves out are spaces.
-WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
+# Special tokens: key of pipeline.json -> (key of tokenizer_config.json, default of transformers).
+_SPECIAL_TOKENS = {"start_id": ("bos_token", "<|startoftext|>"), "end_id": ("eos_token", "<|endoftext|>")}
+_SPECIAL_TOKENS |= {"pad_id": ("pad_token", "<|endoftext|>"), "unknown": ("unk_token", "<|endoftext|>")}
+_TOKEN_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
+# Words that are encoded as byte pairs each; what does not match are spaces.
+_WORD_PATTERN = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 
 def clip_tokenizer(vocabulary, merges, *, start, end, unknown, special=()):
-    """CLIP's tokenizer, made with the package `tokenizers`: byte pairs of lower-case words, between start and end.
+    """Build CLIP's tokenizer with the package `tokenizers`: byte pairs of lower-case words, between start and end.
 
     Args:
         vocabulary: dict token -> id.
         merges: list of pairs of tokens.
         start, end, unknown: tokens of the vocabulary.
-        special: strings or `tokenizers.AddedToken`s that are never cut.
+        special: strings or `tokenizers.AddedToken`s that are never split.
 
     Returns:
-        `tokenizers.Tokenizer`, which gives the ids of transformers' CLIPTokenizer and neither pads nor cuts off.
+        `tokenizers.Tokenizer`, which gives the ids of transformers' CLIPTokenizer; it neither pads nor truncates.
     """
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -36,7 +36,7 @@ def clip_tokenizer(vocabulary, merges, *, start, end, unknown, special=()):
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+            pre_tokenizers.Split(Regex(_WORD_PATTERN), behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
@@ -47,15 +47,15 @@ def clip_tokenizer(vocabulary, merges, *, start, end, unknown, special=()):
     return tokenizer
 
 
-def read_tokenizer(folder, vocabulary_size):
-    """CLIP's tokenizer as transformers keeps it: vocab.json and merges.txt, or tokenizer.json.
+def load_clip_tokenizer(folder, vocabulary_size):
+    """Load CLIP's tokenizer in the layout of transformers: vocab.json and merges.txt, or tokenizer.json.
 
     Args:
         folder: where its files are.
-        vocabulary_size: of the text encoder that it is for.
+        vocabulary_size: of its text encoder.
 
     Returns:
-        (`tokenizers.Tokenizer`, {"start_id", "end_id", "pad_id"}, tokens of the longest prompt or None).
+        (`tokenizers.Tokenizer`, {"start_id", "end_id", "pad_id"}, maximal number of tokens or None).
 
     Raises:
         UserError: if a file is missing or damaged, or the tokens are not those of such a text encoder.
@@ -69,7 +69,7 @@ def read_tokenizer(folder, vocabulary_size):
     for token in declared.values() if isinstance(declared, dict) else ():
         flags[token["content"]] = token
     named = {}
-    for ours, (theirs, default) in SPECIAL.items():
+    for ours, (theirs, default) in _SPECIAL_TOKENS.items():
         token = config.get(theirs) or default
         if isinstance(token, dict):  # {"content": "<|endoftext|>", "lstrip": false, …}
             flags.setdefault(token["content"], token)
@@ -80,7 +80,7 @@ def read_tokenizer(folder, vocabulary_size):
             )
         named[ours] = token
     if others := [token for token in flags if token not in vocabulary]:
-        raise UserError(f"{folder} adds the tokens {', '.join(others)} to the vocabulary, which ours cannot take.")
+        raise UserError(f"{folder} adds the tokens {', '.join(others)} to the vocabulary, which is not supported.")
     if max(vocabulary.values()) >= vocabulary_size:
         raise UserError(
             f"{folder} has a token with the id {max(vocabulary.values())}, and vocab_size of the text encoder is "
@@ -90,7 +90,7 @@ def read_tokenizer(folder, vocabulary_size):
         AddedToken(
             token,
             special=True,
-            **{flag: bool(flags.get(token, {}).get(flag)) for flag in FLAGS},
+            **{flag: bool(flags.get(token, {}).get(flag)) for flag in _TOKEN_FLAGS},
         )
         for token in dict.fromkeys([*named.values(), *flags])
     ]
@@ -104,7 +104,9 @@ def read_tokenizer(folder, vocabulary_size):
             special=special,
         )
     except Exception as error:  # tokenizers raises many kinds; all mean that the files do not fit one another
-        raise UserError(f"The tokenizer of {folder} cannot be used ({reason(error)}): fetch it again.") from error
+        raise UserError(
+            f"The tokenizer of {folder} cannot be used ({error_summary(error)}): fetch it again."
+        ) from error
     length = config.get("model_max_length")
     length = int(length) if isinstance(length, (int, float)) and length > 2 else None
     return tokenizer, {name: vocabulary[token] for name, token in named.items()}, length

@@ -1,17 +1,17 @@
-"""From a prompt to a picture: text encoder, sampler with the denoiser, decoder; from another picture, too.
+"""Latent diffusion: text encoder, denoiser with a noise sampler, and autoencoder as one pipeline.
 
-text to image   noise ─────────────────────────────────┐
-image to image  picture ─ encoder ─ noise at a strength ┴─ x ─ E x [denoiser, sampler] ─ x_0 ─ decoder ─ picture
-inpainting      the same, and after every step the original comes back where the mask is 0, as noisy as x is; a denoiser
-                of 9 channels is shown mask and masked picture instead
+text-to-image   noise ────────────────────────────────┐
+image-to-image  image ─ encoder ─ noise at a strength ┴─ x ─ E x [denoiser, sampler] ─ x_0 ─ decoder ─ image
+inpainting      the same, and after every step the original, with as much noise as x, is put back where the mask is 0;
+                a denoiser of 9 input channels takes the mask and the masked image instead
 
-With guidance g > 1 the denoiser works on both the negative prompt and the prompt, and what is believed is
-ε_negative + g (ε_prompt − ε_negative): Ho & Salimans 2022, equation 6, with g = 1 + w.
+Classifier-free guidance at a scale g > 1 evaluates the denoiser on both the negative prompt and the prompt and combines
+the two to ε_negative + g (ε_prompt − ε_negative): Ho & Salimans 2022, equation 6, with g = 1 + w.
 
 The semantics are those of diffusers' StableDiffusionPipeline, …Img2ImgPipeline and …InpaintPipeline.
 
-Letters: B pictures, H x W pixels, F pixels to a latent, h = H/F, w = W/F, C channels of latents, S tokens, d width of
-the context, E evaluations of the denoiser.
+Letters: B batch, H x W pixels, F = vae_scale_factor, h = H/F, w = W/F, C latent channels, S tokens, d size of the
+context, E evaluations of the denoiser.
 """
 
 import dataclasses
@@ -19,268 +19,286 @@ import dataclasses
 import numpy as np
 from keras import ops
 
-from zoo.generation.diffusion.noise_sampler import SAMPLERS, Course, advance, begin, random_noise, scheduled, skipped
+from zoo.fast_paths import compile_function, inference_call, inference_function
+from zoo.generation.diffusion.noise_sampler import (
+    SAMPLERS,
+    SamplerConfig,
+    alphas_cumprod_from_config,
+    init_state,
+    sampler_step,
+    seeded_noise,
+    start_step,
+)
 
-# What diffusers takes where a scheduler's file says nothing; the other samplers take "linspace".
-LEADING = ("ddpm", "ddim", "plms")
-TOGETHER = 512 * 512  # pixels that are decoded at once
+# Samplers whose default timestep_spacing in diffusers is "leading"; that of the others is "linspace".
+_LEADING_SAMPLERS = ("ddpm", "ddim", "plms")
+_MAX_DECODED_PIXELS = 512 * 512  # of the images that are decoded in one call
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Where a drawing is after an evaluation of the denoiser.
+    """The latents after an evaluation of the denoiser.
 
     Attributes:
-        number: of the evaluation, from 1 to `total`.
-        total: E.
-        timestep: what the denoiser was told.
+        step: number of the evaluation, from 1 to `num_evaluations`.
+        num_evaluations: E.
+        timestep: the timestep given to the denoiser.
     """
 
-    number: int
-    total: int
+    step: int
+    num_evaluations: int
     timestep: float
     _state: object
     _scale: float
+    _decode: object
 
     @property
     def latents(self):
-        """Latents (B, h, w, C) float32, of the spread that the decoder knows; noisy but for the last."""
+        """Latents (B, h, w, C) float32, scaled to the variance that the decoder expects; all but the last are noisy."""
         return self._scale * ops.convert_to_numpy(self._state[0])
 
     @property
-    def expected(self):
-        """The latents without noise that the denoiser expected at this step, (B, h, w, C) float32."""
+    def pred_x0(self):
+        """The denoised latents predicted at this evaluation, (B, h, w, C) float32."""
         return ops.convert_to_numpy(self._state[1])
 
+    def decode(self):
+        """Images (B, H, W, 3) uint8 of the latents."""
+        return self._decode(self.latents)
 
-class Pipeline:
-    """Draws with the four models of a latent diffusion. Holds what is compiled.
+
+class LatentDiffusion:
+    """The four models of a latent diffusion as a pipeline from token ids to images, compiled for inference.
+
+    The models stay as they are and may be trained; their weights are read at each call. Several threads may use it.
 
     Args:
-        text_encoder: ids (B, S) int32 -> context (B, S, d).
-        encoder: images (B, H, W, 3) in [-1, 1] -> [mean, log-variance] of latents; None where none is needed.
+        text_encoder: token ids (B, S) int32 -> context (B, S, d).
+        encoder: images (B, H, W, 3) in [-1, 1] -> [mean, log-variance] of latents; None where it is not needed.
         decoder: latents (B, h, w, C) -> images (B, H, W, 3), about in [-1, 1].
-        denoiser: [latents (B, h, w, C), timestep (B,), context (B, S, d)] -> (B, h, w, C); or with C + 1 + C channels
-            for latents, mask and latents of the masked picture.
-        settings: dict, what a pipeline.json holds: see `zoo.converters.stable_diffusion`.
-        compiled: function that compiles a function of tensors which calls models with the variables given.
+        denoiser: [latents (B, h, w, C), timestep (B,), context (B, S, d)] -> (B, h, w, C); or with C + 1 + C input
+            channels for latents, mask and latents of the masked image.
+        pipeline_config: dict, the content of a pipeline.json: see `zoo.converters.stable_diffusion`.
     """
 
     def __init__(
-        self, text_encoder, encoder, decoder, denoiser, settings, *, compiled=lambda function, variables: function
+        self,
+        text_encoder,
+        encoder,
+        decoder,
+        denoiser,
+        pipeline_config,
     ):
-        self.settings, self.downsampling = settings, settings["downsampling"]
-        self.inpaints = denoiser.inputs[0].shape[-1] == 2 * settings["latent_channels"] + 1
-        self._denoiser = denoiser
-        parts = {"read": text_encoder, "encode": encoder, "decode": decoder}
-        self._parts = {
-            name: compiled(_applied(part), part.variables) for name, part in parts.items() if part is not None
-        }
-        self._advance = compiled(self._step, denoiser.variables)
+        self.pipeline_config, self.vae_scale_factor = pipeline_config, pipeline_config["vae_scale_factor"]
+        self.is_inpainting_model = denoiser.inputs[0].shape[-1] == 2 * pipeline_config["latent_channels"] + 1
+        self._denoiser = inference_call(denoiser)
+        self._text_encoder, self._encoder, self._decoder = (
+            None if model is None else inference_function(model) for model in (text_encoder, encoder, decoder)
+        )
+        self._denoising_step = compile_function(self._step, denoiser.variables)
 
-    def plan(self, steps, *, sampler=None, strength=1.0, eta=0.0):
-        """The `Plan` of a sampler.
+    def plan(self, num_steps, *, sampler=None, strength=1.0, eta=0.0):
+        """The `SamplingPlan` of a sampler.
 
         Args:
-            steps: how many to take of the whole way, of which a strength below 1 leaves out the first.
-            sampler: a key of `SAMPLERS`; None for the one the pipeline was published with.
-            strength: in (0, 1].
+            num_steps: number of steps from pure noise, of which a strength below 1 skips the first.
+            sampler: a key of `SAMPLERS`; None for the pipeline's own.
+            strength: image-to-image strength, in (0, 1].
             eta: η of DDIM, in [0, 1].
 
         Raises:
-            ValueError: if a number is out of range.
+            ValueError: if an argument is out of range.
         """
-        own = self.settings["sampler"]
-        sampler = sampler or own
+        config = self.pipeline_config
+        sampler = sampler or config["sampler"]
         if sampler not in SAMPLERS:
-            raise ValueError(f"The sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}.")
+            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}.")
         if not 0 < strength <= 1:
-            raise ValueError(f"The strength must be above 0 and at most 1, got {strength}.")
-        # A spacing that is the usual one of the pipeline's own sampler was not chosen, and others have their own.
-        spacing = self.settings["spacing"]
-        if spacing == ("leading" if own in LEADING else "linspace"):
+            raise ValueError(f"strength must be above 0 and at most 1, got {strength}.")
+        # A spacing that is the default of the pipeline's own sampler was not chosen, and other samplers have their own.
+        spacing = config["timestep_spacing"]
+        if spacing == ("leading" if config["sampler"] in _LEADING_SAMPLERS else "linspace"):
             spacing = None
-        course = Course(
-            scheduled(self.settings["schedule"]),
-            steps,
-            prediction=self.settings["prediction"],
-            spacing=spacing,
-            offset=self.settings["offset"],
-            final_alpha_one=self.settings["final_alpha_one"],
+        sampler_config = SamplerConfig(
+            alphas_cumprod_from_config(config["noise_schedule"]),
+            num_steps,
+            prediction_type=config["prediction_type"],
+            timestep_spacing=spacing,
+            steps_offset=config["steps_offset"],
+            set_alpha_to_one=config["set_alpha_to_one"],
             eta=eta,
-            karras=self.settings.get("karras", False),
-            skip=skipped(steps, strength),
+            use_karras_sigmas=config["use_karras_sigmas"],
+            start_step=start_step(num_steps, strength),
         )
-        if course.skip == steps:
-            raise ValueError(f"A strength of {strength} leaves none of {steps} steps: take {1 / steps:.3g} or more.")
-        return SAMPLERS[sampler](course)
+        if sampler_config.start_step == num_steps:
+            raise ValueError(
+                f"A strength of {strength} leaves none of {num_steps} steps: take {1 / num_steps:.3g} or more."
+            )
+        return SAMPLERS[sampler](sampler_config)
 
-    def read(self, ids):
-        """The context (B, S, d) of prompts, ids (B, S)."""
-        return self._parts["read"](ops.convert_to_tensor(np.asarray(ids, np.int32)))
+    def encode_prompt(self, token_ids):
+        """The context (B, S, d) of prompts, token ids (B, S)."""
+        return self._text_encoder(ops.convert_to_tensor(np.asarray(token_ids, np.int32)))
 
-    def draw(
+    def denoise(
         self,
-        ids,
+        token_ids,
         *,
-        negative_ids=None,
-        guidance=7.5,
-        steps=50,
+        negative_token_ids=None,
+        guidance_scale=7.5,
+        num_steps=50,
         sampler=None,
         eta=0.0,
         seeds=(0,),
         height=None,
         width=None,
         image=None,
+        mask_image=None,
         strength=1.0,
-        mask=None,
         latents=None,
     ):
-        """Draw pictures, one for each seed, of one prompt or of a prompt each.
+        """Sample latents, one for each seed, given one prompt or a prompt each.
 
         Args:
-            ids: of the prompt, (S,), or of a prompt for each picture, (B, S).
-            negative_ids: of what the picture should not be, (S,) or (B, S); not used without guidance.
-            guidance: g; 1 or less for none.
-            steps, sampler, eta: see `plan`.
-            seeds: the random numbers of a picture are those of its seed, whatever is drawn beside it.
-            height, width: H and W; None for those of `image`, or else those the pipeline was trained for.
-            image: picture (H, W, 3) uint8 to begin with.
-            strength: in (0, 1], how much of `image` may go; with a mask and 1, nothing of it shines through there.
-            mask: (H, W) bool, True where `image` is to be drawn anew.
-            latents: the noise to begin with, (B, h, w, C), instead of that of the seeds.
+            token_ids: of the prompt, (S,), or of a prompt for each seed, (B, S).
+            negative_token_ids: of the negative prompt, (S,) or (B, S); not used without guidance.
+            guidance_scale: g; 1 or less for no guidance.
+            num_steps, sampler, eta: see `plan`.
+            seeds: each image has the noise of its seed alone, whatever else is in the batch.
+            height, width: H and W; None for those of `image`, or else those that the pipeline was trained for.
+            image: initial image (H, W, 3) uint8.
+            mask_image: (H, W) bool, True where `image` is repainted.
+            strength: image-to-image strength, in (0, 1]; with a mask and 1, repainted parts start from pure noise.
+            latents: the initial noise, (B, h, w, C), instead of that of the seeds.
 
         Returns:
-            an iterator of `Step`, one for each evaluation of the denoiser; `decode` makes pictures of their latents.
+            an iterator of `Step`, one for each evaluation of the denoiser; `decode` maps their latents to images.
 
         Raises:
-            ValueError: if sizes do not fit, a number is out of range, or the denoiser needs a mask and has none.
+            ValueError: if sizes do not fit, an argument is out of range, or the denoiser needs a mask and has none.
         """
-        plan = self.plan(steps, sampler=sampler, strength=strength, eta=eta)
-        height, width = self._size(height, width, image)
-        self._check(height, width, image, mask, strength, seeds)
-        factor, count = self.downsampling, len(seeds)
-        shape = (height // factor, width // factor, self.settings["latent_channels"])  # (h, w, C)
-        if latents is not None and np.shape(latents) != (count, *shape):
-            raise ValueError(f"The latents must have shape {(count, *shape)}, got {np.shape(latents)}.")
-        context = self._context(ids, negative_ids, guidance, count)
-        draw, extra, kept = random_noise(seeds), (), ()
+        plan = self.plan(num_steps, sampler=sampler, strength=strength, eta=eta)
+        default_size = (self.pipeline_config["image_size"],) * 2 if image is None else np.shape(image)[:2]
+        height, width = default_size[0] if height is None else height, default_size[1] if width is None else width
+        self._check(height, width, image, mask_image, strength, seeds)
+        factor, batch_size = self.vae_scale_factor, len(seeds)
+        shape = (height // factor, width // factor, self.pipeline_config["latent_channels"])  # (h, w, C)
+        if latents is not None and np.shape(latents) != (batch_size, *shape):
+            raise ValueError(f"latents must have shape {(batch_size, *shape)}, got {np.shape(latents)}.")
+        context = self._guidance_context(token_ids, negative_token_ids, guidance_scale, batch_size)
+        sample_noise, denoiser_extras, inpainting = seeded_noise(seeds), (), ()
 
-        # The random numbers are taken in the order in which diffusers takes them.
-        anew = image is None or (mask is not None and strength == 1)  # nothing of an image is begun with
+        # Random numbers are drawn in the order of diffusers.
+        from_noise = image is None or (mask_image is not None and strength == 1)
         if image is not None:
             image = np.asarray(image, np.float32) / 127.5 - 1
-            original = None if anew and self.inpaints else self._encode(image, draw)
-        noise = draw(shape) if latents is None else np.asarray(latents, np.float32)
-        if anew:
-            x = plan.start * noise
+            original = None if from_noise and self.is_inpainting_model else self._encode_image(image, sample_noise)
+        noise = sample_noise(shape) if latents is None else np.asarray(latents, np.float32)
+        if from_noise:
+            x = plan.init_noise_sigma * noise
         else:
-            signal, spread = plan.levels[0]
-            x = signal * original + spread * noise
-        if mask is not None:
-            mask = np.asarray(mask, np.float32)[..., None]  # (H, W, 1)
-            small = np.broadcast_to(mask[::factor, ::factor], (count, *shape[:2], 1))
-            if self.inpaints:
-                extra = (np.concatenate([small, self._encode(image * (mask < 0.5), draw)], axis=-1),)
+            signal_scale, noise_scale = plan.signal_and_noise_scales[0]
+            x = signal_scale * original + noise_scale * noise
+        if mask_image is not None:
+            mask = np.asarray(mask_image, np.float32)[..., None]  # (H, W, 1)
+            latent_mask = np.broadcast_to(mask[::factor, ::factor], (batch_size, *shape[:2], 1))
+            if self.is_inpainting_model:
+                masked_image = self._encode_image(image * (mask < 0.5), sample_noise)
+                denoiser_extras = (np.concatenate([latent_mask, masked_image], axis=-1),)
             else:
-                kept = (small, original, noise)
-        return self._walk(plan, x.astype(np.float32), context, guidance, draw, extra, kept)
+                inpainting = (latent_mask, original, noise)
+        return self._run(plan, x.astype(np.float32), context, guidance_scale, sample_noise, denoiser_extras, inpainting)
 
     def decode(self, latents):
-        """Pictures (B, H, W, 3) uint8 of latents (B, h, w, C)."""
-        latents = (latents / self.settings["latent_scale"] + self.settings["latent_shift"]).astype(np.float32)
-        # Large pictures one by one, for memory; small ones together, for time.
-        room = max(1, TOGETHER // (latents[0, ..., 0].size * self.downsampling**2))
-        groups = [latents[begin : begin + room] for begin in range(0, len(latents), room)]
-        pictures = [self._parts["decode"](ops.convert_to_tensor(group)) for group in groups]
-        pictures = np.concatenate([ops.convert_to_numpy(one) for one in pictures]).astype(np.float32)
-        return to_bytes(pictures)
+        """Images (B, H, W, 3) uint8 of latents (B, h, w, C)."""
+        config = self.pipeline_config
+        latents = (latents / config["scaling_factor"] + config["shift_factor"]).astype(np.float32)
+        # Large images one by one, for memory; small ones together, for time.
+        count = max(1, _MAX_DECODED_PIXELS // (latents[0, ..., 0].size * self.vae_scale_factor**2))
+        batches = [latents[start : start + count] for start in range(0, len(latents), count)]
+        images = [ops.convert_to_numpy(self._decoder(ops.convert_to_tensor(batch))) for batch in batches]
+        return to_uint8(np.concatenate(images).astype(np.float32))
 
-    def _encode(self, image, draw):
-        """Latents (B, h, w, C), a draw for each seed, of an image (H, W, 3) in [-1, 1]."""
-        mean, log_variance = (
-            ops.convert_to_numpy(part) for part in self._parts["encode"](ops.convert_to_tensor(image[None]))
-        )
-        latents = mean + np.exp(log_variance / 2) * draw(mean.shape[1:])
-        return (latents - self.settings["latent_shift"]) * self.settings["latent_scale"]
+    def _encode_image(self, image, sample_noise):
+        """Latents (B, h, w, C), a sample for each seed, of an image (H, W, 3) in [-1, 1]."""
+        outputs = self._encoder(ops.convert_to_tensor(image[None]))
+        mean, log_variance = (ops.convert_to_numpy(output) for output in outputs)
+        latents = mean + np.exp(log_variance / 2) * sample_noise(mean.shape[1:])
+        return (latents - self.pipeline_config["shift_factor"]) * self.pipeline_config["scaling_factor"]
 
-    def _context(self, ids, negative_ids, guidance, count):
-        """What the denoiser looks at: (B, S, d), or with guidance (2B, S, d), the negative prompt first."""
+    def _guidance_context(self, token_ids, negative_token_ids, guidance_scale, batch_size):
+        """Context of the denoiser: (B, S, d), or with guidance (2B, S, d), that of the negative prompts first."""
 
-        def read(ids):
-            ids = np.atleast_2d(ids)
-            if len(ids) not in (1, count):
-                raise ValueError(f"Give one prompt, or one for each of the {count} seeds, got {len(ids)}.")
-            context = self.read(ids)
-            return context if len(ids) == count else ops.repeat(context, count, axis=0)
+        def encode(token_ids):
+            token_ids = np.atleast_2d(token_ids)
+            if len(token_ids) not in (1, batch_size):
+                raise ValueError(f"Give one prompt, or one for each of the {batch_size} seeds, got {len(token_ids)}.")
+            context = self.encode_prompt(token_ids)
+            return context if len(token_ids) == batch_size else ops.repeat(context, batch_size, axis=0)
 
-        if guidance <= 1:
-            return read(ids)
-        if negative_ids is None:
-            raise ValueError("Guidance needs the ids of a negative prompt, which may be empty.")
-        return ops.concatenate([read(negative_ids), read(ids)], axis=0)
+        if guidance_scale <= 1:
+            return encode(token_ids)
+        if negative_token_ids is None:
+            raise ValueError("Guidance needs the token ids of a negative prompt, which may be empty.")
+        return ops.concatenate([encode(negative_token_ids), encode(token_ids)], axis=0)
 
-    def _walk(self, plan, x, context, guidance, draw, extra, kept):
+    def _run(self, plan, x, context, guidance_scale, sample_noise, denoiser_extras, inpainting):
         """Yield a `Step` after each evaluation."""
-        tensor = ops.convert_to_tensor
-        extra, kept = (tuple(tensor(np.asarray(part, np.float32)) for part in parts) for parts in (extra, kept))
-        guidance, still, state = tensor(np.float32(guidance)), tensor(np.zeros_like(x)), tensor(begin(x))
-        for place in range(len(plan)):
-            noise = tensor(draw(x.shape[1:])) if plan.noisy[place] else still
-            numbers = (plan.tables[place], plan.scales[place], plan.timesteps[place], plan.levels[place + 1])
-            numbers = [tensor(np.asarray(number, np.float32)) for number in numbers]
-            state = self._advance(state, noise, context, guidance, extra, kept, *numbers)
-            scale = 1 / np.hypot(*plan.levels[place + 1]) if place + 1 < len(plan) else 1.0
-            yield Step(place + 1, len(plan), float(plan.timesteps[place]), state, np.float32(scale))
 
-    def _step(self, state, noise, context, guidance, extra, kept, table, scale, timestep, level):
-        """The next state (5, B, h, w, C), from one call of the denoiser; this is what is compiled."""
-        seen = ops.concatenate([scale * state[0], *extra], axis=-1)
-        count, guided = seen.shape[0], context.shape[0] > seen.shape[0]
+        def tensors(arrays):
+            return tuple(ops.convert_to_tensor(np.asarray(array, np.float32)) for array in arrays)
+
+        denoiser_extras, inpainting = tensors(denoiser_extras), tensors(inpainting)
+        guidance_scale, no_noise, state = tensors((guidance_scale, np.zeros_like(x), init_state(x)))
+        for i, matrix in enumerate(plan.step_matrices):
+            noise = ops.convert_to_tensor(sample_noise(x.shape[1:])) if plan.adds_noise[i] else no_noise
+            scales = plan.signal_and_noise_scales[i + 1]
+            arrays = tensors((matrix, plan.input_scales[i], plan.timesteps[i], scales))
+            state = self._denoising_step(state, noise, context, guidance_scale, denoiser_extras, inpainting, *arrays)
+            decoder_scale = 1 / np.hypot(*scales) if i + 1 < len(plan) else 1.0
+            yield Step(i + 1, len(plan), float(plan.timesteps[i]), state, np.float32(decoder_scale), self.decode)
+
+    def _step(
+        self, state, noise, context, guidance_scale, denoiser_extras, inpainting, matrix, input_scale, timestep, scales
+    ):
+        """The next state (5, B, h, w, C), with one call of the denoiser; this is what is compiled."""
+        latents = ops.concatenate([input_scale * state[0], *denoiser_extras], axis=-1)
+        batch_size, guided = latents.shape[0], context.shape[0] > latents.shape[0]
         if guided:
-            seen = ops.concatenate([seen, seen], axis=0)
-        told = ops.broadcast_to(timestep, (seen.shape[0],))
-        output = self._denoiser([seen, told, context], training=False)
+            latents = ops.concatenate([latents, latents], axis=0)
+        timestep_batch = ops.broadcast_to(timestep, (latents.shape[0],))
+        output = self._denoiser([latents, timestep_batch, context])
         if guided:
-            output = output[:count] + guidance * (output[count:] - output[:count])
-        state = advance(table, state, output, noise)
-        if kept:
-            mask, original, first_noise = kept
-            x = (1 - mask) * (level[0] * original + level[1] * first_noise) + mask * state[0]
+            output_negative, output_prompt = output[:batch_size], output[batch_size:]
+            output = output_negative + guidance_scale * (output_prompt - output_negative)
+        state = sampler_step(matrix, state, output, noise)
+        if inpainting:
+            mask, original, initial_noise = inpainting
+            x = (1 - mask) * (scales[0] * original + scales[1] * initial_noise) + mask * state[0]
             state = ops.concatenate([x[None], state[1:]], axis=0)
         return state
 
-    def _size(self, height, width, image):
-        usual = (self.settings["image_size"],) * 2 if image is None else np.shape(image)[:2]
-        return usual[0] if height is None else height, usual[1] if width is None else width
-
-    def _check(self, height, width, image, mask, strength, seeds):
-        factor = self.downsampling
+    def _check(self, height, width, image, mask_image, strength, seeds):
+        factor = self.vae_scale_factor
         if height < factor or width < factor or height % factor or width % factor:
             raise ValueError(f"Width and height must be divisible by {factor}, got {width}x{height}.")
         if not seeds or min(seeds) < 0:
             raise ValueError(f"Give one seed or more, none of them negative, got {list(seeds)}.")
         if image is not None and np.shape(image) != (height, width, 3):
             raise ValueError(f"The image must have shape {(height, width, 3)}, got {np.shape(image)}.")
-        if image is not None and "encode" not in self._parts:
-            raise ValueError("To begin with an image takes the encoder, which was not loaded.")
+        if image is not None and self._encoder is None:
+            raise ValueError("Image-to-image generation needs the encoder, which was not loaded.")
         if image is None and strength != 1:
-            raise ValueError(f"A strength of {strength} is for drawing from an image: give one, too.")
-        if mask is not None and image is None:
-            raise ValueError("A mask says where an image is drawn anew: give the image, too.")
-        if mask is not None and np.shape(mask) != (height, width):
-            raise ValueError(
-                f"The mask is {np.shape(mask)[1]}x{np.shape(mask)[0]} and the image {width}x{height}: make them alike."
-            )
-        if self.inpaints and mask is None:
-            raise ValueError("This model draws parts of an image anew: give an image and a mask.")
+            raise ValueError(f"A strength of {strength} is for image-to-image generation: give an image as well.")
+        if mask_image is not None and image is None:
+            raise ValueError("A mask says which part of an image is repainted: give the image as well.")
+        if mask_image is not None and np.shape(mask_image) != (height, width):
+            sizes = [f"{shape[1]}x{shape[0]}" for shape in (np.shape(mask_image), (height, width))]
+            raise ValueError(f"The mask is {sizes[0]} and the image {sizes[1]}: give a mask of the image's size.")
+        if self.is_inpainting_model and mask_image is None:
+            raise ValueError("This is an inpainting model: give an image and a mask.")
 
 
-def to_bytes(pictures):
-    """Pictures, about in [-1, 1], as uint8."""
-    return np.round(255 * np.clip(pictures / 2 + 0.5, 0, 1)).astype(np.uint8)
-
-
-def _applied(model):
-    """A model as a function of its inputs."""
-    return lambda x: model(x, training=False)
+def to_uint8(images):
+    """Images, about in [-1, 1], as uint8."""
+    return np.round(255 * np.clip(images / 2 + 0.5, 0, 1)).astype(np.uint8)

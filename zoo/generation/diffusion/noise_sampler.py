@@ -1,384 +1,400 @@
-"""Noise schedules, the forward process that adds noise, and the samplers that take it away again.
+"""Noise schedules, the forward process that adds noise, and the samplers of the reverse process.
 
     q(x_t | x_{t-1}) = N(√(1 − β_t) x_{t-1}, β_t)       one step of noise             Ho et al. 2020, equation 2
     q(x_t | x_0)     = N(√ᾱ_t x_0, 1 − ᾱ_t)             all steps up to t at once     equation 4, ᾱ_t = Π (1 − β_s)
 
-A model is asked at a timestep what a noisy x is made of, and a sampler takes x nearer to the data. All samplers are
-linear in what they see: the latents x, the model's output, fresh noise, and what they remember of earlier evaluations.
-So each is a plan made beforehand in NumPy (float64): a small table for every evaluation of the model, whose rows are
-written below as the papers write their equations, with unit vectors in the place of x, output and noise.
+All samplers are linear in their inputs: the latents x, the model's output, fresh noise, and the outputs they keep of
+earlier evaluations. So each is precomputed in NumPy (float64) as a `SamplingPlan`: a small matrix per evaluation of the
+model, whose rows are written below as the papers write their equations, with unit vectors for x, output and noise.
 
-    plan = ddim(Course(alpha_bars(betas("scaled_linear")), steps=30))
-    state = begin(plan.start * noise)
-    for timestep, scale, table in zip(plan.timesteps, plan.scales, plan.tables):
-        state = advance(table, state, model(scale * state[0], timestep), noise)
-    state[0]                                    # x_0; state[1] was the x_0 expected at each evaluation
+    config = SamplerConfig(alphas_cumprod(betas("scaled_linear")), num_steps=30)
+    plan = ddim(config)
+    state = init_state(plan.init_noise_sigma * noise)
+    for timestep, scale, matrix in zip(plan.timesteps, plan.input_scales, plan.step_matrices):
+        state = sampler_step(matrix, state, model(scale * state[0], timestep), noise)
+    state[0]                                    # x_0; state[1] was the predicted x_0 at each evaluation
 
-`advance` takes arrays of NumPy and tensors of any backend, in a Python loop or inside a compiled step: the same step
-serves every sampler.
+`sampler_step` takes arrays of NumPy and tensors of any backend, in a Python loop or inside a compiled step: the same
+compiled step serves every sampler.
 
-Letters: T timesteps of training, E evaluations of the model, t a timestep, x latents, z fresh Gaussian noise,
-ᾱ (alpha_bar) share of signal, σ (sigma) noise for a signal of 1, √(1 − ᾱ) / √ᾱ.
+Letters: T training timesteps, E evaluations of the model, t a timestep, x latents, ε noise, ᾱ cumulative product of
+the alphas (share of signal), σ standard deviation of the noise for a signal of 1, √(1 − ᾱ) / √ᾱ.
 """
 
 import dataclasses
 
 import numpy as np
 
-SCHEDULES = ("linear", "scaled_linear", "squared_cosine")
-PREDICTIONS = ("epsilon", "v", "x0")
-SPACINGS = ("leading", "trailing", "linspace")
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 
 # ---------------------------------------------------------------------------------------------------- noise schedules
 
 
-def betas(kind, *, steps=1000, start=0.00085, end=0.012):
+def betas(beta_schedule, *, num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012):
     """β_t of every timestep, float64 (T,).
 
     Args:
-        kind: "linear" (Ho et al. 2020, section 4: 0.0001 to 0.02); "scaled_linear", linear in √β (Rombach et al. 2022,
-            which Stable Diffusion uses: 0.00085 to 0.012); "squared_cosine" (Nichol & Dhariwal 2021, equation 17).
-        steps: T.
-        start, end: the first and the last β; the cosine has none.
+        beta_schedule: "linear" (Ho et al. 2020, section 4: 0.0001 to 0.02); "scaled_linear", linear in √β (Rombach et
+            al. 2022, used by Stable Diffusion: 0.00085 to 0.012); "squaredcos_cap_v2", the cosine schedule (Nichol &
+            Dhariwal 2021, equation 17).
+        num_train_timesteps: T.
+        beta_start, beta_end: the first and the last β; not used by the cosine schedule.
     """
-    if kind not in SCHEDULES:
-        raise ValueError(f"The noise schedule must be one of {', '.join(SCHEDULES)}, got {kind!r}.")
-    if kind == "squared_cosine":
-        f = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
+    if beta_schedule not in BETA_SCHEDULES:
+        raise ValueError(f"beta_schedule must be one of {', '.join(BETA_SCHEDULES)}, got {beta_schedule!r}.")
+    if beta_schedule == "squaredcos_cap_v2":
+        f = np.cos((np.arange(num_train_timesteps + 1) / num_train_timesteps + 0.008) / 1.008 * np.pi / 2) ** 2
         return np.minimum(1 - f[1:] / f[:-1], 0.999)
-    if kind == "linear":
-        return np.linspace(start, end, steps)
-    return np.linspace(start**0.5, end**0.5, steps) ** 2
+    if beta_schedule == "linear":
+        return np.linspace(beta_start, beta_end, num_train_timesteps)
+    return np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
 
 
-def alpha_bars(betas):
+def alphas_cumprod(betas):
     """ᾱ_t = Π (1 − β_s) for s up to t, float64 (T,)."""
     return np.cumprod(1 - np.asarray(betas, np.float64))
 
 
-def scheduled(schedule):
-    """ᾱ of every timestep, float64 (T,), of a schedule as pipeline.json tells it: kind, steps, beta_start, beta_end."""
-    numbers = {"steps": schedule["steps"], "start": schedule["beta_start"], "end": schedule["beta_end"]}
-    return alpha_bars(betas(schedule["kind"], **numbers))
+def alphas_cumprod_from_config(noise_schedule):
+    """ᾱ of every timestep, float64 (T,), of the `noise_schedule` of a pipeline.json: the arguments of `betas`."""
+    return alphas_cumprod(betas(**noise_schedule))
 
 
 # ---------------------------------------------------------------------------------------------------- forward process
 
 
-def noised(x_0, noise, alpha_bar):
-    """Draw from q(x_t | x_0): √ᾱ_t x_0 + √(1 − ᾱ_t) noise. Ho et al. 2020, equation 4."""
-    return alpha_bar**0.5 * x_0 + (1 - alpha_bar) ** 0.5 * noise
+def add_noise(x_0, noise, alpha_cumprod):
+    """Sample from q(x_t | x_0): √ᾱ_t x_0 + √(1 − ᾱ_t) noise. Ho et al. 2020, equation 4."""
+    return alpha_cumprod**0.5 * x_0 + (1 - alpha_cumprod) ** 0.5 * noise
 
 
-def noised_once(x, noise, beta):
-    """Draw from q(x_t | x_{t-1}): √(1 − β_t) x_{t-1} + √β_t noise. Ho et al. 2020, equation 2."""
+def add_noise_step(x, noise, beta):
+    """Sample from q(x_t | x_{t-1}): √(1 − β_t) x_{t-1} + √β_t noise. Ho et al. 2020, equation 2."""
     return (1 - beta) ** 0.5 * x + beta**0.5 * noise
 
 
-def understood(prediction, output, x, alpha_bar):
-    """(x_0, ε) that a model's output means for x = √ᾱ x_0 + √(1 − ᾱ) ε; v is of Salimans & Ho 2022, appendix D."""
-    a, s = alpha_bar**0.5, (1 - alpha_bar) ** 0.5
-    if prediction == "epsilon":
+def predict_x0_and_epsilon(prediction_type, output, x, alpha_cumprod):
+    """(x_0, ε) of a model's output for x = √ᾱ x_0 + √(1 − ᾱ) ε; "v_prediction" is Salimans & Ho 2022, appendix D."""
+    a, s = alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
+    if prediction_type == "epsilon":
         return (x - s * output) / a, output
-    if prediction == "v":
+    if prediction_type == "v_prediction":
         return a * x - s * output, a * output + s * x
     return output, (x - a * output) / s
 
 
-def random_noise(seeds):
-    """A function of a shape (h, w, C) that draws standard normal noise (B, h, w, C) float32, a stream for each seed."""
+def seeded_noise(seeds):
+    """A function from a shape (h, w, C) to standard normal noise (B, h, w, C) float32, one random stream per seed."""
     streams = [np.random.default_rng(seed) for seed in seeds]
     return lambda shape: np.stack([stream.standard_normal(shape, dtype=np.float32) for stream in streams])
 
 
-# -------------------------------------------------------------------------------------------------------------- plans
+# ------------------------------------------------------------------------------------------------------ sampling plans
 
-# A state is five arrays, (5, *x.shape): x, the expected x_0, and three memories. A table (5, 7) gives the next state
-# from state, output and noise; its rows are combinations of these unit vectors.
-X, EXPECTED, MEMORY, MEMORY_2, MEMORY_3, OUTPUT, NOISE = np.eye(7)
-NOTHING = np.zeros(7)
+# A state is five arrays, (5, *x.shape): x, the predicted x_0, and a history of three arrays. A step matrix (5, 7) maps
+# state, output and noise to the next state; its rows are linear combinations of these unit vectors.
+X, PRED_X0, HISTORY, HISTORY_2, HISTORY_3, OUTPUT, NOISE = np.eye(7)
+ZERO = np.zeros(7)
 
 
 @dataclasses.dataclass(frozen=True)
-class Course:
-    """What is asked of a sampler.
+class SamplerConfig:
+    """Configuration of a sampler.
 
     Attributes:
-        alpha_bars: ᾱ (T,).
-        steps: how many to take; Heun's method evaluates the model nearly twice and PLMS once more than that.
-        prediction: what the model gives: "epsilon" (the noise), "v" or "x0" (the data).
-        spacing: which timesteps, see `timesteps`; None for what diffusers takes when nothing is said: "leading" for
-            DDPM, DDIM and PLMS, "linspace" for the others.
-        offset: added to the timesteps of "leading".
-        final_alpha_one: let ᾱ after the last step be 1, else ᾱ_0. For DDIM and PLMS.
-        eta: η, how much noise DDIM adds in every step: none with 0, as much as DDPM with 1.
-        karras: space σ as Karras et al. 2022, equation 5, do with ρ = 7. For Euler, Heun and DPM-Solver++.
-        skip: leave out that many steps at the beginning, where x begins with a picture; see `skipped`.
+        alphas_cumprod: ᾱ (T,).
+        num_steps: number of steps. Heun's method evaluates the model nearly twice as often, PLMS once more.
+        prediction_type: what the model predicts: "epsilon" (the noise), "v_prediction" or "sample" (x_0).
+        timestep_spacing: see `space_timesteps`; None for the default of diffusers: "leading" for DDPM, DDIM and PLMS,
+            "linspace" for the others.
+        steps_offset: added to the timesteps of "leading".
+        set_alpha_to_one: whether ᾱ after the last step is 1 instead of ᾱ_0. For DDIM and PLMS.
+        eta: η, the amount of noise that DDIM adds in every step: 0 for none, 1 for as much as DDPM.
+        use_karras_sigmas: space σ as Karras et al. 2022, equation 5, with ρ = 7. For Euler, Heun and DPM-Solver++.
+        start_step: number of steps that are skipped at the beginning, for image-to-image; see `start_step`.
     """
 
-    alpha_bars: np.ndarray
-    steps: int
-    prediction: str = "epsilon"
-    spacing: str | None = None
-    offset: int = 1
-    final_alpha_one: bool = False
+    alphas_cumprod: np.ndarray
+    num_steps: int
+    prediction_type: str = "epsilon"
+    timestep_spacing: str | None = None
+    steps_offset: int = 1
+    set_alpha_to_one: bool = False
     eta: float = 0.0
-    karras: bool = False
-    skip: int = 0
+    use_karras_sigmas: bool = False
+    start_step: int = 0
 
     def __post_init__(self):
-        if not 1 <= self.steps <= len(self.alpha_bars):
-            raise ValueError(f"The number of steps must be from 1 to {len(self.alpha_bars):,}, got {self.steps}.")
-        if self.prediction not in PREDICTIONS:
-            raise ValueError(f"The prediction must be one of {', '.join(PREDICTIONS)}, got {self.prediction!r}.")
+        num_train_timesteps = len(self.alphas_cumprod)
+        if not 1 <= self.num_steps <= num_train_timesteps:
+            raise ValueError(f"num_steps must be from 1 to {num_train_timesteps:,}, got {self.num_steps}.")
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise ValueError(
+                f"prediction_type must be one of {', '.join(PREDICTION_TYPES)}, got {self.prediction_type!r}."
+            )
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must be from 0 to 1, got {self.eta}.")
 
-    def visited(self, spacing):
-        """Timesteps as indices into ᾱ, where none is asked for with that spacing."""
-        return np.round(timesteps(self.spacing or spacing, self.steps, len(self.alpha_bars), self.offset)).astype(int)
+    def spaced_timesteps(self, default_spacing):
+        """The timesteps (num_steps,) as `timestep_spacing` spaces them, or where it is None, `default_spacing`."""
+        return space_timesteps(
+            self.timestep_spacing or default_spacing, self.num_steps, len(self.alphas_cumprod), self.steps_offset
+        )
 
-    def before(self, t):
-        """ᾱ of the timestep that a step leads to, which may lie before the first."""
-        return self.alpha_bars[t] if t >= 0 else 1.0 if self.final_alpha_one else self.alpha_bars[0]
+    def leading_timesteps(self):
+        """The timesteps of samplers whose default spacing is "leading", as indices into `alphas_cumprod`."""
+        return np.round(self.spaced_timesteps("leading")).astype(int)
 
-    def sigmas(self):
+    def alpha_cumprod_at(self, t):
+        """ᾱ at timestep t, which may be negative after the last step."""
+        return self.alphas_cumprod[t] if t >= 0 else 1.0 if self.set_alpha_to_one else self.alphas_cumprod[0]
+
+    def timesteps_and_sigmas(self):
         """(timesteps, σ at each and 0 after the last) for samplers that work with x = x_0 + σ ε."""
-        every = ((1 - self.alpha_bars) / self.alpha_bars) ** 0.5
-        visited = timesteps(self.spacing or "linspace", self.steps, len(every), self.offset)
-        sigmas = np.interp(visited, np.arange(len(every)), every)
-        if self.karras:
-            visited, sigmas = _karras(every, sigmas[0], sigmas[-1], self.steps)
-        return visited, np.append(sigmas, 0)
+        train_sigmas = ((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5
+        timesteps = self.spaced_timesteps("linspace")
+        sigmas = np.interp(timesteps, np.arange(len(train_sigmas)), train_sigmas)
+        if self.use_karras_sigmas:
+            timesteps, sigmas = _karras_spacing(train_sigmas, sigmas[0], sigmas[-1], self.num_steps)
+        return timesteps, np.append(sigmas, 0)
 
 
-def _karras(every, high, low, steps):
-    """(timesteps, σ) from high to low as Karras et al. 2022, equation 5, space them; `every` is σ of all timesteps."""
-    sigmas = np.linspace(high ** (1 / 7), low ** (1 / 7), steps) ** 7
-    return np.interp(np.log(sigmas), np.log(every), np.arange(len(every))), sigmas
+def _karras_spacing(train_sigmas, sigma_max, sigma_min, num_steps):
+    """(timesteps, σ) from sigma_max to sigma_min, spaced as Karras et al. 2022, equation 5."""
+    sigmas = np.linspace(sigma_max ** (1 / 7), sigma_min ** (1 / 7), num_steps) ** 7
+    return np.interp(np.log(sigmas), np.log(train_sigmas), np.arange(len(train_sigmas))), sigmas
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """What a sampler does, evaluation by evaluation.
+class SamplingPlan:
+    """A sampler's arithmetic, evaluation by evaluation.
 
     Attributes:
-        timesteps: (E,) what the model is told.
-        scales: (E,) what x is multiplied with before the model sees it.
-        tables: (E, 5, 7) from (state, output, noise) to the next state.
-        levels: (E + 1, 2) factors of x_0 and of noise in x before each evaluation; at the end 1 and 0.
-        start: what noise is multiplied with where nothing but noise is begun with.
+        timesteps: (E,) timesteps given to the model.
+        input_scales: (E,) factors of x in the model's input.
+        step_matrices: (E, 5, 7) from (state, output, noise) to the next state.
+        signal_and_noise_scales: (E + 1, 2) factors of x_0 and of noise in x before each evaluation; at the end 1 and 0.
+        init_noise_sigma: standard deviation of the initial noise of text-to-image sampling.
     """
 
     timesteps: np.ndarray
-    scales: np.ndarray
-    tables: np.ndarray
-    levels: np.ndarray
-    start: float
+    input_scales: np.ndarray
+    step_matrices: np.ndarray
+    signal_and_noise_scales: np.ndarray
+    init_noise_sigma: float
 
     def __len__(self):
         return len(self.timesteps)
 
     @property
-    def noisy(self):
+    def adds_noise(self):
         """Which evaluations add fresh noise, bool (E,)."""
-        return self.tables[:, 0, -1] != 0
+        return self.step_matrices[:, 0, -1] != 0
 
 
-def begin(x):
-    """The first state for latents x, a NumPy array: (5, *x.shape)."""
+def init_state(x):
+    """The initial state for latents x, a NumPy array: (5, *x.shape)."""
     return np.stack([x, *[np.zeros_like(x)] * 4])
 
 
-def advance(table, state, output, noise):
-    """The next state: `table` times (state, output, noise).
+def sampler_step(matrix, state, output, noise):
+    """The next state: the product of `matrix` and (state, output, noise).
 
     Args:
-        table: (5, 7), of `Plan.tables`.
-        state: (5, ...), of `begin` or of the evaluation before.
-        output: of the model, (...).
-        noise: standard normal, (...); without any effect where the plan is not `noisy`.
+        matrix: (5, 7), of `SamplingPlan.step_matrices`.
+        state: (5, ...), of `init_state` or of the previous step.
+        output: output of the model, (...).
+        noise: standard normal, (...); ignored where the plan does not say `adds_noise`.
     """
     column = (slice(None),) + (None,) * len(output.shape)
-    parts = [*(state[place] for place in range(5)), output, noise]
-    return sum(table[:, place][column] * part for place, part in enumerate(parts))
+    inputs = [*(state[index] for index in range(5)), output, noise]
+    return sum(matrix[:, index][column] * x for index, x in enumerate(inputs))
 
 
-def timesteps(spacing, steps, train_steps=1000, offset=1):
-    """The timesteps that samplers visit, falling, float64 (steps,). Lin et al. 2024, table 2.
+def space_timesteps(timestep_spacing, num_steps, num_train_timesteps=1000, steps_offset=1):
+    """The timesteps at which a sampler evaluates the model, descending, float64 (num_steps,). Lin et al. 2024, table 2.
 
     Args:
-        spacing: "leading", "trailing" or "linspace", which is not rounded.
-        steps: how many.
-        train_steps: T.
-        offset: added to those of "leading"; Stable Diffusion 1 has 1.
+        timestep_spacing: "leading", "trailing" or "linspace", which is not rounded.
+        num_steps: number of timesteps.
+        num_train_timesteps: T.
+        steps_offset: added to those of "leading"; 1 in Stable Diffusion 1.
     """
-    if spacing not in SPACINGS:
-        raise ValueError(f"The spacing must be one of {', '.join(SPACINGS)}, got {spacing!r}.")
-    if not 1 <= steps <= train_steps:
-        raise ValueError(f"The number of steps must be from 1 to {train_steps:,}, got {steps}.")
-    if spacing == "leading":
-        visited = np.arange(steps)[::-1] * (train_steps // steps) + offset
-    elif spacing == "trailing":
-        visited = np.round(np.arange(train_steps, 0, -train_steps / steps)[:steps]) - 1
+    if timestep_spacing not in TIMESTEP_SPACINGS:
+        raise ValueError(f"timestep_spacing must be one of {', '.join(TIMESTEP_SPACINGS)}, got {timestep_spacing!r}.")
+    if not 1 <= num_steps <= num_train_timesteps:
+        raise ValueError(f"num_steps must be from 1 to {num_train_timesteps:,}, got {num_steps}.")
+    if timestep_spacing == "leading":
+        timesteps = np.arange(num_steps)[::-1] * (num_train_timesteps // num_steps) + steps_offset
+    elif timestep_spacing == "trailing":
+        timesteps = np.round(np.arange(num_train_timesteps, 0, -num_train_timesteps / num_steps)[:num_steps]) - 1
     else:
-        visited = np.linspace(0, train_steps - 1, steps)[::-1]
-    if visited[0] > train_steps - 1:
+        timesteps = np.linspace(0, num_train_timesteps - 1, num_steps)[::-1]
+    if timesteps[0] > num_train_timesteps - 1:
         raise ValueError(
-            f"{steps} steps with offset {offset} begin after timestep {train_steps - 1}: take fewer steps."
+            f"{num_steps} steps with steps_offset={steps_offset} exceed timestep {num_train_timesteps - 1}: take fewer "
+            "steps."
         )
-    return visited.astype(np.float64)
+    return timesteps.astype(np.float64)
 
 
-def skipped(steps, strength):
-    """How many steps are left out to begin with a picture: with strength 1 none, with 0 all."""
-    return steps - min(int(steps * strength), steps)
+def start_step(num_steps, strength):
+    """Number of steps that image-to-image with this strength skips: none with 1, all with 0."""
+    return num_steps - min(int(num_steps * strength), num_steps)
 
 
 # ----------------------------------------------------------------------------------------------------------- samplers
 #
-# Each takes a `Course` and returns a `Plan`. They visit the timesteps that diffusers visits, odd ones too.
+# Each maps a `SamplerConfig` to a `SamplingPlan`, with the timesteps of diffusers' scheduler, its oddities included.
 
 
-def ddpm(course):
+def ddpm(config):
     """Ancestral sampling: Ho et al. 2020, algorithm 2, with the posterior mean and variance of equation 7."""
-    visited, rows = course.visited("leading"), []
-    for t, previous in list(zip(visited, [*visited[1:], -1]))[course.skip :]:
-        alpha_bar, before = course.alpha_bars[t], course.alpha_bars[previous] if previous >= 0 else 1.0
-        alpha = alpha_bar / before
-        x_0, _ = understood(course.prediction, OUTPUT, X, alpha_bar)
-        mean = before**0.5 * (1 - alpha) / (1 - alpha_bar) * x_0 + alpha**0.5 * (1 - before) / (1 - alpha_bar) * X
-        sigma = ((1 - before) / (1 - alpha_bar) * (1 - alpha)) ** 0.5
-        rows.append((mean + sigma * NOISE, x_0, NOTHING, NOTHING, NOTHING))
-    return _plan(course, visited[course.skip :], rows)
+    timesteps, matrices = config.leading_timesteps(), []
+    for t, t_prev in list(zip(timesteps, [*timesteps[1:], -1]))[config.start_step :]:
+        alpha_cumprod = config.alphas_cumprod[t]
+        alpha_cumprod_prev = config.alphas_cumprod[t_prev] if t_prev >= 0 else 1.0
+        alpha = alpha_cumprod / alpha_cumprod_prev
+        x_0, _ = predict_x0_and_epsilon(config.prediction_type, OUTPUT, X, alpha_cumprod)
+        mean = (
+            alpha_cumprod_prev**0.5 * (1 - alpha) / (1 - alpha_cumprod) * x_0
+            + alpha**0.5 * (1 - alpha_cumprod_prev) / (1 - alpha_cumprod) * X
+        )
+        sigma = ((1 - alpha_cumprod_prev) / (1 - alpha_cumprod) * (1 - alpha)) ** 0.5
+        matrices.append((mean + sigma * NOISE, x_0, ZERO, ZERO, ZERO))
+    return _variance_preserving_plan(config, timesteps[config.start_step :], matrices)
 
 
-def ddim(course):
+def ddim(config):
     """Song et al. 2021, equations 12 and 16."""
-    visited, stride, rows = course.visited("leading"), len(course.alpha_bars) // course.steps, []
-    for t in visited[course.skip :]:
-        alpha_bar, before = course.alpha_bars[t], course.before(t - stride)
-        x_0, epsilon = understood(course.prediction, OUTPUT, X, alpha_bar)
-        sigma = course.eta * ((1 - before) / (1 - alpha_bar) * (1 - alpha_bar / before)) ** 0.5
-        x = before**0.5 * x_0 + (1 - before - sigma**2) ** 0.5 * epsilon + sigma * NOISE
-        rows.append((x, x_0, NOTHING, NOTHING, NOTHING))
-    return _plan(course, visited[course.skip :], rows)
+    timesteps, stride, matrices = config.leading_timesteps(), len(config.alphas_cumprod) // config.num_steps, []
+    for t in timesteps[config.start_step :]:
+        alpha_cumprod, alpha_cumprod_prev = config.alphas_cumprod[t], config.alpha_cumprod_at(t - stride)
+        x_0, epsilon = predict_x0_and_epsilon(config.prediction_type, OUTPUT, X, alpha_cumprod)
+        variance = (1 - alpha_cumprod_prev) / (1 - alpha_cumprod) * (1 - alpha_cumprod / alpha_cumprod_prev)
+        sigma = config.eta * variance**0.5
+        x = alpha_cumprod_prev**0.5 * x_0 + (1 - alpha_cumprod_prev - sigma**2) ** 0.5 * epsilon + sigma * NOISE
+        matrices.append((x, x_0, ZERO, ZERO, ZERO))
+    return _variance_preserving_plan(config, timesteps[config.start_step :], matrices)
 
 
-def plms(course):
-    """Pseudo linear multistep, Liu et al. 2022, equations 9 and 12, begun with one step of Heun's method.
+def plms(config):
+    """Pseudo linear multistep, Liu et al. 2022, equations 9 and 12, started by one step of Heun's method.
 
-    The outputs are mixed as they come, whatever they predict, and read after that. The second evaluation takes the
-    first step again, which makes one more than there are steps; where the first are skipped, diffusers still does
-    this to the second of those left and so passes by one, and this follows it.
+    The model's outputs are combined first, whatever their prediction type, and converted to x_0 and ε after that. The
+    second evaluation repeats the first step, so that there is one more evaluation than steps; with `start_step`,
+    diffusers still repeats the second of the remaining timesteps, and this follows it.
     """
-    visited, stride, rows = course.visited("leading"), len(course.alpha_bars) // course.steps, []
-    visited = np.concatenate([visited[:2], visited[1:]])[course.skip :]
-    for place, t in enumerate(visited):
-        x, start = X, t
-        memory = (OUTPUT, MEMORY, MEMORY_2)  # the last three outputs, of which one is that of the step taken again
-        if place == 0:
-            output, memory = OUTPUT, (OUTPUT, X, NOTHING)
-        elif place == 1:
-            output, memory = (OUTPUT + MEMORY) / 2, (MEMORY, NOTHING, NOTHING)
-            x, start = MEMORY_2, t + stride
-        elif place == 2:
-            output = (3 * OUTPUT - MEMORY) / 2
-        elif place == 3:
-            output = (23 * OUTPUT - 16 * MEMORY + 5 * MEMORY_2) / 12
+    timesteps, stride, matrices = config.leading_timesteps(), len(config.alphas_cumprod) // config.num_steps, []
+    timesteps = np.concatenate([timesteps[:2], timesteps[1:]])[config.start_step :]
+    for index, t in enumerate(timesteps):
+        x, t_start = X, t
+        history = (OUTPUT, HISTORY, HISTORY_2)  # the last three outputs, of which one is that of the repeated step
+        if index == 0:
+            output, history = OUTPUT, (OUTPUT, X, ZERO)
+        elif index == 1:
+            output, history = (OUTPUT + HISTORY) / 2, (HISTORY, ZERO, ZERO)
+            x, t_start = HISTORY_2, t + stride
+        elif index == 2:
+            output = (3 * OUTPUT - HISTORY) / 2
+        elif index == 3:
+            output = (23 * OUTPUT - 16 * HISTORY + 5 * HISTORY_2) / 12
         else:
-            output = (55 * OUTPUT - 59 * MEMORY + 37 * MEMORY_2 - 9 * MEMORY_3) / 24
-        before = course.before(start - stride)
-        x_0, epsilon = understood(course.prediction, output, x, course.alpha_bars[start])
-        rows.append((before**0.5 * x_0 + (1 - before) ** 0.5 * epsilon, x_0, *memory))
-    return _plan(course, visited, rows)
+            output = (55 * OUTPUT - 59 * HISTORY + 37 * HISTORY_2 - 9 * HISTORY_3) / 24
+        alpha_cumprod_prev = config.alpha_cumprod_at(t_start - stride)
+        x_0, epsilon = predict_x0_and_epsilon(config.prediction_type, output, x, config.alphas_cumprod[t_start])
+        matrices.append((alpha_cumprod_prev**0.5 * x_0 + (1 - alpha_cumprod_prev) ** 0.5 * epsilon, x_0, *history))
+    return _variance_preserving_plan(config, timesteps, matrices)
 
 
-def _plan(course, visited, rows):
-    """The plan of a sampler for which x = √ᾱ_t x_0 + √(1 − ᾱ_t) ε at every timestep t that it visits."""
-    alpha_bar = np.append(course.alpha_bars[visited], 1)
-    return Plan(
-        timesteps=visited.astype(np.float64),
-        scales=np.ones(len(visited)),
-        tables=np.array(rows),
-        levels=np.stack([alpha_bar**0.5, (1 - alpha_bar) ** 0.5], axis=1),
-        start=1.0,
+def _variance_preserving_plan(config, timesteps, matrices):
+    """The plan of a sampler with x = √ᾱ_t x_0 + √(1 − ᾱ_t) ε at each of its timesteps t."""
+    alpha_cumprod = np.append(config.alphas_cumprod[timesteps], 1)
+    return SamplingPlan(
+        timesteps=timesteps.astype(np.float64),
+        input_scales=np.ones(len(timesteps)),
+        step_matrices=np.array(matrices),
+        signal_and_noise_scales=np.stack([alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5], axis=1),
+        init_noise_sigma=1.0,
     )
 
 
-def euler(course):
+def euler(config):
     """Euler's method for dx/dσ = (x − x_0) / σ: Karras et al. 2022, algorithm 1 without its correction."""
-    (visited, sigmas), rows = course.sigmas(), []
-    for sigma, after in list(zip(sigmas, sigmas[1:]))[course.skip :]:
-        x_0, slope = _slope(course, sigma)
-        rows.append((X + (after - sigma) * slope, x_0, NOTHING, NOTHING, NOTHING))
-    return _sigma_plan(course, visited[course.skip :], sigmas, sigmas[course.skip :], rows)
+    (timesteps, sigmas), matrices = config.timesteps_and_sigmas(), []
+    for sigma, sigma_next in list(zip(sigmas, sigmas[1:]))[config.start_step :]:
+        x_0, d = _x0_and_derivative(config, sigma)
+        matrices.append((X + (sigma_next - sigma) * d, x_0, ZERO, ZERO, ZERO))
+    return _sigma_plan(config, timesteps[config.start_step :], sigmas, sigmas[config.start_step :], matrices)
 
 
-def euler_ancestral(course):
+def euler_ancestral(config):
     """Euler's method down to σ_down, then fresh noise up to the next σ: k-diffusion, after Ho et al. 2020."""
-    (visited, sigmas), rows = dataclasses.replace(course, karras=False).sigmas(), []
-    for sigma, after in list(zip(sigmas, sigmas[1:]))[course.skip :]:
-        x_0, slope = _slope(course, sigma)
-        up = (after**2 * (sigma**2 - after**2) / sigma**2) ** 0.5
-        down = (after**2 - up**2) ** 0.5
-        rows.append((X + (down - sigma) * slope + up * NOISE, x_0, NOTHING, NOTHING, NOTHING))
-    return _sigma_plan(course, visited[course.skip :], sigmas, sigmas[course.skip :], rows)
+    (timesteps, sigmas), matrices = dataclasses.replace(config, use_karras_sigmas=False).timesteps_and_sigmas(), []
+    for sigma, sigma_next in list(zip(sigmas, sigmas[1:]))[config.start_step :]:
+        x_0, d = _x0_and_derivative(config, sigma)
+        sigma_up = (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5
+        sigma_down = (sigma_next**2 - sigma_up**2) ** 0.5
+        matrices.append((X + (sigma_down - sigma) * d + sigma_up * NOISE, x_0, ZERO, ZERO, ZERO))
+    return _sigma_plan(config, timesteps[config.start_step :], sigmas, sigmas[config.start_step :], matrices)
 
 
-def heun(course):
-    """Heun's method: Karras et al. 2022, algorithm 1. Two evaluations a step, one for the last."""
-    (visited, sigmas), rows = course.sigmas(), []
-    for sigma, after in list(zip(sigmas, sigmas[1:]))[course.skip :]:
-        x_0, slope = _slope(course, sigma)
-        rows.append((X + (after - sigma) * slope, x_0, slope, X, NOTHING))
-        if after:
-            x_0, slope = _slope(course, after)
-            rows.append((MEMORY_2 + (after - sigma) * (MEMORY + slope) / 2, x_0, NOTHING, NOTHING, NOTHING))
-    order = np.repeat(np.arange(course.skip, course.steps), 2)[1:]  # 0 1 1 2 2 ...
-    return _sigma_plan(course, visited[order], sigmas, np.append(sigmas[order], 0), rows)
+def heun(config):
+    """Heun's method: Karras et al. 2022, algorithm 1. Two evaluations per step, one for the last."""
+    (timesteps, sigmas), matrices = config.timesteps_and_sigmas(), []
+    for sigma, sigma_next in list(zip(sigmas, sigmas[1:]))[config.start_step :]:
+        x_0, d = _x0_and_derivative(config, sigma)
+        matrices.append((X + (sigma_next - sigma) * d, x_0, d, X, ZERO))
+        if sigma_next:
+            x_0, d = _x0_and_derivative(config, sigma_next)
+            matrices.append((HISTORY_2 + (sigma_next - sigma) * (HISTORY + d) / 2, x_0, ZERO, ZERO, ZERO))
+    order = np.repeat(np.arange(config.start_step, config.num_steps), 2)[1:]  # 0 1 1 2 2 ...
+    return _sigma_plan(config, timesteps[order], sigmas, np.append(sigmas[order], 0), matrices)
 
 
-def _slope(course, sigma):
-    """(x_0, dx/dσ) for x = x_0 + σ ε, of which the model was shown x / √(σ² + 1)."""
+def _x0_and_derivative(config, sigma):
+    """(x_0, dx/dσ) for x = x_0 + σ ε, where the model's input is x / √(σ² + 1)."""
     scale = 1 / (sigma**2 + 1) ** 0.5
-    return understood(course.prediction, OUTPUT, scale * X, scale**2)  # the slope is ε
+    return predict_x0_and_epsilon(config.prediction_type, OUTPUT, scale * X, scale**2)  # the derivative is ε
 
 
-def _sigma_plan(course, visited, sigmas, passed, rows):
-    """The plan of a sampler that works with x = x_0 + σ ε; `passed` are σ at its evaluations, and 0."""
-    return Plan(
-        timesteps=visited,
-        scales=1 / (passed[:-1] ** 2 + 1) ** 0.5,
-        tables=np.array(rows),
-        levels=np.stack([np.ones_like(passed), passed], axis=1),
-        start=float((sigmas[0] ** 2 + 1) ** 0.5 if course.spacing == "leading" else sigmas[0]),
+def _sigma_plan(config, timesteps, sigmas, evaluated_sigmas, matrices):
+    """The plan of a sampler with x = x_0 + σ ε; `evaluated_sigmas` are σ at its evaluations, and 0."""
+    return SamplingPlan(
+        timesteps=timesteps,
+        input_scales=1 / (evaluated_sigmas[:-1] ** 2 + 1) ** 0.5,
+        step_matrices=np.array(matrices),
+        signal_and_noise_scales=np.stack([np.ones_like(evaluated_sigmas), evaluated_sigmas], axis=1),
+        init_noise_sigma=float((sigmas[0] ** 2 + 1) ** 0.5 if config.timestep_spacing == "leading" else sigmas[0]),
     )
 
 
-def dpm_solver(course):
+def dpmpp_2m(config):
     """DPM-Solver++(2M): Lu et al. 2022, algorithm 2; the first and the last step are of order 1."""
-    count, steps, skip = len(course.alpha_bars), course.steps, course.skip
-    every = ((1 - course.alpha_bars) / course.alpha_bars) ** 0.5
-    if course.spacing == "trailing":
-        visited = timesteps("trailing", steps, count)
-    else:  # as with one step more, of which the last is left out
-        visited = timesteps(course.spacing or "linspace", steps + 1, count, course.offset)[:-1]
-    visited = np.round(visited)
-    sigmas = np.interp(visited, np.arange(count), every)
-    if course.karras:
-        visited, sigmas = _karras(every, every[-1], every[0], steps)
-    sigmas, rows, ratio = np.append(sigmas, 0), [], 1.0
+    num_train_timesteps, num_steps, start = len(config.alphas_cumprod), config.num_steps, config.start_step
+    train_sigmas = ((1 - config.alphas_cumprod) / config.alphas_cumprod) ** 0.5
+    if config.timestep_spacing == "trailing":
+        timesteps = space_timesteps("trailing", num_steps, num_train_timesteps)
+    else:  # those of one step more, without the last
+        spacing = config.timestep_spacing or "linspace"
+        timesteps = space_timesteps(spacing, num_steps + 1, num_train_timesteps, config.steps_offset)[:-1]
+    timesteps = np.round(timesteps)
+    sigmas = np.interp(timesteps, np.arange(num_train_timesteps), train_sigmas)
+    if config.use_karras_sigmas:
+        timesteps, sigmas = _karras_spacing(train_sigmas, train_sigmas[-1], train_sigmas[0], num_steps)
+    sigmas, matrices, ratio = np.append(sigmas, 0), [], 1.0
     alphas = 1 / (sigmas**2 + 1) ** 0.5  # of x = α x_0 + √(1 − α²) ε
-    for place in range(skip, steps):
-        x_0, _ = understood(course.prediction, OUTPUT, X, alphas[place] ** 2)
-        data, before, ratio = x_0, ratio, sigmas[place + 1] / sigmas[place]  # e^-h, h = λ_{i+1} − λ_i, λ = −log σ
-        if skip < place < steps - 1:
-            data = x_0 + np.log(ratio) / np.log(before) / 2 * (x_0 - EXPECTED)  # 1 / r_i = h_{i+1} / h_i
-        x = alphas[place + 1] * (ratio / alphas[place] * X + (1 - ratio) * data)
-        rows.append((x, x_0, NOTHING, NOTHING, NOTHING))
-    levels = np.stack([alphas, alphas * sigmas], axis=1)
-    return Plan(np.round(visited[skip:]), np.ones(steps - skip), np.array(rows), levels[skip:], 1.0)
+    for i in range(start, num_steps):
+        x_0, _ = predict_x0_and_epsilon(config.prediction_type, OUTPUT, X, alphas[i] ** 2)
+        d, ratio_prev, ratio = x_0, ratio, sigmas[i + 1] / sigmas[i]  # e^-h, h = λ_{i+1} − λ_i, λ = −log σ
+        if start < i < num_steps - 1:
+            d = x_0 + np.log(ratio) / np.log(ratio_prev) / 2 * (x_0 - PRED_X0)  # 1 / r_i = h_{i+1} / h_i
+        x = alphas[i + 1] * (ratio / alphas[i] * X + (1 - ratio) * d)
+        matrices.append((x, x_0, ZERO, ZERO, ZERO))
+    scales = np.stack([alphas, alphas * sigmas], axis=1)[start:]
+    return SamplingPlan(np.round(timesteps[start:]), np.ones(num_steps - start), np.array(matrices), scales, 1.0)
 
 
 SAMPLERS = {
@@ -388,5 +404,5 @@ SAMPLERS = {
     "euler": euler,
     "euler_ancestral": euler_ancestral,
     "heun": heun,
-    "dpm++": dpm_solver,
+    "dpmpp_2m": dpmpp_2m,
 }
