@@ -1,31 +1,40 @@
 """A Keras 3 model zoo: one definition of each model, the same numbers on TensorFlow, JAX and PyTorch.
 
-    zoo.list_models(), zoo.create_model(name), zoo.load_model(name or path)
-    zoo.ledger(model)    where every parameter of a model comes from
-    zoo.strategy(devices)    a scope to build and train in on several devices
+Use what is trained:
 
-    zoo.presets  the models by name
-    zoo.models    functions that build the models
-    zoo.data      data sets as NumPy arrays, deterministic batches
-    zoo.text      tokenizers, decoding, writing
-    zoo.drawing   pictures of prompts
-    zoo.convert   weights from and to other frameworks
-    zoo.training  what lies between data and a trained model
-    zoo.reports   results as text and pictures
-    zoo.io.files     atomic writes, cards, checked loading
+    zoo.ImageClassifier.from_preset("cnn_mnist").classify("digit.png")
+    zoo.CausalLM.from_preset("lstm_shakespeare").generate("ROMEO:")
+    zoo.Translator.from_preset("transformer_multi30k_de_en").translate("Ein Hund läuft.")
+    zoo.TextToImage.from_preset("diffusion_captions").generate("a green three on white")
+    zoo.load_task(preset)                 the class that fits a preset
+    zoo.list_models(), zoo.load_model(name), zoo.create_model(name)    plain Keras models
 
-Importing `zoo` loads no framework; each part is imported when it is first used.
+Work with models:
+
+    zoo.ledger(model)                     where every parameter of a model comes from
+    zoo.verify(preset or file)            whether it computes the same numbers on every backend
+    zoo.convert(kind, source, folder)     published weights in other formats to a preset
+    with zoo.strategy(devices):           build and train on several devices
+
+The rooms, from the top: `zoo.tasks` what users call; `zoo.training` and `zoo.evaluation` what recipes share;
+`zoo.generation` from a model's outputs to text or images; `zoo.converters` other formats; `zoo.distribution` several
+devices; `zoo.fast_paths` speed; `zoo.parity` the same numbers everywhere; `zoo.presets` models by name; `zoo.models`
+functions that build them; `zoo.data` data sets; `zoo.tokenizers`; `zoo.parameter_ledger`; `zoo.blocks` and `zoo.io`
+parts of all these; `zoo.backends`; `zoo.compat`; `zoo.errors`.
+
+`import zoo` loads no framework: each part is imported when it is first used, with Keras on the backend that
+`KERAS_BACKEND` names.
 """
 
 import importlib
 
 __version__ = "0.1.0"
 
-_PARTS = (
-    *("blocks", "converters", "data", "distribution", "evaluation", "fast_paths", "generation", "io", "models"),
-    *("parameter_ledger", "parity", "presets", "tasks", "tokenizers", "training"),
+_ROOMS = (
+    *("backends", "blocks", "compat", "converters", "data", "distribution", "errors", "evaluation", "fast_paths"),
+    *("generation", "io", "models", "parameter_ledger", "parity", "presets", "tasks", "tokenizers", "training"),
 )
-_FUNCTIONS = {
+_MODULES = {
     "CausalLM": "zoo.tasks.causal_lm",
     "ImageClassifier": "zoo.tasks.image_classifier",
     "TextToImage": "zoo.tasks.text_to_image",
@@ -42,12 +51,12 @@ _FUNCTIONS = {
 
 
 def __getattr__(name):
-    if name in _PARTS:
+    if name in _ROOMS:
         return importlib.import_module(f"zoo.{name}")
-    if name in _FUNCTIONS:
-        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'zoo' has no attribute {name!r}")
 
 
 def __dir__():
-    return sorted([*globals(), *_PARTS, *_FUNCTIONS])
+    return sorted([*globals(), *_ROOMS, *_MODULES])

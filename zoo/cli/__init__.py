@@ -7,6 +7,7 @@ import argparse
 import importlib
 import sys
 
+from zoo.backends import skip_optional_imports
 from zoo.errors import UserError, did_you_mean, run_command
 
 VERBS = ("list", "summary", "quiz", "classify", "generate", "translate", "verify", "convert")
@@ -18,6 +19,8 @@ def main(argv=None):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without "…" or bars shows "?"
+    if argv is None:  # a process of the command alone
+        skip_optional_imports()
     return run_command(run, sys.argv[1:] if argv is None else argv)
 
 
