@@ -22,10 +22,10 @@ from zoo import data
 from zoo.blocks.random_streams import set_random_streams
 from zoo.distribution.launch import run_recipe
 from zoo.distribution.strategy import on_main_process, to_single_device
-from zoo.evaluation.classification import save_training_curves
+from zoo.evaluation.classification import plot_training_curves
 from zoo.evaluation.reports import evaluate_classifier
 from zoo.models.cnn import cnn
-from zoo.models.preprocessing import preprocessing, with_preprocessing
+from zoo.models.preprocessing import attach_preprocessing, preprocessing
 from zoo.training import flags
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.optimizers import TorchAdam
@@ -35,8 +35,8 @@ from zoo.training.schedules import InverseSquareRoot, warmup_cosine
 # Photographs differ from scans: each is normalised by its own mean and contrast, since a sign in the shade is the same
 # sign, and the crops vary in position, size and viewing angle.
 PREPROCESSING = {
-    "per_image": True,
-    "local_contrast": 13,
+    "per_image_standardization": True,
+    "local_contrast_window": 13,
     "translation": 0.08,
     "scale": 0.15,
     "shear": 8.0,
@@ -82,8 +82,8 @@ def main(args):
         options = PREPROCESSING | {"input_shape": (None, None, dataset.x_train.shape[-1]), "seed": args.seed}
         pipeline = preprocessing("test", **options)
         augmentation = preprocessing("test" if args.parity else "train", **options)
-        model = with_preprocessing(pipeline, classifier, name=f"{classifier.name}_{dataset.name}")
-        training_model = with_preprocessing(augmentation, classifier, name=f"{model.name}_train")
+        model = attach_preprocessing(pipeline, classifier, name=f"{classifier.name}_{dataset.name}")
+        training_model = attach_preprocessing(augmentation, classifier, name=f"{model.name}_train")
         set_random_streams(training_model, seed=args.seed)
 
         # Schedule: a warm-up, for the reason that cnn_mnist.py gives.
@@ -117,7 +117,7 @@ def main(args):
 @on_main_process
 def save_and_report(run, model, dataset):
     model = to_single_device(model)
-    save_training_curves(run.folder / "training_curves.png", run.history)
+    plot_training_curves(run.folder / "training_curves.png", run.history)
     metrics = run.metrics() | evaluate_classifier(model, dataset, run.folder, limit=run.args.limit)
     metrics["validation_accuracy"] = run.history[-1].get("val_accuracy")
     zoo.ImageClassifier(model, class_names=dataset.class_names).save_to_preset(run.folder, card=metrics)

@@ -21,10 +21,10 @@ from zoo import data
 from zoo.blocks.random_streams import set_random_streams
 from zoo.distribution.launch import run_recipe
 from zoo.distribution.strategy import on_main_process, to_single_device
-from zoo.evaluation.classification import save_training_curves
+from zoo.evaluation.classification import plot_training_curves
 from zoo.evaluation.reports import evaluate_classifier
 from zoo.models.cnn import cnn
-from zoo.models.preprocessing import preprocessing, with_preprocessing
+from zoo.models.preprocessing import attach_preprocessing, preprocessing
 from zoo.training import flags
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.optimizers import TorchAdam
@@ -73,8 +73,8 @@ def main(args):
         input_shape = (None, None, dataset.x_train.shape[-1])
         pipeline = preprocessing("test", input_shape=input_shape, seed=args.seed)
         augmentation = preprocessing("test" if args.parity else "train", input_shape=input_shape, seed=args.seed)
-        model = with_preprocessing(pipeline, classifier, name=f"{classifier.name}_{dataset.name}")
-        training_model = with_preprocessing(augmentation, classifier, name=f"{model.name}_train")
+        model = attach_preprocessing(pipeline, classifier, name=f"{classifier.name}_{dataset.name}")
+        training_model = attach_preprocessing(augmentation, classifier, name=f"{model.name}_train")
         set_random_streams(training_model, seed=args.seed)
 
         # Schedule: Adam's first steps move every weight by the full rate whatever its gradient. Over the 18,432 inputs
@@ -109,7 +109,7 @@ def main(args):
 @on_main_process
 def save_and_report(run, model, dataset):
     model = to_single_device(model)
-    save_training_curves(run.folder / "training_curves.png", run.history)
+    plot_training_curves(run.folder / "training_curves.png", run.history)
     metrics = run.metrics() | evaluate_classifier(model, dataset, run.folder, limit=run.args.limit)
     metrics["validation_accuracy"] = run.history[-1].get("val_accuracy")
     zoo.ImageClassifier(model, class_names=dataset.class_names).save_to_preset(run.folder, card=metrics)

@@ -25,7 +25,7 @@ from zoo.compat.keras import zero_weight_init
 from zoo.distribution import strategy as distribution
 from zoo.distribution.launch import run_recipe
 from zoo.errors import UserError
-from zoo.evaluation.language import save_training_curves
+from zoo.evaluation.language import plot_training_curves
 from zoo.evaluation.reports import evaluate_language_model
 from zoo.models.rnn_language_model import rnn_language_model
 from zoo.tokenizers.text import encode, train_tokenizer
@@ -156,7 +156,7 @@ def copy_weights(source, target):
 
 @distribution.on_main_process
 def save_and_report(run, model, tokenizer, dataset):
-    save_training_curves(run.folder / "training_curves.png", run.history)
+    plot_training_curves(run.folder / "training_curves.png", run.history)
     metrics = run.metrics() | evaluate_language_model(model, tokenizer, dataset, run.folder)
     zoo.CausalLM(model, tokenizer).save_to_preset(run.folder, card=metrics)
     (run.folder / "best.npz").unlink()

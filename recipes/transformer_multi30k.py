@@ -27,7 +27,7 @@ from zoo.distribution import strategy as distribution
 from zoo.distribution.launch import run_recipe
 from zoo.errors import UserError
 from zoo.evaluation.reports import evaluate_translator
-from zoo.evaluation.translation import bleu, save_training_curves
+from zoo.evaluation.translation import bleu, plot_training_curves
 from zoo.models import variants
 from zoo.models.transformer import TENSOR_PARALLEL_LAYOUT_MAP, transformer
 from zoo.tokenizers.shared_bpe import SharedBPETokenizer
@@ -159,7 +159,7 @@ def check_languages(card, dataset):
 @distribution.on_main_process
 def save_and_report(run, model, tokenizer, dataset, average):
     translator = zoo.Translator(distribution.to_single_device(model), tokenizer)
-    save_training_curves(run.folder / "training_curves.png", run.history)
+    plot_training_curves(run.folder / "training_curves.png", run.history)
     metrics = run.metrics() | evaluate_translator(translator, dataset, run.folder)
     metrics["validation_bleu"] = run.history[-1]["val_bleu"]
     translator.save_to_preset(run.folder, card=metrics)

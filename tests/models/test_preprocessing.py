@@ -44,7 +44,7 @@ def test_train_is_test_at_inference_and_random_in_training():
 
 def test_per_image_normalisation():
     images = np.random.default_rng(1).integers(0, 256, (2, 32, 32, 3)).astype("uint8")
-    out = preprocessing("test", input_shape=(None, None, 3), per_image=True).predict(images, verbose=0)
+    out = preprocessing("test", input_shape=(None, None, 3), per_image_standardization=True).predict(images, verbose=0)
     base = resized(images)
     mean, var = base.mean((1, 2, 3), keepdims=True), base.var((1, 2, 3), keepdims=True)
     np.testing.assert_allclose(out, (base - mean) / np.sqrt(var + 1e-4), atol=1e-4)
@@ -52,7 +52,7 @@ def test_per_image_normalisation():
 
 def test_no_weights_in_any_pipeline():
     for name in ("base", "train", "test"):
-        assert preprocessing(name, input_shape=(None, None, 3), per_image=True).count_params() == 0
+        assert preprocessing(name, input_shape=(None, None, 3), per_image_standardization=True).count_params() == 0
 
 
 @pytest.mark.parametrize("arguments, word", [(("tset", RAW), "tset"), (("test", (28, 28, 2)), "1 channel")])

@@ -1,4 +1,4 @@
-"""How good a classifier is, as text and PNG: loss, accuracy, per-class report, confusion matrix, worst mistakes."""
+"""Evaluation of a classifier: loss, accuracy, report by class, plots of the confusion matrix and of mistakes."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -21,7 +21,7 @@ def scores(labels, logits):
     return {"loss": float(loss), "accuracy": float((log_p.argmax(axis=1) == labels).mean())}
 
 
-def text_report(labels, logits, class_names):
+def format_report(labels, logits, class_names):
     """Precision, recall and F1 of each class, then the confusion matrix (or, for many classes, its largest errors)."""
     predicted = np.argmax(logits, axis=1)
     classes = np.arange(len(class_names))
@@ -46,27 +46,27 @@ def text_report(labels, logits, class_names):
     return report + "\n" + "\n".join(lines) + "\n"
 
 
-def save_confusion_matrix(path, labels, logits, class_names):
-    """PNG of the confusion matrix; colour is the share of the row, and the numbers are counts."""
+def plot_confusion_matrix(path, labels, logits, class_names):
+    """Plot the confusion matrix as PNG; colors are fractions of the row, numbers are counts."""
     classes = np.arange(len(class_names))
     matrix = metrics.confusion_matrix(labels, np.argmax(logits, axis=1), labels=classes)
-    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    fraction = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = max(5.0, 0.33 * len(class_names) + 2.5)
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.add_subplot()
-    axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
     size = 10 if len(class_names) <= 12 else 6
     for row, column in np.argwhere(matrix > 0):
-        colour = "white" if share[row, column] > 0.5 else "black"
-        axes.text(column, row, matrix[row, column], ha="center", va="center", fontsize=size, color=colour)
+        color = "white" if fraction[row, column] > 0.5 else "black"
+        axes.text(column, row, matrix[row, column], ha="center", va="center", fontsize=size, color=color)
     axes.set_xticks(classes, class_names, rotation=90 if len(class_names) > 12 else 0, fontsize=size)
     axes.set_yticks(classes, class_names, fontsize=size)
     axes.set(xlabel="prediction", ylabel="truth", title=f"{np.trace(matrix):,} of {matrix.sum():,} right")
     _save(figure, path)
 
 
-def save_worst_mistakes(path, images, labels, logits, class_names, count=24):
-    """PNG of the wrong predictions with the highest loss, each with truth → prediction (and its probability)."""
+def plot_worst_mistakes(path, images, labels, logits, class_names, count=24):
+    """Plot the wrong predictions with the highest loss as PNG, with truth → prediction and its probability."""
     log_p = log_softmax(logits)
     predicted = log_p.argmax(axis=1)
     loss = -log_p[np.arange(len(labels)), labels]
@@ -76,8 +76,8 @@ def save_worst_mistakes(path, images, labels, logits, class_names, count=24):
     rows = max(1, -(-len(worst) // columns))
     figure = Figure(figsize=(columns * 1.6, rows * 2.2 + 0.5), layout="constrained")
     figure.suptitle(f"The {len(worst)} worst of {len(wrong)} mistakes" if len(worst) else "No mistakes")
-    for place, index in enumerate(worst):
-        axes = figure.add_subplot(rows, columns, place + 1)
+    for position, index in enumerate(worst, start=1):
+        axes = figure.add_subplot(rows, columns, position)
         axes.imshow(images[index].squeeze(), cmap="gray", vmin=0, vmax=255)
         axes.set_axis_off()
         probability = np.exp(log_p[index, predicted[index]])
@@ -86,16 +86,16 @@ def save_worst_mistakes(path, images, labels, logits, class_names, count=24):
     _save(figure, path)
 
 
-def save_training_curves(path, history):
-    """PNG of loss and accuracy by epoch, for training and validation, from the rows of `history.csv`."""
+def plot_training_curves(path, history):
+    """Plot training and validation loss and accuracy by epoch as PNG, from the rows of `history.csv`."""
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for place, quantity in enumerate(("loss", "accuracy")):
-        axes = figure.add_subplot(1, 2, place + 1)
+    for position, metric in enumerate(("loss", "accuracy"), start=1):
+        axes = figure.add_subplot(1, 2, position)
         for prefix, label in (("", "training"), ("val_", "validation")):
-            if prefix + quantity in history[0]:
-                axes.plot(epochs, [row[prefix + quantity] for row in history], marker="o", ms=4, label=label)
-        axes.set(xlabel="epoch", title=quantity)
+            if prefix + metric in history[0]:
+                axes.plot(epochs, [row[prefix + metric] for row in history], marker="o", ms=4, label=label)
+        axes.set(xlabel="epoch", title=metric)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
@@ -107,5 +107,5 @@ def _short(name, length=22):
 
 
 def _save(figure, path):
-    with files.atomic(path) as temporary:
+    with files.atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)

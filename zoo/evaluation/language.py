@@ -1,4 +1,4 @@
-"""How good a language model is, as text and PNG: nats a token, perplexity, bits a character."""
+"""Evaluation of a language model: nats per token, perplexity, bits per character; plot of the training."""
 
 import math
 
@@ -8,39 +8,39 @@ from matplotlib.figure import Figure
 from zoo.io import files
 
 
-def scores(losses, *, characters):
-    """Figures of a text from the negative log-likelihood of its tokens.
+def scores(token_nll, *, num_characters):
+    """Scores of a text from the negative log-likelihood of its tokens.
 
     Args:
-        losses: nats of each token (N,).
-        characters: how many characters those tokens stand for.
+        token_nll: nats of each token (N,).
+        num_characters: number of characters of the tokens.
 
     Returns:
-        {"loss": mean nats a token, "perplexity": exp of it, "bits_per_character", "tokens": N}. Bits a character
-        compare models with different tokens; where a word-level model says <unk>, they leave out how it is spelt.
+        {"loss": mean nats per token, "perplexity": exp of it, "bits_per_character", "tokens": N}. Bits per character
+        compare models with different tokenizers; the spelling of the <unk> tokens of a word model is left out.
     """
-    losses = np.asarray(losses, np.float64)
+    token_nll = np.asarray(token_nll, np.float64)
     return {
-        "loss": float(losses.mean()),
-        "perplexity": math.exp(losses.mean()),
-        "bits_per_character": float(losses.sum() / math.log(2) / characters),
-        "tokens": len(losses),
+        "loss": float(token_nll.mean()),
+        "perplexity": math.exp(token_nll.mean()),
+        "bits_per_character": float(token_nll.sum() / math.log(2) / num_characters),
+        "tokens": len(token_nll),
     }
 
 
-def text_report(metrics):
-    """A small table of the validation and test figures."""
-    lines = [f"{'':12}{'nats a token':>14}{'perplexity':>12}{'bits a character':>18}{'tokens':>10}"]
-    for part in ("validation", "test"):
+def format_report(metrics):
+    """A table of the validation and test scores."""
+    lines = [f"{'':12}{'nats/token':>14}{'perplexity':>12}{'bits/character':>18}{'tokens':>10}"]
+    for split in ("validation", "test"):
         loss, perplexity, bits, tokens = (
-            metrics[f"{part}_{key}"] for key in ("loss", "perplexity", "bits_per_character", "tokens")
+            metrics[f"{split}_{key}"] for key in ("loss", "perplexity", "bits_per_character", "tokens")
         )
-        lines.append(f"{part:12}{loss:14.4f}{perplexity:12.3f}{bits:18.4f}{tokens:10,}")
+        lines.append(f"{split:12}{loss:14.4f}{perplexity:12.3f}{bits:18.4f}{tokens:10,}")
     return "\n".join(lines)
 
 
-def save_training_curves(path, history):
-    """PNG of the loss by epoch, training and validation, with the best epoch marked, from the rows of `history.csv`."""
+def plot_training_curves(path, history):
+    """Plot training and validation loss by epoch as PNG, the best epoch annotated, from the rows of `history.csv`."""
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(6.5, 3.8), layout="constrained")
     axes = figure.add_subplot()
@@ -55,9 +55,9 @@ def save_training_curves(path, history):
         ha="center",
         fontsize=8,
     )
-    axes.set(xlabel="epoch", ylabel="nats a token")
+    axes.set(xlabel="epoch", ylabel="nats per token")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    with files.atomic(path) as temporary:
+    with files.atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)

@@ -42,11 +42,11 @@ def evaluate_classifier(model, dataset, folder, *, limit=None):
     use_fast_paths(model)
     logits = np.asarray(model.predict(images, batch_size=250, verbose=0))
     scores = classification.scores(labels, logits)
-    report = classification.text_report(labels, logits, dataset.class_names)
+    report = classification.format_report(labels, logits, dataset.class_names)
     print(f"\n{report}\nTest loss {scores['loss']:.4f}, test accuracy {scores['accuracy']:.2%}", flush=True)
     files.write_text(folder / "report.txt", report)
-    classification.save_confusion_matrix(folder / "confusion_matrix.png", labels, logits, dataset.class_names)
-    classification.save_worst_mistakes(folder / "worst_mistakes.png", images, labels, logits, dataset.class_names)
+    classification.plot_confusion_matrix(folder / "confusion_matrix.png", labels, logits, dataset.class_names)
+    classification.plot_worst_mistakes(folder / "worst_mistakes.png", images, labels, logits, dataset.class_names)
     return {
         "dataset": dataset.name,
         "data_sha256": dataset.fingerprint(),
@@ -80,9 +80,9 @@ def evaluate_language_model(model, tokenizer, dataset, folder):
         ids = encode(tokenizer, text)
         if len(ids) < 2:
             raise UserError(f"The {split} part of the text holds {len(ids)} tokens: give a longer text.")
-        scores = language.scores(token_nll(model, ids), characters=len(text) - len(tokenizer.decode(ids[:1])))
+        scores = language.scores(token_nll(model, ids), num_characters=len(text) - len(tokenizer.decode(ids[:1])))
         metrics |= {f"{split}_{key}": value for key, value in scores.items()}
-    report = language.text_report(metrics)
+    report = language.format_report(metrics)
     print("\n" + report, flush=True)
     files.write_text(folder / "report.txt", report + "\n")
     return metrics
@@ -101,7 +101,7 @@ def token_nll(model, ids, *, sequence_length=64):
     Returns:
         float64 array (N - 1,).
     """
-    stateful = rnn_language_model(**infer_config(model), carry_batch=1)
+    stateful = rnn_language_model(**infer_config(model), stateful_batch_size=1)
     for source, target in zip(model.trainable_variables, stateful.trainable_variables, strict=True):
         target.assign(np.array(keras.ops.convert_to_numpy(source)))
     use_fast_paths(stateful)
@@ -145,9 +145,10 @@ def evaluate_translator(translator, dataset, folder):
         metrics[f"test_bleu_beam_{num_beams}"], metrics["signature"] = translation.bleu(translations, references)
         metrics[f"test_exact_beam_{num_beams}"] = exact
         metrics[f"sentences_per_second_beam_{num_beams}"] = round(len(sources) / seconds, 1)
-    report = translation.text_report(metrics, list(zip(sources, references, translations)))
+    report = translation.format_report(metrics, list(zip(sources, references, translations)))
     print("\n" + report, flush=True)
     files.write_text(folder / "report.txt", report + "\n")
     files.write_text(folder / "translations.txt", "\n".join(translations) + "\n")
-    translation.save_attention(folder / "attention.png", *translator.attention(sources[0], translations[0]))
+    weights = translator.cross_attention_weights(sources[0], translations[0])
+    translation.plot_attention(folder / "attention.png", *weights)
     return metrics

@@ -1,4 +1,4 @@
-"""How good translations are, as text and PNG: BLEU, samples, training curves, attention maps."""
+"""Evaluation of translations: BLEU, samples; plots of the training and of attention weights."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,13 +15,13 @@ def bleu(translations, references):
     return float(score), str(metric.get_signature())
 
 
-def text_report(metrics, triples, count=5):
-    """A small table, sacreBLEU's signature, and sample translations.
+def format_report(metrics, triples, count=5):
+    """A table of scores, sacreBLEU's signature, and sample translations.
 
     Args:
         metrics: test_bleu_beam_N, test_exact_beam_N and sentences_per_second_beam_N for some N, and signature.
         triples: list of (source, reference, translation).
-        count: samples, spread evenly over the triples.
+        count: number of samples, spread evenly over the triples.
     """
     lines = [f"{'':8}{'BLEU':>8}{'exact':>9}{'sentences/s':>14}"]
     for key in (key for key in metrics if key.startswith("test_bleu_")):
@@ -29,38 +29,38 @@ def text_report(metrics, triples, count=5):
         exact, speed = metrics[f"test_exact_{name}"], metrics[f"sentences_per_second_{name}"]
         lines.append(f"{name.replace('_', ' '):8}{metrics[key]:8.2f}{exact:9.1%}{speed:14,.1f}")
     lines.append(metrics["signature"])
-    for place in np.unique(np.linspace(0, len(triples) - 1, count).astype(int)):
+    for index in np.unique(np.linspace(0, len(triples) - 1, count).astype(int)):
         lines += [
             "",
-            *(f"  {who:11} {text}" for who, text in zip(("source", "reference", "translation"), triples[place])),
+            *(f"  {role:11} {text}" for role, text in zip(("source", "reference", "translation"), triples[index])),
         ]
     return "\n".join(lines)
 
 
-def save_training_curves(path, history):
-    """PNG of the loss and the validation BLEU by epoch, from the rows of `history.csv`."""
+def plot_training_curves(path, history):
+    """Plot the loss and the validation BLEU by epoch as PNG, from the rows of `history.csv`."""
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     loss, score = figure.subplots(1, 2)
     for key, label in (("loss", "training (with dropout)"), ("val_loss", "validation")):
         loss.plot(epochs, [row[key] for row in history], marker="o", ms=3, label=label)
-    loss.set(xlabel="epoch", ylabel="nats a token, labels smoothed")
+    loss.set(xlabel="epoch", ylabel="nats per token, smoothed labels")
     loss.legend(fontsize=8)
     score.plot(epochs, [row["val_bleu"] for row in history], marker="o", ms=3, color="C2")
     score.set(xlabel="epoch", ylabel="validation BLEU, greedy")
     for axes in (loss, score):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    with files.atomic(path) as temporary:
+    with files.atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)
 
 
-def save_attention(path, weights, source_pieces, target_pieces):
-    """PNG of where attentions look: the mean over the heads of each.
+def plot_attention(path, weights, source_pieces, target_pieces):
+    """Plot attention weights as PNG: the mean over the heads of each layer.
 
     Args:
         path: file to write.
-        weights: {name of an attention: (N, T, S)} with N heads, T target and S source tokens.
+        weights: {name of an attention layer: (N, T, S)} with N heads, T target and S source tokens.
         source_pieces, target_pieces: texts of the tokens, S and T of them.
     """
     columns = min(len(weights), 3)
@@ -75,5 +75,5 @@ def save_attention(path, weights, source_pieces, target_pieces):
         axes.set_title(name.replace("_", " "), fontsize=8)
     for axes in list(figure.axes)[len(weights) :]:
         axes.axis("off")
-    with files.atomic(path) as temporary:
+    with files.atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)

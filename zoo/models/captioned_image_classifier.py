@@ -6,7 +6,7 @@ Letters: B images, H x W pixels, K classes, F features.
 import keras
 
 from zoo.models.cnn import cnn
-from zoo.models.preprocessing import preprocessing, with_preprocessing
+from zoo.models.preprocessing import attach_preprocessing, preprocessing
 
 MEAN, STD = 0.42, 0.34  # of captioned images in [0, 1], over all channels; inputs are normalized with them
 
@@ -22,7 +22,7 @@ def captioned_image_classifier(num_classes, *, image_size=48, dropout=0.25, seed
     """
     classifier = cnn(num_classes=num_classes, units=128, dropout=dropout, seed=seed, name="classifier")
     options = {"image_size": image_size, "mean": MEAN, "std": STD, "name": "prepare"}
-    return with_preprocessing(
+    return attach_preprocessing(
         preprocessing("test", input_shape=(None, None, 3), **options), classifier, name="captioned_image_classifier"
     )
 

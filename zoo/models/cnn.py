@@ -11,8 +11,8 @@ image (48, 48, 3)
   dropout
   logits  num_classes              (num_classes,)      5,130 for 10 classes
 
-The shorter network that many texts walk through (`single_pool=True`) goes from pool1 straight to flatten, and its
-dense1 takes 64·24·24 numbers: 18,874,880 parameters, twice as many, because nothing halves the picture again.
+The shorter network of many tutorials (`single_pool=True`) has no conv3 and pool2: dense1 has 64·24·24 inputs and
+18,874,880 parameters, twice as many, because the feature map is not halved again.
 """
 
 import keras
@@ -20,25 +20,25 @@ from keras import layers
 
 
 def cnn(*, num_classes, image_size=48, channels=3, dropout=0.5, single_pool=False, units=512, seed=0, name="cnn"):
-    """Build the classifier as a functional model with logits out.
+    """Build the classifier as a functional model that returns logits.
 
     Args:
         num_classes: number of classes, at least 2.
-        image_size: height and width of the input in pixels; a multiple of 4, since two poolings halve it twice.
+        image_size: height and width of the input in pixels; a multiple of 4.
         channels: channels of the input.
-        dropout: fraction dropped before each dense layer while training, in [0, 1).
+        dropout: dropout rate before each dense layer, in [0, 1).
         single_pool: leave out conv3 and pool2.
         units: width of dense1.
-        seed: seed of the dropouts. One is always given, because unseeded dropout on PyTorch draws from the process's
-            global stream, which no checkpoint holds.
+        seed: seed of the dropout layers. Unseeded dropout on PyTorch draws from the process's global stream, which no
+            checkpoint saves.
         name: name of the model.
 
     Returns:
-        `keras.Model` from float images (B, image_size, image_size, channels), already normalised, to logits
+        `keras.Model` from float images (B, image_size, image_size, channels), already normalized, to logits
         (B, num_classes). Parameters: 9,536,074 for 10 classes, 9,553,003 for 43; with a single pool 18,899,402 for 10.
 
     Raises:
-        ValueError: if a number is out of the range given above.
+        ValueError: if an argument is out of the range given above.
 
     Example:
         >>> cnn(num_classes=10).count_params()

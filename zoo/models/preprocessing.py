@@ -1,13 +1,12 @@
-"""What happens to a raw image before a classifier sees it, as layers of the compiled step.
+"""Preprocessing and augmentation of images as a Keras model, in front of a classifier.
 
-Three pipelines, by name:
+Three modes:
 
-    base    resize to 48x48, grey to three channels, [0, 1]
-    train   base, then random rotation, brightness and contrast, then normalisation
-    test    base, then normalisation
+    base    resize to 48x48, grey to three channels, rescale to [0, 1]
+    train   base, then random rotation, brightness and contrast, then normalization
+    test    base, then normalization
 
-Grey images are augmented while they still have one channel and copied to three afterwards: the numbers are the same
-and the work a third.
+Grey images are augmented before the channel is copied to three, which gives the same values for a third of the work.
 """
 
 import keras
@@ -15,21 +14,21 @@ from keras import layers, ops
 
 from zoo.blocks.augmentation import RandomAffine
 
-PIPELINES = ("base", "train", "test")
+MODES = ("base", "train", "test")
 
 # Mean and standard deviation of the 60,000 MNIST training images in [0, 1], for every channel.
 MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
 
 
 def preprocessing(
-    pipeline,
+    mode,
     *,
     input_shape,
     image_size=48,
     mean=MNIST_MEAN,
     std=MNIST_STD,
-    per_image=False,
-    local_contrast=0,
+    per_image_standardization=False,
+    local_contrast_window=0,
     rotation=10.0,
     brightness=0.2,
     contrast=0.2,
@@ -39,31 +38,32 @@ def preprocessing(
     seed=0,
     name=None,
 ):
-    """Build one of the three pipelines.
+    """Build the preprocessing model of a mode.
 
     Args:
-        pipeline: "base", "train" or "test".
+        mode: "base", "train" or "test".
         input_shape: (height, width, channels) of the raw images; 1 or 3 channels.
-        image_size: height and width afterwards, in pixels.
-        mean, std: normalisation of images in [0, 1], a number or one for each channel.
-        per_image: normalise each image by its own mean and standard deviation instead of `mean` and `std`.
-        local_contrast: window in pixels over which brightness and contrast are evened out (see `even_out`); 0 for none.
-        rotation: random rotation either way, degrees (train only, like the five below).
-        brightness: random shift either way, as a fraction of the range.
-        contrast: random change of contrast either way, as a fraction.
+        image_size: output height and width in pixels.
+        mean, std: normalization of images in [0, 1], a number or one for each channel.
+        per_image_standardization: subtract each image's own mean and divide by its own standard deviation, instead of
+            `mean` and `std`.
+        local_contrast_window: window in pixels of `local_contrast_normalization`; 0 for none.
+        rotation: maximal random rotation in either direction, degrees (train only, like the five below).
+        brightness: maximal random shift in either direction, as a fraction of the range.
+        contrast: maximal random change of contrast in either direction, as a fraction.
         translation, scale, shear: see `zoo.blocks.augmentation.RandomAffine`.
         seed: seed of the random layers.
-        name: name of the model; the pipeline's own name if None.
+        name: name of the model; the mode if None.
 
     Returns:
         `keras.Model` from raw images (B, height, width, channels) with values 0..255, uint8 or float, to float32
         images (B, image_size, image_size, 3). For grey images (B, height, width) is accepted too.
 
     Raises:
-        ValueError: if the pipeline is unknown or the images have neither 1 nor 3 channels.
+        ValueError: if the mode is unknown or the images have neither 1 nor 3 channels.
     """
-    if pipeline not in PIPELINES:
-        raise ValueError(f"Unknown pipeline {pipeline!r}: choose one of {', '.join(PIPELINES)}.")
+    if mode not in MODES:
+        raise ValueError(f"Unknown mode {mode!r}: choose one of {', '.join(MODES)}.")
     channels = input_shape[-1]
     if channels not in (1, 3):
         raise ValueError(f"Images have 1 channel (grey) or 3 (RGB), got input_shape={tuple(input_shape)}.")
@@ -71,9 +71,9 @@ def preprocessing(
     image = keras.Input(input_shape, name="image")
     x = layers.Resizing(image_size, image_size, interpolation="bilinear", name="resize")(image)
     x = layers.Rescaling(1 / 255, name="to_unit_range")(x)
-    if local_contrast:
-        x = even_out(x, local_contrast)
-    if pipeline == "train":
+    if local_contrast_window:
+        x = local_contrast_normalization(x, local_contrast_window)
+    if mode == "train":
         if rotation or translation or scale or shear:
             x = RandomAffine(
                 rotation=rotation, translation=translation, scale=scale, shear=shear, seed=seed, name="random_affine"
@@ -84,38 +84,38 @@ def preprocessing(
             x = layers.RandomContrast(contrast, value_range=(0, 1), seed=seed + 2, name="random_contrast")(x)
     if channels == 1:
         x = layers.Concatenate(name="grey_to_rgb")([x, x, x])
-    if pipeline != "base":
-        if per_image:
-            # With neither scale nor centre this layer holds no weights: (x - mean) / std over each whole image.
+    if mode != "base":
+        if per_image_standardization:
+            # With neither scale nor center this layer has no weights: (x - mean) / std of the whole image.
             x = layers.LayerNormalization(axis=(1, 2, 3), center=False, scale=False, epsilon=1e-4, name="normalise")(x)
         else:
             mean, std = ([v] * 3 if isinstance(v, (int, float)) else list(v) for v in (mean, std))
             x = layers.Rescaling([1 / s for s in std], [-m / s for m, s in zip(mean, std)], name="normalise")(x)
-    return keras.Model(image, x, name=name or pipeline)
+    return keras.Model(image, x, name=name or mode)
 
 
-def even_out(x, window):
-    """Even out light and shadow: local contrast normalisation of images in [0, 1].
+def local_contrast_normalization(x, window):
+    """Local contrast normalization of images in [0, 1].
 
     Each pixel becomes 0.5 + (x - m) / (6 s), clipped to [0, 1], where m and s are the mean and the standard deviation
-    (at least 0.03) of the brightness in the window around it, that of the three channels together, so that hues stay.
+    (at least 0.03) of the brightness in the window around it. The brightness is the mean of the channels, so that hues
+    are kept.
 
     Args:
         x: symbolic images (B, H, W, C) in [0, 1].
         window: side of the window in pixels, odd.
 
-    Reference: the subtractive and divisive normalisation of Jarrett et al. 2009, section 2.1, with a square window.
+    Reference: the subtractive and divisive normalization of Jarrett et al. 2009, section 2.1, with a square window.
     """
     brightness = ops.mean(x, axis=-1, keepdims=True)  # (B, H, W, 1)
-    average = layers.AveragePooling2D(window, strides=1, padding="same", name="local_mean")
-    mean = average(brightness)
+    mean = layers.AveragePooling2D(window, strides=1, padding="same", name="local_mean")(brightness)
     variance = layers.AveragePooling2D(window, strides=1, padding="same", name="local_variance")(
         ops.square(brightness - mean)
     )
     return ops.clip(0.5 + (x - mean) / (6 * ops.sqrt(variance + 0.03**2)), 0.0, 1.0)
 
 
-def with_preprocessing(pipeline, classifier, *, name):
-    """Join a pipeline and a classifier into one model, from the raw image to the logits; both keep their weights."""
-    image = keras.Input(pipeline.input_shape[1:], name="image")
-    return keras.Model(image, classifier(pipeline(image)), name=name)
+def attach_preprocessing(preprocessing_model, classifier, *, name):
+    """One model from the raw image to the logits; it shares the weights of both parts."""
+    image = keras.Input(preprocessing_model.input_shape[1:], name="image")
+    return keras.Model(image, classifier(preprocessing_model(image)), name=name)
