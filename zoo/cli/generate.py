@@ -1,12 +1,18 @@
 """zoo generate: text that continues a prompt, or images of it; the model decides."""
 
-from zoo.cli.common import MODEL_HELP, at_least, image_size
+import re
+import sys
+import time
+import warnings
+
+from zoo.cli.common import MODEL_HELP, at_least, image_size, log
 from zoo.errors import UserError, did_you_mean
 
 HELP = "generate text or images from a prompt"
 
 # `zoo.generation.diffusion.noise_sampler.SAMPLERS`, which loads Keras; a test compares them.
 SAMPLERS = ("ddpm", "ddim", "plms", "euler", "euler_ancestral", "heun", "dpmpp_2m")
+_BAR = 30  # characters of the progress bar
 _TEXT_FLAGS = ("max_new_tokens", "temperature", "top_k", "top_p", "greedy", "top_tokens")
 _IMAGE_FLAGS = (
     *("negative_prompt", "num_steps", "guidance_scale", "sampler", "eta", "num_images", "size", "image", "strength"),
@@ -32,7 +38,7 @@ def add_arguments(parser):
 
     add = parser.add_argument_group("image generation").add_argument
     add("--negative-prompt", metavar="TEXT", help="what the image should not show")
-    add("--num-steps", type=at_least(1), metavar="N", help="denoising steps; default the preset's, or 30")
+    add("--num-steps", type=at_least(1), metavar="N", help="denoising steps; default the preset's, or 50")
     add(
         "--guidance-scale",
         type=float,
@@ -67,9 +73,7 @@ def run(args):
     if task == "text-to-image":
         _refuse(args, _TEXT_FLAGS, f"{preset.name} generates images")
         backends.import_keras(preferred="torch")  # which starts and samples soonest
-        from zoo.cli.generate_image import generate_images
-
-        generate_images(args.model, args.prompt, seed=args.seed, **{name: getattr(args, name) for name in _IMAGE_FLAGS})
+        _generate_images(args)
         return
     _refuse(args, _IMAGE_FLAGS, f"{preset.name} generates text")
     if preset.model_path.is_file():
@@ -98,3 +102,55 @@ def _generate_text(args):
         print(before + piece, end="", flush=True)
         before = ""
     print()
+
+
+def _generate_images(args):
+    from zoo.tasks.text_to_image import TextToImage
+
+    names = (
+        "negative_prompt",
+        "num_steps",
+        "guidance_scale",
+        "sampler",
+        "eta",
+        "seed",
+        "image",
+        "mask_image",
+        "strength",
+    )
+    settings = {name: getattr(args, name) for name in (*names, "save_strip", "save_gif")}
+    settings["width"], settings["height"] = args.size or (None, None)
+    model = TextToImage.from_preset(args.model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", UserWarning)
+        warnings.showwarning = lambda message, *rest: print(f"note: {message}", file=sys.stderr)
+        model.save_images(
+            args.output or _file_name(args.prompt),
+            args.prompt,
+            num_images_per_prompt=args.num_images or 1,
+            on_step=_Progress(),
+            log=log,
+            **settings,
+        )
+
+
+def _file_name(prompt):
+    """A file name made of a prompt."""
+    return f"{'-'.join(re.findall('[a-z0-9]+', prompt.lower()))[:40].strip('-') or 'image'}.png"
+
+
+class _Progress:
+    """Shows the progress of the steps, in a terminal."""
+
+    def __init__(self):
+        self.start = time.perf_counter()
+
+    def __call__(self, step):
+        if not sys.stderr.isatty():
+            return
+        filled = _BAR * step.step // step.num_evaluations
+        rate = (time.perf_counter() - self.start) / step.step
+        bar = "█" * filled + "░" * (_BAR - filled)
+        left = rate * (step.num_evaluations - step.step)
+        line = f"\r{bar} {step.step}/{step.num_evaluations}  {rate:.2f} s/step, {left:.0f} s left "
+        print(line, end="\n" if step.step == step.num_evaluations else "", file=sys.stderr, flush=True)
