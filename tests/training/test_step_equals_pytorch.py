@@ -34,7 +34,7 @@ def test_one_step(fast, step):
 
     # PyTorch
     peer = torch_cnn(weights, pixels=48)
-    optimizer = torch.optim.Adam(peer.parameters(), lr=RATE, weight_weight_decay=DECAY)
+    optimizer = torch.optim.Adam(peer.parameters(), lr=RATE, weight_decay=DECAY)
     state = zip(
         peer.parameters(), torch_cnn(momenta, pixels=48).parameters(), torch_cnn(velocities, pixels=48).parameters()
     )
