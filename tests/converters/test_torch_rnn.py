@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from zoo.converters.torch_rnn import (
-    from_keras,
-    language_model_from_keras,
-    language_model_to_keras,
-    load_state_dict_file,
-    to_keras,
+    language_model_state_dict,
+    load_language_model_state_dict,
+    load_state_dict,
+    read_state_dict,
+    state_dict,
 )
 from zoo.errors import UserError
 from zoo.models.rnn_language_model import recurrent_layers, rnn_language_model
@@ -102,7 +102,7 @@ def test_equals_torch(cell, layers, both):
     x = rng.standard_normal((B, T, D)).astype("float32")
     peer = torch_rnn(cell, layers, both)
     model, stack = keras_rnn(cell, layers, both)
-    to_keras(peer.state_dict(), stack)
+    load_state_dict(peer.state_dict(), stack)
 
     # PyTorch; its states are (layers · directions, B, H), ours [h, c] or [h] for each layer and direction.
     peer_x = torch.tensor(x, requires_grad=True)
@@ -187,7 +187,7 @@ def test_equals_the_equations(cell):
         for kind, part in zip(PARTS, (w, u, b, c))
     }
     model, stack = keras_rnn(cell)
-    to_keras(state_dict, stack)
+    load_state_dict(state_dict, stack)
     output, states = loop(cell, x, w, u, b, c)
     worst = [close(numpy_of(a), e, 1e-5) for a, e in zip(model(keras.ops.convert_to_tensor(x)), [output, *states])]
     assert len(worst) == (3 if cell == "lstm" else 2) and np.abs(output).max() > 0.5
@@ -201,8 +201,8 @@ def test_there_and_back(cell, both, bias):
     peer = torch_rnn(cell, 2, both, bias)
     _, stack = keras_rnn(cell, 2, both, bias)
     first = {f"net.{name}": tensor for name, tensor in peer.state_dict().items()} | {"other.weight": torch.zeros(7)}
-    to_keras(first, stack, prefix="net.")
-    back = from_keras(stack)
+    load_state_dict(first, stack, prefix="net.")
+    back = state_dict(stack)
 
     assert list(back) == list(peer.state_dict())
     for name, tensor in peer.state_dict().items():
@@ -219,7 +219,7 @@ def test_there_and_back(cell, both, bias):
     x = torch.randn(B, 9, D)
     close(again(x)[0].detach().numpy(), peer(x)[0].detach().numpy(), 1e-6)
     weights = [[np.array(w) for w in layer.get_weights()] for layer in stack]
-    to_keras(again.state_dict(), stack)
+    load_state_dict(again.state_dict(), stack)
     for layer, before in zip(stack, weights):
         for now, old in zip(layer.get_weights(), before, strict=True):
             np.testing.assert_array_equal(now, old)
@@ -232,15 +232,15 @@ def test_kinds_of_numbers():
     exact = {name: tensor.numpy() for name, tensor in peer.state_dict().items()}
     for kind in (torch.float16, torch.bfloat16):
         narrow = {name: tensor.to(kind) for name, tensor in peer.state_dict().items()}
-        to_keras(narrow, stack)
-        back = from_keras(stack)
+        load_state_dict(narrow, stack)
+        back = state_dict(stack)
         np.testing.assert_array_equal(back["weight_hh_l0"], narrow["weight_hh_l0"].float().numpy())
         assert 0 < np.abs(back["weight_hh_l0"] - exact["weight_hh_l0"]).max() < 4e-3
-    to_keras({name: np.float64(array) for name, array in exact.items()}, stack)
-    np.testing.assert_array_equal(from_keras(stack)["weight_ih_l0"], exact["weight_ih_l0"])
+    load_state_dict({name: np.float64(array) for name, array in exact.items()}, stack)
+    np.testing.assert_array_equal(state_dict(stack)["weight_ih_l0"], exact["weight_ih_l0"])
     _, narrow = keras_rnn("lstm", dtype="bfloat16", recurrent_initializer="zeros")
-    to_keras(exact, narrow)
-    back = from_keras(narrow)
+    load_state_dict(exact, narrow)
+    back = state_dict(narrow)
     assert all(array.dtype == "float32" for array in back.values())
     np.testing.assert_array_equal(back["weight_hh_l0"], torch.tensor(exact["weight_hh_l0"]).bfloat16().float().numpy())
 
@@ -309,7 +309,7 @@ def test_another_module_changes_nothing(theirs, ours, named):
 def refused(state_dict, stack, named):
     before = [np.array(w) for layer in stack for w in layer.get_weights()]
     with pytest.raises(UserError, match=re.escape(named)) as caught:
-        to_keras(state_dict, stack)
+        load_state_dict(state_dict, stack)
     assert len(re.findall(r"[.!?]( |$)", str(caught.value))) == 1  # one sentence
     for old, new in zip(before, [w for layer in stack for w in layer.get_weights()], strict=True):
         np.testing.assert_array_equal(old, new)
@@ -355,7 +355,7 @@ def built(layer, inputs=D):
 )
 def test_layers_that_are_no_torch_module(layers, named):
     layers = layers(keras.layers)
-    for call in (lambda: to_keras({}, layers), lambda: from_keras(layers)):
+    for call in (lambda: load_state_dict({}, layers), lambda: state_dict(layers)):
         with pytest.raises(UserError, match=re.escape(named)):
             call()
 
@@ -363,14 +363,14 @@ def test_layers_that_are_no_torch_module(layers, named):
 def test_not_a_mapping():
     _, stack = keras_rnn("lstm")
     with pytest.raises(UserError, match=r"is a LSTM, where a mapping .* pass module.state_dict\(\)"):
-        to_keras(torch_rnn("lstm"), stack)
+        load_state_dict(torch_rnn("lstm"), stack)
 
 
 def test_relu_of_torch_rnn():
     torch.manual_seed(0)
     peer = torch.nn.RNN(D, H, nonlinearity="relu", batch_first=True)
     model, stack = keras_rnn("simple", activation="relu")
-    to_keras(peer.state_dict(), stack)
+    load_state_dict(peer.state_dict(), stack)
     x = torch.randn(B, T, D)
     close(numpy_of(model(keras.ops.convert_to_tensor(x.numpy()))[0]), peer(x)[0].detach().numpy(), 1e-5)
 
@@ -408,13 +408,13 @@ def language_models(cell="lstm", tied=False, peer_tied=None):
 @pytest.mark.parametrize("cell", KERAS)
 def test_language_model(cell, tied):
     peer, model = language_models(cell, tied)
-    language_model_to_keras(peer.state_dict(), model)
+    load_language_model_state_dict(peer.state_dict(), model)
     token = np.random.default_rng(0).integers(0, 11, (B, T)).astype("int32")
     theirs = peer(torch.tensor(token.T)).detach().numpy().swapaxes(0, 1)
     worst = close(numpy_of(model(keras.ops.convert_to_tensor(token))), theirs, 1e-5)
     print(f"worst differences: outputs {worst:.1e}")
 
-    back = {name: torch.from_numpy(array) for name, array in language_model_from_keras(model).items()}
+    back = {name: torch.from_numpy(array) for name, array in language_model_state_dict(model).items()}
     assert list(back) == list(peer.state_dict())
     again = WordLanguageModel(cell, 11, H if tied else D, H, 2, tied)
     again.load_state_dict(back)
@@ -427,12 +427,12 @@ def test_language_model_with_other_names():
         name.replace("encoder", "embed").replace("rnn", "gru"): tensor for name, tensor in peer.state_dict().items()
     }
     names = {"embedding": "embed.weight", "recurrent": "gru."}
-    language_model_to_keras(renamed, model, names)
-    assert set(language_model_from_keras(model, names)) == set(renamed)
+    load_language_model_state_dict(renamed, model, names)
+    assert set(language_model_state_dict(model, names)) == set(renamed)
     with pytest.raises(UserError, match="no part 'embeding' .* Did you mean 'embedding'"):
-        language_model_to_keras(renamed, model, {"embeding": "embed.weight"})
+        load_language_model_state_dict(renamed, model, {"embeding": "embed.weight"})
     with pytest.raises(UserError, match="missing encoder.weight .*; unexpected embed.weight, gru.weight_ih_l0"):
-        language_model_to_keras(renamed, model)
+        load_language_model_state_dict(renamed, model)
 
 
 @pytest.mark.parametrize(
@@ -459,7 +459,7 @@ def test_language_model_that_does_not_fit_changes_nothing(tied, change, named):
     change(state_dict)
     before = [np.array(w) for w in model.get_weights()]
     with pytest.raises(UserError, match=re.escape(named)):
-        language_model_to_keras(state_dict, model)
+        load_language_model_state_dict(state_dict, model)
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
 
@@ -468,27 +468,27 @@ def test_tied_state_dict_without_decoder():
     """A file that keeps shared tensors once (safetensors) has no decoder.weight."""
     peer, model = language_models(tied=True)
     state_dict = {name: tensor for name, tensor in peer.state_dict().items() if not name.startswith("decoder")}
-    language_model_to_keras(state_dict, model)
-    np.testing.assert_array_equal(language_model_from_keras(model)["decoder.weight"], peer.decoder.weight.detach())
+    load_language_model_state_dict(state_dict, model)
+    np.testing.assert_array_equal(language_model_state_dict(model)["decoder.weight"], peer.decoder.weight.detach())
 
 
 def test_models_that_are_no_language_model():
     plain, _ = keras_rnn("lstm")
     with pytest.raises(UserError, match="is not a recurrent language model"):
-        language_model_from_keras(plain)
+        language_model_state_dict(plain)
     peer, model = language_models()
     more = keras.Model(model.input, keras.layers.Dense(2, name="more")(model.output), name="longer")
-    with pytest.raises(UserError, match="longer also holds more/kernel, more/bias"):
-        language_model_to_keras({}, more)
+    with pytest.raises(UserError, match="longer also has more/kernel, more/bias"):
+        load_language_model_state_dict({}, more)
     assert len(recurrent_layers(model)) == 2
     model.get_layer("embedding").quantize("int8")  # integers and scales, which would round the numbers to nothing
-    with pytest.raises(UserError, match="also holds embedding/embeddings_scale"):
-        language_model_to_keras(peer.state_dict(), model)
+    with pytest.raises(UserError, match="also has embedding/embeddings_scale"):
+        load_language_model_state_dict(peer.state_dict(), model)
     token = keras.Input((None,))
     x = keras.layers.LSTM(H, return_sequences=True)(keras.layers.Embedding(11, D, name="embedding")(token))
     unbiased = keras.Model(token, keras.layers.Dense(11, use_bias=False, name="logits")(x), name="unbiased")
     with pytest.raises(UserError, match="'unbiased' is not a recurrent language model .* 'logits' with biases"):
-        language_model_from_keras(unbiased)
+        language_model_state_dict(unbiased)
 
 
 # Files
@@ -497,11 +497,11 @@ def test_models_that_are_no_language_model():
 def test_file_of_torch(tmp_path):
     peer = torch_rnn("gru", 2, True)
     torch.save(peer.state_dict(), tmp_path / "gru.pt")
-    loaded = load_state_dict_file(tmp_path / "gru.pt")
+    loaded = read_state_dict(tmp_path / "gru.pt")
     assert all(type(array) is np.ndarray for array in loaded.values())
     _, stack = keras_rnn("gru", 2, True)
-    to_keras(loaded, stack)
-    for name, array in from_keras(stack).items():
+    load_state_dict(loaded, stack)
+    for name, array in state_dict(stack).items():
         np.testing.assert_array_equal(array, peer.state_dict()[name])
 
 
@@ -515,7 +515,7 @@ def test_code_in_a_file_is_not_run(tmp_path):
     torch.save(torch_rnn("lstm"), tmp_path / "module.pt")
     for name in ("code.pt", "module.pt"):
         with pytest.raises(UserError, match=f"{name} holds more than tensors by name.*code in a file is never run"):
-            load_state_dict_file(tmp_path / name)
+            read_state_dict(tmp_path / name)
     assert not hasattr(sys, "zoo_code_was_run")
     # The file does what it says where it is let: the test above would notice.
     torch.load(tmp_path / "code.pt", weights_only=False)
@@ -525,28 +525,28 @@ def test_code_in_a_file_is_not_run(tmp_path):
 
 def test_files_that_hold_something_else(tmp_path):
     with pytest.raises(UserError, match="There is no file at .*lstm.pt"):
-        load_state_dict_file(tmp_path / "lstm.pt")
+        read_state_dict(tmp_path / "lstm.pt")
     torch.save({"model": torch_rnn("lstm").state_dict(), "epoch": 3}, tmp_path / "checkpoint.pt")
     with pytest.raises(UserError, match=r"holds model \(a OrderedDict\), epoch \(a int\), not only tensors by name"):
-        load_state_dict_file(tmp_path / "checkpoint.pt")
+        read_state_dict(tmp_path / "checkpoint.pt")
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")
     with pytest.raises(UserError, match="holds a Tensor, not only tensors by name"):
-        load_state_dict_file(tmp_path / "tensor.pt")
+        read_state_dict(tmp_path / "tensor.pt")
     torch.save(torch_rnn("lstm").state_dict(), tmp_path / "whole.pt")
     (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:900])
     with pytest.raises(UserError, match="cut.pt is damaged or no torch file"):
-        load_state_dict_file(tmp_path / "cut.pt")
+        read_state_dict(tmp_path / "cut.pt")
 
 
 def test_file_of_safetensors(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     peer = torch_rnn("lstm")
     safetensors.save_file(peer.state_dict(), tmp_path / "lstm.safetensors")
-    for name, array in load_state_dict_file(tmp_path / "lstm.safetensors").items():
+    for name, array in read_state_dict(tmp_path / "lstm.safetensors").items():
         np.testing.assert_array_equal(array, peer.state_dict()[name])
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "lstm.safetensors").read_bytes()[:40])
     with pytest.raises(UserError, match="cut.safetensors is damaged or no safetensors file"):
-        load_state_dict_file(tmp_path / "cut.safetensors")
+        read_state_dict(tmp_path / "cut.safetensors")
 
 
 @pytest.mark.parametrize("package, name", [("torch", "lstm.pt"), ("safetensors", "lstm.safetensors")])
@@ -555,4 +555,4 @@ def test_package_that_is_not_installed(package, name, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, f"{package}.numpy", None)
     with pytest.raises(UserError, match=f"{name} needs the package {package}: run `pip install {package}`"):
-        load_state_dict_file(tmp_path / name)
+        read_state_dict(tmp_path / name)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from zoo.errors import UserError
-from zoo.generation import seq2seq as translating
-from zoo.generation.recurrent import compiled
-from zoo.generation.sampling import next_token
-from zoo.generation.seq2seq import Decoder
+from zoo.fast_paths.compile import compile_function
+from zoo.generation import seq2seq
+from zoo.generation.sampling import sample_token
+from zoo.generation.seq2seq import Seq2SeqGenerator
 from zoo.models.transformer import transformer
 
 PAD, START, END = 0, 1, 2
@@ -29,7 +29,14 @@ NUMPY = keras.ops.convert_to_numpy
 @functools.cache
 def lively(kind="paper", vocabulary=29, end_bias=None, seed=0):
     """A model whose random weights write varied texts that end at many places, with no two tokens nearly as likely."""
-    numbers = {"num_layers": 1, "decoder_layers": 2, "width": 16, "inner": 24, "num_heads": 4, "pad_id": PAD}
+    numbers = {
+        "num_layers": 1,
+        "decoder_layers": 2,
+        "hidden_dim": 16,
+        "intermediate_dim": 24,
+        "num_heads": 4,
+        "pad_id": PAD,
+    }
     model, rng = transformer(vocabulary_size=vocabulary, **numbers | KINDS[kind]), np.random.default_rng(seed)
     spread = {"query": 3.0, "key": 3.0, "outer": 3.0, "embedding": 0.4, "positions": 0.4, "logits": 0.5}
     for layer in model.layers:
@@ -51,14 +58,14 @@ def sentences(count, *, vocabulary=23, longest=16, seed=0):
 
 
 @functools.cache
-def decoder(*key, **options):
-    return Decoder(lively(*key), start_id=START, end_id=END, suppressed=(PAD,), **options)
+def generator(*key, **options):
+    return Seq2SeqGenerator(lively(*key), start_id=START, end_id=END, suppress_tokens=(PAD,), **options)
 
 
 @functools.cache
 def full(model):
     """The whole model, compiled for one shape."""
-    return compiled(model)
+    return compile_function(lambda *ids: model(list(ids), training=False), model.variables, trace=False)
 
 
 def log_probabilities(model, source, texts):
@@ -72,7 +79,7 @@ def log_probabilities(model, source, texts):
     return [own - np.logaddexp.reduce(own) for own in logits]
 
 
-def write(model, source, choose):
+def generate(model, source, choose):
     """A text by running the full model again on each prefix; `choose` takes the log-probabilities."""
     text = []
     while len(text) < LENGTH - 2:
@@ -92,29 +99,29 @@ LIVELY = [("paper",), ("pre_norm", 29, None, 0), ("untied", 29, 2.0, 1), ("maria
 @pytest.mark.parametrize("key", LIVELY)
 def test_greedy_equals_the_full_model_run_again_on_each_prefix(key):
     sources = sentences(4)
-    texts = decoder(*key).decode(sources, max_length=LENGTH)
-    assert texts == [write(lively(*key), source, np.argmax) for source in sources]
+    texts = generator(*key).generate(sources, max_length=LENGTH)
+    assert texts == [generate(lively(*key), source, np.argmax) for source in sources]
     assert len({*map(tuple, texts)}) > 2
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 4}, {"top_p": 0.7}, {"top_k": 9, "top_p": 0.8, "temperature": 0.6}])
-def test_drawn_tokens_are_those_of_numpy(options):
-    """The same draws with the NumPy code for one text at a time, over the full model."""
+def test_sampled_tokens_are_those_of_numpy(options):
+    """The same samples with the NumPy code for one text at a time, over the full model."""
     sources = sentences(4)
-    texts = decoder().decode(sources, max_length=LENGTH, seed=7, **options)
+    texts = generator().generate(sources, max_length=LENGTH, do_sample=True, seed=7, **options)
     for row, (source, text) in enumerate(zip(sources, texts)):
-        choose = functools.partial(next_token, rng=np.random.default_rng([7, row]), **options)
-        assert text == write(lively(), source, choose)
-    assert decoder().decode(sources, max_length=LENGTH, seed=8, **options) != texts
-    assert decoder().decode(sources[:3], max_length=LENGTH, seed=7, **options) == texts[:3]
+        choose = functools.partial(sample_token, rng=np.random.default_rng(7 + row), **options)
+        assert text == generate(lively(), source, choose)
+    assert generator().generate(sources, max_length=LENGTH, do_sample=True, seed=8, **options) != texts
+    assert generator().generate(sources[:3], max_length=LENGTH, do_sample=True, seed=7, **options) == texts[:3]
 
 
 @pytest.mark.parametrize("renormalize", [False, True])
-@pytest.mark.parametrize("drawing", [{}, {"seed": 3}])
-def test_scores(drawing, renormalize):
+@pytest.mark.parametrize("sampling_options", [{}, {"do_sample": True, "seed": 3}])
+def test_scores(sampling_options, renormalize):
     key, sources = ("marian", 12, 3.0, 0), sentences(4, vocabulary=12)
-    texts, scores = decoder(*key, renormalize=renormalize).decode(
-        sources, max_length=LENGTH, length_penalty=0.5, with_scores=True, **drawing
+    texts, scores = generator(*key, renormalize_logits=renormalize).generate(
+        sources, max_length=LENGTH, length_penalty=0.5, with_scores=True, **sampling_options
     )
     for source, text, score in zip(sources, texts, scores):
         tokens = text + [END] * (len(text) < LENGTH - 2)  # a forced end costs nothing
@@ -127,7 +134,7 @@ def test_scores(drawing, renormalize):
 # -------------------------------------------------------------------------------------------------------- beam search
 
 
-def brute_force(model, source, *, beams, length_penalty, max_length):
+def brute_force(model, source, *, num_beams, length_penalty, max_length):
     """Beam search with lists, from its definition: (text, score)."""
     running, pool = [([], 0.0)], []
     for length in range(1, max_length):
@@ -137,11 +144,13 @@ def brute_force(model, source, *, beams, length_penalty, max_length):
                 candidates += [([*text, id_], score + p[id_]) for id_ in range(len(p)) if id_ != PAD]
             else:
                 candidates.append(([*text, END], score))
-        candidates = sorted(candidates, key=lambda c: -c[1])[: 2 * beams]
-        pool += [(text[:-1], score / length**length_penalty) for text, score in candidates[:beams] if text[-1] == END]
-        pool = sorted(pool, key=lambda c: -c[1])[:beams]
-        running = [c for c in candidates if c[0][-1] != END][:beams]
-        if not running or (len(pool) == beams and running[0][1] / length**length_penalty <= pool[-1][1]):
+        candidates = sorted(candidates, key=lambda c: -c[1])[: 2 * num_beams]
+        pool += [
+            (text[:-1], score / length**length_penalty) for text, score in candidates[:num_beams] if text[-1] == END
+        ]
+        pool = sorted(pool, key=lambda c: -c[1])[:num_beams]
+        running = [c for c in candidates if c[0][-1] != END][:num_beams]
+        if not running or (len(pool) == num_beams and running[0][1] / length**length_penalty <= pool[-1][1]):
             break
     return pool[0]
 
@@ -149,8 +158,8 @@ def brute_force(model, source, *, beams, length_penalty, max_length):
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 @pytest.mark.parametrize("beams,key", [(2, LIVELY[0]), (3, LIVELY[1]), (4, ("marian", 12, 3.0, 0))])
 def test_beam_search_equals_brute_force(beams, key, length_penalty):
-    sources, options = sentences(4, vocabulary=12), {"beams": beams, "length_penalty": length_penalty}
-    texts, scores = decoder(*key).decode(sources, max_length=LENGTH, with_scores=True, **options)
+    sources, options = sentences(4, vocabulary=12), {"num_beams": beams, "length_penalty": length_penalty}
+    texts, scores = generator(*key).generate(sources, max_length=LENGTH, with_scores=True, **options)
     for source, text, score in zip(sources, texts, scores):
         expected, expected_score = brute_force(lively(*key), source, max_length=LENGTH, **options)
         assert text == expected
@@ -161,8 +170,8 @@ def test_beam_search_equals_brute_force(beams, key, length_penalty):
 def test_enough_beams_find_the_best_of_all_texts(length_penalty):
     """Of the texts of at most two tokens, every one is looked at with as many beams as there are tokens."""
     key, sources = ("marian", 7, 1.0, 3), sentences(12, vocabulary=7, longest=6)
-    options = {"beams": 6, "length_penalty": length_penalty, "max_length": 4}
-    texts, scores = decoder(*key).decode(sources, with_scores=True, **options)
+    options = {"num_beams": 6, "length_penalty": length_penalty, "max_length": 4}
+    texts, scores = generator(*key).generate(sources, with_scores=True, **options)
     words = [id_ for id_ in range(7) if id_ not in (PAD, END)]
     for source, text, score in zip(sources, texts, scores):
         first, *second = log_probabilities(lively(*key), source, [[], *([word] for word in words)])
@@ -243,8 +252,8 @@ def test_same_tokens_as_transformers(beams, options, renormalize, force_end):
     expected = [
         [id_ for id_ in itertools.takewhile(lambda id_: id_ != END, row[1:])] for row in output.sequences.tolist()
     ]
-    texts, scores = decoder(*LIVELY[3], renormalize=renormalize).decode(
-        sources, beams=beams, max_length=33, force_end=force_end, with_scores=True, **options
+    texts, scores = generator(*LIVELY[3], renormalize_logits=renormalize).generate(
+        sources, num_beams=beams, max_length=33, force_end=force_end, with_scores=True, **options
     )
     assert texts == [[id_ for id_ in row if id_ != PAD] for row in expected]
     if beams > 1:
@@ -255,61 +264,77 @@ def test_same_tokens_as_transformers(beams, options, renormalize, force_end):
 # ---------------------------------------------------------------------------------------------- batches, stops, weights
 
 
-@pytest.mark.parametrize("options", [{}, {"beams": 3}])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}])
 def test_neighbours_and_padding_change_nothing(options):
     sources = sentences(5, longest=14)
     sources[2] = sources[2] * 5
-    decode = functools.partial(decoder("marian", 29, 5.0, 7).decode, max_length=20, **options)
-    texts = decode(sources)
+    generate_all = functools.partial(generator("marian", 29, 5.0, 7).generate, max_length=20, **options)
+    texts = generate_all(sources)
     assert len({len(text) for text in texts}) > 2
-    assert [decode([source])[0] for source in sources[:2]] == texts[:2]
+    assert [generate_all([source])[0] for source in sources[:2]] == texts[:2]
     array = np.full((5, 150), PAD)
     for row, source in enumerate(sources):
         array[row, : len(source)] = source
-    assert decode(array) == texts
-    assert decode(sources, batch_size=4) == texts
-    assert decode(sources[::-1]) == texts[::-1]
-    assert decode([]) == []
+    assert generate_all(array) == texts
+    assert generate_all(sources, batch_size=4) == texts
+    assert generate_all(sources[::-1]) == texts[::-1]
+    assert generate_all([]) == []
 
 
-@pytest.mark.parametrize("options", [{}, {"beams": 2}, {"seed": 1}])
-def test_sentences_that_ended_leave(options, monkeypatch):
+@pytest.mark.parametrize("force_end", [True, False])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True}])
+def test_each_source_has_its_own_longest_target(options, force_end):
+    sources, lengths = sentences(6, seed=3), [3, 30, 9, 18, 5, 12]
+    generate_all = functools.partial(generator("marian", 29, 2.0, 7).generate, force_end=force_end, **options)
+    targets, scores = generate_all(sources, max_length=lengths, with_scores=True)
+    for row, length in enumerate(lengths):
+        seed = {"seed": row} if "do_sample" in options else {}
+        target, score = generate_all([sources[row]], max_length=length, with_scores=True, **seed)
+        assert target == [targets[row]] and len(targets[row]) <= length - 1 - force_end
+        np.testing.assert_allclose(score[0], scores[row], rtol=CLOSE)
+    assert len({len(target) for target in targets}) > 2
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"do_sample": True, "seed": 1}])
+def test_finished_sentences_leave_the_batch(options, monkeypatch):
     key, sources = ("marian", 29, 7.0, 4), sentences(16, seed=2)
-    writer, kept = decoder(*key), []
-    monkeypatch.setattr(writer, "_kept", lambda open_: kept.append(Decoder._kept(writer, open_)) or kept[-1])
-    texts = writer.decode(sources, max_length=40, **options)
+    writer, kept = generator(*key), []
+    monkeypatch.setattr(
+        writer, "_kept", lambda unfinished: kept.append(Seq2SeqGenerator._kept(writer, unfinished)) or kept[-1]
+    )
+    texts = writer.generate(sources, max_length=40, **options)
     assert len(kept[-1]) < 16
-    monkeypatch.setattr(writer, "_kept", lambda open_: np.arange(len(open_)))
-    assert writer.decode(sources, max_length=40, **options) == texts
+    monkeypatch.setattr(writer, "_kept", lambda unfinished: np.arange(len(unfinished)))
+    assert writer.generate(sources, max_length=40, **options) == texts
 
 
 def test_ends_when_all_have_ended():
-    writer, sources = decoder("marian", 29, 12.0, 2), sentences(4)
-    texts = writer.decode(sources, max_length=200)
-    assert writer.steps == max(map(len, texts)) + 1 <= 16
-    writer.decode(sources, max_length=200, beams=2)
-    assert writer.steps <= 16
+    writer, sources = generator("marian", 29, 12.0, 2), sentences(4)
+    texts = writer.generate(sources, max_length=200)
+    assert writer.num_steps == max(map(len, texts)) + 1 <= 16
+    writer.generate(sources, max_length=200, num_beams=2)
+    assert writer.num_steps <= 16
 
 
 def test_weights_that_change_are_noticed():
     model, sources = lively("marian", 29, 4.0, 2), sentences(4)
-    writer, other = Decoder(model, start_id=START, end_id=END, suppressed=(PAD,)), lively(*LIVELY[3])
-    texts = writer.decode(sources, max_length=LENGTH)
+    writer, other = Seq2SeqGenerator(model, start_id=START, end_id=END, suppress_tokens=(PAD,)), lively(*LIVELY[3])
+    texts = writer.generate(sources, max_length=LENGTH)
     model.set_weights(other.get_weights())
-    expected = decoder(*LIVELY[3]).decode(sources, max_length=LENGTH)
-    assert writer.decode(sources, max_length=LENGTH) == expected != texts
+    expected = generator(*LIVELY[3]).generate(sources, max_length=LENGTH)
+    assert writer.generate(sources, max_length=LENGTH) == expected != texts
 
 
 def test_keras_and_pytorch_layers_write_the_same(monkeypatch):
     if keras.backend.backend() != "torch":
         pytest.skip("there are two ways on torch only")
     sources = sentences(3)
-    for options in ({}, {"beams": 3}):
-        plain = decoder(*LIVELY[1]).decode(sources, max_length=20, **options)
+    for options in ({}, {"num_beams": 3}):
+        plain = generator(*LIVELY[1]).generate(sources, max_length=20, **options)
         with monkeypatch.context() as patch:
-            patch.setattr(translating, "suits", lambda model: False)
-            writer = Decoder(lively(*LIVELY[1]), start_id=START, end_id=END, suppressed=(PAD,))
-            assert writer.decode(sources, max_length=20, **options) == plain
+            patch.setattr(seq2seq, "supports", lambda model: False)
+            writer = Seq2SeqGenerator(lively(*LIVELY[1]), start_id=START, end_id=END, suppress_tokens=(PAD,))
+            assert writer.generate(sources, max_length=20, **options) == plain
 
 
 # ---------------------------------------------------------------------------------------------------------- wrong use
@@ -325,25 +350,25 @@ def test_keras_and_pytorch_layers_write_the_same(monkeypatch):
         ({"max_length": 66}, "at most 65"),
         ({"max_length": 1}, "at least 2"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
-        ({"beams": 29}, "from 1 to 28"),
-        ({"beams": 0}, "from 1 to 28"),
-        ({"temperature": 0.5}, "give a seed"),
-        ({"seed": 1, "beams": 2}, "a seed or 2 beams"),
-        ({"seed": 1, "temperature": 0.0}, "temperature must be above 0"),
-        ({"seed": 1, "top_p": 1.5}, "top_p must be"),
+        ({"num_beams": 29}, "from 1 to 28"),
+        ({"num_beams": 0}, "from 1 to 28"),
+        ({"temperature": 0.5}, "give do_sample=True"),
+        ({"do_sample": True, "num_beams": 2}, "sampling or 2 beams"),
+        ({"do_sample": True, "temperature": 0.0}, "temperature must be above 0"),
+        ({"do_sample": True, "top_p": 1.5}, "top_p must be"),
     ],
 )
-def test_wrong_use_is_told_in_a_sentence(options, message):
+def test_wrong_use_is_reported_in_a_sentence(options, message):
     options = {"sources": [[3, 4]], "max_length": 10} | options
-    with pytest.raises(UserError, match=message) as told:
-        decoder(*LIVELY[1]).decode(options.pop("sources"), **options)
-    assert "\n" not in str(told.value)
+    with pytest.raises(UserError, match=message) as caught:
+        generator(*LIVELY[1]).generate(options.pop("sources"), **options)
+    assert "\n" not in str(caught.value)
 
 
-def test_wrong_tokens_are_told():
+def test_wrong_tokens_are_reported():
     with pytest.raises(UserError, match="29 is not in the vocabulary"):
-        Decoder(lively(), start_id=29, end_id=END)
+        Seq2SeqGenerator(lively(), start_id=29, end_id=END)
     with pytest.raises(UserError, match="must not be suppressed"):
-        Decoder(lively(), start_id=START, end_id=END, suppressed=(END,))
+        Seq2SeqGenerator(lively(), start_id=START, end_id=END, suppress_tokens=(END,))
     with pytest.raises(ValueError, match="not a transformer"):
-        Decoder(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]), start_id=1, end_id=2)
+        Seq2SeqGenerator(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]), start_id=1, end_id=2)

@@ -5,7 +5,7 @@ import pytest
 from keras import ops
 
 from tests.generation.test_seq2seq import END, PAD, START, full, lively, sentences
-from zoo.generation.seq2seq import Decoder
+from zoo.generation.seq2seq import Seq2SeqGenerator
 from zoo.models.transformer import transformer
 
 keras_hub = pytest.importorskip("keras_hub", reason="KerasHub is not installed (the extra nlp)")
@@ -32,7 +32,7 @@ def copy(layer, name, peer):
 @pytest.mark.parametrize("pre_norm", [False, True])
 def test_same_numbers_as_kerashub_layers(pre_norm):
     """Two encoder and two decoder layers: the logits, with padding in the source."""
-    numbers = {"width": 12, "inner": 20, "num_heads": 3}
+    numbers = {"hidden_dim": 12, "intermediate_dim": 20, "num_heads": 3}
     model = transformer(vocabulary_size=17, num_layers=2, pre_norm=pre_norm, pad_id=PAD, **numbers)
     rng = np.random.default_rng(0)
     model.set_weights([rng.normal(size=w.shape) * 0.4 + (w.name == "gamma") for w in model.weights])
@@ -82,8 +82,8 @@ def test_same_numbers_as_kerashub_layers(pre_norm):
 def test_same_texts_as_kerashub_samplers(beams):
     """Its greedy and beam samplers run the full model again on each prefix; no text may end before the last token."""
     model, sources, length = lively("marian", 29, -1e4, 7), sentences(6), 12
-    found = Decoder(model, start_id=START, end_id=END, suppressed=(PAD,)).decode(
-        sources, beams=beams, max_length=length, force_end=False
+    found = Seq2SeqGenerator(model, start_id=START, end_id=END, suppress_tokens=(PAD,)).generate(
+        sources, num_beams=beams, max_length=length, force_end=False
     )
     ids = np.full((6 * beams, 20), PAD, "int32")
     for row, source in enumerate(np.repeat(np.arange(6), beams)):

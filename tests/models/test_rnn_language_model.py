@@ -6,14 +6,14 @@ import pytest
 from keras import ops
 
 from zoo.fast_paths.layers import use_fast_paths
-from zoo.io import files
+from zoo.io import model_files
 from zoo.models.rnn_language_model import (
     CELLS,
-    numbers_of,
+    infer_config,
     recurrent_layers,
     reset_states,
     rnn_language_model,
-    step_model,
+    decode_step_model,
 )
 from zoo.training.initial_weights import set_initial_weights
 
@@ -56,7 +56,7 @@ def test_sizes_of_the_published_files_fit():
 @pytest.mark.parametrize("tied", [False, True])
 def test_step_model_equals_full_model(cell, tied):
     model, text = small(cell, tie_embeddings=tied), tokens(3, 40)
-    step = step_model(model)
+    step = decode_step_model(model)
     assert len(step.weights) == len(model.weights) and {id(w) for w in step.weights} == {id(w) for w in model.weights}
     states = [ops.zeros((3, state.shape[1])) for state in step.inputs[1:]]
     full = NUMPY(model(text))
@@ -69,7 +69,7 @@ def test_step_model_equals_full_model(cell, tied):
 @pytest.mark.parametrize("cell", CELLS)
 def test_carried_states_equal_one_long_sequence(cell, fast):
     model, text = small(cell), tokens(3, 40)
-    carrying = rnn_language_model(**numbers_of(model), carry_batch=3)
+    carrying = rnn_language_model(**infer_config(model), stateful_batch_size=3)
     for old, new in zip(model.trainable_variables, carrying.trainable_variables, strict=True):
         new.assign(old)
     if fast:
@@ -85,7 +85,7 @@ def test_carried_states_equal_one_long_sequence(cell, fast):
 def test_states_are_carried_in_compiled_steps(cell):
     """Keras' own stateful layers forget them on JAX, since the states are not variables of the layer there."""
     model, text = small(cell), tokens(3, 16)
-    carrying = rnn_language_model(**numbers_of(model), carry_batch=3)
+    carrying = rnn_language_model(**infer_config(model), stateful_batch_size=3)
     for old, new in zip(model.trainable_variables, carrying.trainable_variables, strict=True):
         new.assign(ops.copy(old))
     parts = [carrying.predict_on_batch(text[:, begin : begin + 8]) for begin in (0, 8)]
@@ -149,10 +149,10 @@ def test_fast_paths_leave_other_layers_alone(cell):
 
 def test_saved_file_needs_keras_alone(tmp_path):
     model, text = small("gru", tie_embeddings=True, dropout=0.2), tokens(2, 9)
-    files.save_model(model, tmp_path / "m.keras")
+    model_files.save_model(model, tmp_path / "m.keras")
     loaded = keras.saving.load_model(tmp_path / "m.keras")
     np.testing.assert_allclose(NUMPY(loaded(text)), NUMPY(model(text)), atol=1e-6)
-    assert numbers_of(loaded) == numbers_of(model)
+    assert infer_config(loaded) == infer_config(model)
 
 
 @pytest.mark.parametrize(

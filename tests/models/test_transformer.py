@@ -7,19 +7,19 @@ import numpy as np
 import pytest
 from keras import ops
 
-from zoo import presets as registry
-from zoo.blocks.attention import attention_step, sinusoids
-from zoo.io import files
+from zoo import presets
+from zoo.blocks.attention import cached_attention, sinusoidal_embedding
+from zoo.io import model_files
 from zoo.models.transformer import (
-    VARIANTS,
-    attention_model,
+    attention_weights_model,
     attention_names,
     encoder_model,
-    memory_model,
-    numbers_of,
-    step_model,
+    cross_attention_cache_model,
+    infer_config,
+    decode_step_model,
     transformer,
 )
+from zoo.models.variants import TRANSFORMER
 
 NUMPY = ops.convert_to_numpy
 PAD = 3
@@ -33,7 +33,7 @@ KINDS = {
 
 def small(kind="paper", seed=0):
     model = transformer(
-        vocabulary_size=17, **{"num_layers": 2, "width": 12, "inner": 20, "num_heads": 3, "pad_id": PAD} | KINDS[kind]
+        vocabulary_size=17, **{"num_layers": 2, "hidden_dim": 12, "intermediate_dim": 20, "num_heads": 3, "pad_id": PAD} | KINDS[kind]
     )
     rng = np.random.default_rng(seed)
     model.set_weights([rng.normal(size=w.shape) * 0.4 + (w.name == "gamma") for w in model.weights])
@@ -57,17 +57,17 @@ def closed_form(v, d, f, encoder, decoder):
 def test_parameters():
     """Tied embeddings; `base` is that of Vaswani et al. 2017 with a joint vocabulary of 37,000."""
     assert (
-        transformer(vocabulary_size=10_000, **VARIANTS["tiny"]).count_params()
+        transformer(vocabulary_size=10_000, **TRANSFORMER["tiny"]).count_params()
         == closed_form(10_000, 128, 256, 4, 4)
         == 2_605_056
     )
-    base = transformer(vocabulary_size=37_000, **VARIANTS["base"]).count_params()
+    base = transformer(vocabulary_size=37_000, **TRANSFORMER["base"]).count_params()
     assert base == closed_form(37_000, 512, 2048, 6, 6) == 63_082_496
 
 
 def test_the_registry_has_the_variants():
-    for name, numbers in VARIANTS.items():
-        assert numbers.items() <= registry.MODELS[f"transformer_{name}"].numbers.items()
+    for name, numbers in TRANSFORMER.items():
+        assert numbers.items() <= presets.MODELS[f"transformer_{name}"].kwargs.items()
 
 
 def test_other_parts_have_their_parameters():
@@ -81,9 +81,9 @@ def test_other_parts_have_their_parameters():
 
 def by_hand(model, source, target):
     """Logits from NumPy loops over sentences, heads, queries and keys, in float64, written from the paper."""
-    numbers = numbers_of(model)
+    numbers = infer_config(model)
     weight = {v.path.replace(f"{model.name}/", ""): NUMPY(v).astype("float64") for v in model.weights}
-    d, heads = numbers["width"], numbers["num_heads"]
+    d, heads = numbers["hidden_dim"], numbers["num_heads"]
 
     def dense(name, x):
         return x @ weight[f"{name}/kernel"] + weight[f"{name}/bias"]
@@ -226,8 +226,8 @@ def test_steps_equal_the_full_model(kind):
     source[2, 3:] = PAD
     texts = sentences(6, 5, seed=2).reshape(3, 2, 5)
     full = logits(model, source.repeat(2, axis=0), texts.reshape(6, 5)).reshape(3, 2, 5, 17)
-    visible, *memory = (NUMPY(x) for x in memory_model(model)(source))
-    step, depth = step_model(model), numbers_of(model)["decoder_layers"]
+    visible, *memory = (NUMPY(x) for x in cross_attention_cache_model(model)(source))
+    step, depth = decode_step_model(model), infer_config(model)["decoder_layers"]
     past = [np.zeros((3, 3, 5, 2, 4), "float32") for _ in range(2 * depth)]  # (B, N, P, K, H)
     for place in range(5):
         # Text k sees the positions before this one of text k.
@@ -269,11 +269,11 @@ def test_source_and_target_are_not_interchangeable():
 @pytest.mark.parametrize("kind", KINDS)
 def test_file_loads_with_keras_alone_and_tells_its_numbers(kind, tmp_path):
     model, source, target = small(kind), sentences(2, 5), sentences(2, 4, seed=2)
-    files.save_model(model, tmp_path / "model.keras")
+    model_files.save_model(model, tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(logits(loaded, source, target), logits(model, source, target), atol=1e-6)
-    numbers = numbers_of(loaded)
-    wanted = {"num_layers": 2, "width": 12, "inner": 20, "num_heads": 3, "pad_id": PAD} | KINDS[kind]
+    numbers = infer_config(loaded)
+    wanted = {"num_layers": 2, "hidden_dim": 12, "intermediate_dim": 20, "num_heads": 3, "pad_id": PAD} | KINDS[kind]
     assert {key: numbers[key] for key in wanted} == wanted
     assert transformer(**numbers).count_params() == model.count_params()
     np.testing.assert_allclose(NUMPY(encoder_model(loaded)(source)), NUMPY(encoder_model(model)(source)), atol=1e-6)
@@ -281,12 +281,12 @@ def test_file_loads_with_keras_alone_and_tells_its_numbers(kind, tmp_path):
 
 def test_models_are_made_of_one_that_was_loaded_first_thing(tmp_path):
     """In a process that has made nothing yet, automatic names begin again with those that the file holds."""
-    files.save_model(small(), tmp_path / "model.keras")
+    model_files.save_model(small(), tmp_path / "model.keras")
     keras.utils.clear_session()
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     for name in attention_names(loaded):
-        attention_model(loaded, name)
-    for make in (encoder_model, memory_model, step_model):
+        attention_weights_model(loaded, name)
+    for make in (encoder_model, cross_attention_cache_model, decode_step_model):
         make(loaded)
 
 
@@ -296,7 +296,7 @@ def test_attention_weights():
     names = attention_names(model)
     assert len(names) == 6 and "decoder_1_cross_attention" in names
     for name in names:
-        weights = NUMPY(attention_model(model, name)([source, target]))
+        weights = NUMPY(attention_weights_model(model, name)([source, target]))
         queries, keys = (6, 6) if name.startswith("encoder") else (5, 5 if "self" in name else 6)
         assert weights.shape == (2, 3, queries, keys)
         np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
@@ -308,12 +308,12 @@ def test_attention_weights():
     name = "decoder_1_cross_attention"
     tensors = [model.get_layer(f"{name}_{part}").output for part in ("value_heads", "output")]
     value, mixed = (NUMPY(x) for x in keras.Model(model.inputs, tensors)([source, target]))
-    weights = NUMPY(attention_model(model, name)([source, target]))
+    weights = NUMPY(attention_weights_model(model, name)([source, target]))
     joined = np.einsum("bnts,bsnh->btnh", weights, value).reshape(2, 5, 12)
     kernel, bias = (NUMPY(w) for w in model.get_layer(f"{name}_output").weights)
     np.testing.assert_allclose(joined @ kernel + bias, mixed, atol=1e-5)
     with pytest.raises(ValueError, match="no attention 'decoder_9_cross_attention'"):
-        attention_model(model, "decoder_9_cross_attention")
+        attention_weights_model(model, "decoder_9_cross_attention")
 
 
 def test_a_step_without_its_own_position_is_attention_over_what_is_seen():
@@ -322,8 +322,8 @@ def test_a_step_without_its_own_position_is_attention_over_what_is_seen():
     seen = np.array([True, True, False, True, False])
     name, layer = "decoder_0_cross_attention", model.get_layer
     arrays = [part.astype("float32") for part in (x, keys, keys + 1)]
-    some = attention_step(layer, name, *arrays, seen[None, None, None])
-    cut = attention_step(
+    some = cached_attention(layer, name, *arrays, seen[None, None, None])
+    cut = cached_attention(
         layer, name, arrays[0], *(part[:, :, seen] for part in arrays[1:]), np.ones((1, 1, 1, 3), bool)
     )
     np.testing.assert_allclose(NUMPY(some), NUMPY(cut), atol=1e-6)
@@ -331,7 +331,7 @@ def test_a_step_without_its_own_position_is_attention_over_what_is_seen():
 
 def test_sinusoids():
     """Position 0 is all zeros, then ones; a shift by k turns each pair (sin, cos) by an angle of its own."""
-    vectors = NUMPY(sinusoids(np.arange(50), 8)).astype("float64")
+    vectors = NUMPY(sinusoidal_embedding(np.arange(50), 8)).astype("float64")
     np.testing.assert_allclose(vectors[0], [0] * 4 + [1] * 4)
     pairs = vectors[:, :4] * 1j + vectors[:, 4:]
     np.testing.assert_allclose(pairs[7:] / pairs[:-7], np.broadcast_to(pairs[7] / pairs[0], (43, 4)), atol=1e-4)
@@ -340,8 +340,8 @@ def test_sinusoids():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"width": 10, "num_heads": 3}, "divisible by num_heads"),
-        ({"width": 9, "num_heads": 3}, "even"),
+        ({"hidden_dim": 10, "num_heads": 3}, "divisible by num_heads"),
+        ({"hidden_dim": 9, "num_heads": 3}, "even"),
         ({"activation": "tanh"}, "relu, gelu, silu"),
         ({"positions": "rotary"}, "sinusoidal, learned"),
         ({"dropout": 1.0}, "dropout"),
@@ -350,10 +350,10 @@ def test_sinusoids():
 )
 def test_numbers_out_of_range(wrong, message):
     with pytest.raises(ValueError, match=message):
-        transformer(vocabulary_size=10, **{"num_layers": 1, "width": 12, "inner": 8, "num_heads": 3} | wrong)
+        transformer(vocabulary_size=10, **{"num_layers": 1, "hidden_dim": 12, "intermediate_dim": 8, "num_heads": 3} | wrong)
 
 
 def test_numbers_of_another_model():
     other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     with pytest.raises(ValueError, match="not a transformer"):
-        numbers_of(other)
+        infer_config(other)

@@ -1,42 +1,40 @@
-"""Marian's translation models (opus-mt and kin), as Hugging Face keeps them, into ours; and their weights back.
+"""Marian's translation models (opus-mt and kin) in the layout of Hugging Face, converted to the zoo's and back.
 
 A folder holds                                        which becomes
-config.json                                           the numbers of `zoo.models.transformer`
+config.json                                           the arguments of `zoo.models.transformer`
 model.safetensors, pytorch_model.bin or their shards  its weights, read one tensor at a time
 source.spm, target.spm, vocab.json,                   `zoo.tokenizers.marian.MarianTokenizer`
 target_vocab.json, tokenizer_config.json
-generation_config.json                                its `settings`
+generation_config.json                                the preset's generation_config.json
 
-Letters: V entries of a vocabulary, d width, P positions. Marian's dense layers hold (outputs, inputs), ours the
-transpose. The tensors are, with PARTS below naming those of a layer:
+Letters: V entries of a vocabulary, d width, P positions. Marian's dense layers have (outputs, inputs), Keras' the
+transpose. The tensors are, with BLOCK_MAP below naming those of a layer:
 
 model.shared.weight, model.encoder.embed_tokens.weight,     one embedding (V, d), or one for each side, or also one
 model.decoder.embed_tokens.weight, lm_head.weight           for the logits, as config.json ties them
 final_logits_bias                                           (1, V); may be absent, which means zeros
-model.{encoder,decoder}.embed_positions.weight              (P, d); may be absent: sinusoids, which ours computes
-model.{encoder,decoder}.layers.{i}.{part}.{weight,bias}     see PARTS
+model.{encoder,decoder}.embed_positions.weight              (P, d); may be absent: sinusoids, which the zoo's computes
+model.{encoder,decoder}.layers.{i}.{part}.{weight,bias}     see BLOCK_MAP
 
-Everything is checked before a weight is set. config.json's normalize_before, normalize_embedding and
-add_final_layer_norm are not looked at, as transformers does not.
+Everything is checked before a weight is assigned. config.json's normalize_before, normalize_embedding and
+add_final_layer_norm are ignored, as transformers does.
 
 Source: transformers 5.23, models/marian: modeling_marian.py, configuration_marian.py, tokenization_marian.py.
 """
 
 import pathlib
 import re
-import shlex
 from typing import NamedTuple
 
 import numpy as np
 
 from zoo import backends
 from zoo.errors import UserError
-from zoo.io import files
-from zoo.io.tensor_files import Checkpoint, checked, read_floats, read_json, refuse_differences
+from zoo.io.tensor_files import Checkpoint, check_state_dict, config_value, read_float_tensor, read_json
 from zoo.tokenizers.marian import MarianTokenizer
 
-# What is read of config.json, and what MarianConfig takes where it is silent.
-CONFIG = {
+# Keys of config.json and the defaults of MarianConfig.
+CONFIG_DEFAULTS = {
     "vocab_size": 58101,
     "decoder_vocab_size": 0,  # vocab_size
     "max_position_embeddings": 1024,
@@ -53,14 +51,14 @@ CONFIG = {
     "tie_word_embeddings": True,
     "pad_token_id": 58100,
 }
-# How a translation is written, kept as the tokenizer's settings: read of generation_config.json, else of config.json,
-# else this (defaults of MarianConfig and GenerationConfig; for lengths, of MarianTokenizer).
-SETTINGS = {
+# How translations are generated: read from generation_config.json, else from config.json, else this (defaults of
+# MarianConfig and GenerationConfig; for lengths, of MarianTokenizer).
+GENERATION_DEFAULTS = {
     "decoder_start_token_id": 58100,
     "eos_token_id": 0,
-    "forced_eos_token_id": 0,  # written where max_length is reached; None for none
-    "suppress_tokens": [],  # ids never written; takes in the bad_words_ids of one token
-    "bad_words_ids": [],  # of several tokens: sequences never written
+    "forced_eos_token_id": 0,  # generated where max_length is reached; None for none
+    "suppress_tokens": [],  # ids never generated; joined by the bad_words_ids of one token
+    "bad_words_ids": [],  # of several tokens: sequences never generated
     "renormalize_logits": False,
     "num_beams": 1,
     "length_penalty": 1.0,
@@ -70,15 +68,21 @@ SETTINGS = {
     "min_length": 0,
     "max_length": 512,
 }
-# What is read of tokenizer_config.json: how three tokens are written, and more settings.
-TOKENS = {"unknown": ("unk_token", "<unk>"), "end": ("eos_token", "</s>"), "pad": ("pad_token", "<pad>")}
-TOKENIZER_SETTINGS = {"source_lang": None, "target_lang": None, "model_max_length": 512}
+# Those that the zoo's decoding does not have.
+IGNORED = ("bad_words_ids", "early_stopping", "no_repeat_ngram_size", "repetition_penalty", "min_length")
+# Keys of tokenizer_config.json: the zoo's argument, theirs and the default.
+SPECIAL_TOKENS = {"unknown": ("unk_token", "<unk>"), "end": ("eos_token", "</s>"), "pad": ("pad_token", "<pad>")}
 
-ACTIVATIONS = {"swish": "silu", "silu": "silu", "relu": "relu", "gelu": "gelu"}  # theirs -> ours; gelu is exact in both
+ACTIVATIONS = {
+    "swish": "silu",
+    "silu": "silu",
+    "relu": "relu",
+    "gelu": "gelu",
+}  # theirs -> Keras'; gelu is exact in both
 EPSILON = 1e-5  # of the normalisations; torch's default, which transformers leaves
 
-# Parts of a layer, ours -> theirs: encoder_0_self_attention_query is model.encoder.layers.0.self_attn.q_proj.
-PARTS = {
+# Layers of a block, Keras -> Marian: encoder_0_self_attention_query is model.encoder.layers.0.self_attn.q_proj.
+BLOCK_MAP = {
     f"{ours}_attention_{part}": f"{theirs}.{letter}_proj"
     for ours, theirs in (("self", "self_attn"), ("cross", "encoder_attn"))
     for part, letter in (("query", "q"), ("key", "k"), ("value", "v"), ("output", "out"))
@@ -99,66 +103,22 @@ SHARED, SOURCE, TARGET, LOGITS, BIAS = (
 POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
 
 
-def convert(folder, path, say=print):
-    """Write a Marian model as `path` (a .keras file) and its tokenizer beside it, `<name>.tokenizer.json`.
-
-    Args:
-        folder: in the layout of Hugging Face, see above.
-        path: where the model goes; what was there is replaced.
-        say: is given each line of what was done.
-
-    Raises:
-        UserError: as `from_marian`; if `path` does not end with .keras, or a card there describes another file.
-    """
-    path = pathlib.Path(path)
-    if path.suffix != ".keras":
-        raise UserError(f"The file to write is {path}: give it a name that ends with .keras.")
-    if files.read_card(path):
-        raise UserError(f"{path.with_suffix('.json')} is the card of another model: choose another name than {path}.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = from_marian(folder)
-    tokenizer.save(files.tokenizer_path(path))
-    files.save_model(model, path)
-    for line in _told(path, model, tokenizer):
-        say(line)
-
-
-def _told(path, model, tokenizer):
-    """What was converted, in lines."""
-    from zoo.models.transformer import numbers_of
-
-    numbers, settings = numbers_of(model), tokenizer.settings
-    layers = f"{numbers['num_layers']} + {numbers['decoder_layers']} layers"
-    sizes = f"width {numbers['width']}, inner width {numbers['inner']}, {numbers['num_heads']} heads"
-    yield f"{path}: {model.count_params():,} parameters, {layers}, {sizes}, {numbers['activation']}"
-    pieces = f"{tokenizer.vocabulary_size:,} pieces"
-    if tokenizer.target_vocabulary:
-        pieces += f" ({tokenizer.source_vocabulary_size:,} of the source)"
-    if settings["source_lang"] and settings["target_lang"]:
-        pieces += f", {settings['source_lang']} to {settings['target_lang']}"
-    if tokenizer.languages:
-        pieces += f", with codes for {', '.join(tokenizer.languages)}"
-    yield f"{files.tokenizer_path(path)}: {pieces}"
-    beams = f"{settings['num_beams']} beams, length penalty {settings['length_penalty']:g}"
-    yield f"Settings: {beams}, at most {settings['max_length']} tokens"
-    yield f'Translate with it: zoo translate {shlex.quote(str(path))} "…"'
-
-
-def from_marian(folder):
-    """Build our model and tokenizer of a Marian model.
+def load_marian(folder):
+    """Convert a Marian model.
 
     Args:
         folder: in the layout of Hugging Face, see above.
 
     Returns:
-        (`keras.Model` made by `zoo.models.transformer`, float32, `MarianTokenizer`).
+        (`keras.Model` made by `zoo.models.transformer`, float32; `MarianTokenizer`; dict, the generation settings by
+        the names of transformers).
 
     Raises:
         UserError: if a file is missing, damaged or of another kind of model; if a tensor is missing, left over or of
-            another shape; if the model is none that ours can be. Each is named.
+            another shape; if the zoo has no such model. Each is named.
 
     Example:
-        >>> model, tokenizer = from_marian("opus-mt-en-de")
+        >>> model, tokenizer, generation_config = load_marian("opus-mt-en-de")
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
@@ -167,26 +127,55 @@ def from_marian(folder):
             "download NAME --local-dir FOLDER`."
         )
     config = _config(folder)
-    tokenizer = _tokenizer(folder, config)
+    tokenizer, generation_config = _tokenizer_and_generation_config(folder, config)
     checkpoint = Checkpoint(folder)
 
-    backends.start()  # only now: what was wrong so far was said without the wait for a framework
+    backends.import_keras()  # only now: errors so far do not wait for a framework
     from zoo.models.transformer import transformer
 
     try:
-        model = transformer(**_numbers(config, logits_bias=BIAS in checkpoint.shapes))
+        model = transformer(**_model_arguments(config, logits_bias=BIAS in checkpoint.shapes))
     except ValueError as error:
         raise UserError(f"{folder / 'config.json'} describes no model that can be built: {error}") from error
-    rows = [row for row in _rows(model) if BIAS not in row.names or BIAS in checkpoint.shapes]
-    _check(checkpoint, rows, config)
-    for row in rows:
-        array = read_floats(checkpoint, _present(row, checkpoint)[0])
-        row.variable.assign(np.ascontiguousarray(array.T if row.transposed else array).reshape(row.variable.shape))
-    return model, tokenizer
+    entries = [entry for entry in _entries(model) if BIAS not in entry.names or BIAS in checkpoint.shapes]
+    _check(checkpoint, entries, config)
+    for entry in entries:
+        array = read_float_tensor(checkpoint, _present(entry, checkpoint)[0])
+        entry.variable.assign(
+            np.ascontiguousarray(array.T if entry.transposed else array).reshape(entry.variable.shape)
+        )
+    return model, tokenizer, generation_config
 
 
-def to_marian(model, *, positions=512):
-    """The weights of one of our transformers as the state dict of a transformers MarianMTModel.
+def describe_conversion(model, tokenizer, generation_config):
+    """What `load_marian` returned, in lines of text."""
+    from zoo.models.transformer import infer_config
+
+    config = infer_config(model)
+    yield (
+        f"{model.count_params():,} parameters, {config['num_layers']} + {config['decoder_layers']} layers, hidden "
+        f"width {config['hidden_dim']}, intermediate width {config['intermediate_dim']}, {config['num_heads']} heads, "
+        f"{config['activation']}"
+    )
+    pieces = f"{tokenizer.vocabulary_size:,} pieces"
+    if tokenizer.target_vocabulary:
+        pieces += f" ({tokenizer.source_vocabulary_size:,} of the source)"
+    if tokenizer.source_lang and tokenizer.target_lang:
+        pieces += f", {tokenizer.source_lang} to {tokenizer.target_lang}"
+    if tokenizer.languages:
+        pieces += f", with codes for {', '.join(tokenizer.languages)}"
+    yield pieces
+    yield (
+        f"{generation_config['num_beams']} beams, length penalty {generation_config['length_penalty']:g}, at most "
+        f"{generation_config['max_length']} tokens"
+    )
+    ignored = [name for name in IGNORED if generation_config[name] != GENERATION_DEFAULTS[name]]
+    if ignored:
+        yield f"Not applied, for the zoo has no such settings: {', '.join(ignored)}"
+
+
+def marian_state_dict(model, *, positions=512):
+    """The weights of a transformer of the zoo as the state dict of a transformers MarianMTModel.
 
     Args:
         model: what `zoo.models.transformer` returned, post-norm and with sinusoidal positions.
@@ -200,30 +189,30 @@ def to_marian(model, *, positions=512):
 
     Example:
         >>> peer = MarianMTModel(MarianConfig(**marian_config(model)))
-        >>> peer.load_state_dict({name: torch.from_numpy(array) for name, array in to_marian(model).items()})
+        >>> peer.load_state_dict({name: torch.from_numpy(array) for name, array in marian_state_dict(model).items()})
     """
     from keras import ops
 
-    _refuse_other_models(model)
-    rows = _rows(model)
-    known = {id(row.variable) for row in rows}
+    _check_convertible(model)
+    entries = _entries(model)
+    known = {id(entry.variable) for entry in entries}
     if others := [variable.path for variable in model.weights if id(variable) not in known]:
-        raise UserError(f"The model {model.name} also holds {', '.join(others)}, for which Marian's have no place.")
+        raise UserError(f"The model {model.name} also has {', '.join(others)}, which Marian's models have not.")
     state_dict = {}
-    for row in rows:
-        array = np.array(ops.convert_to_numpy(row.variable), "float32")
-        array = np.ascontiguousarray((array.T if row.transposed else array).reshape(row.shape))
-        state_dict |= {name: array for name in row.names}
+    for entry in entries:
+        array = np.array(ops.convert_to_numpy(entry.variable), "float32")
+        array = np.ascontiguousarray((array.T if entry.transposed else array).reshape(entry.shape))
+        state_dict |= {name: array for name in entry.names}
     v, d = state_dict[LOGITS].shape
     state_dict.setdefault(BIAS, np.zeros((1, v), "float32"))
     return state_dict | {name: _sinusoids(positions, d) for name in POSITIONS}
 
 
 def marian_config(model, *, positions=512):
-    """What config.json of a MarianMTModel says for one of our transformers.
+    """The config.json of a MarianMTModel for a transformer of the zoo.
 
     Args:
-        model, positions: as in `to_marian`.
+        model, positions: as in `marian_state_dict`.
 
     Returns:
         dict, the arguments of transformers' MarianConfig but for the ids of start and end, which the model does not
@@ -232,25 +221,25 @@ def marian_config(model, *, positions=512):
     Raises:
         UserError: if a MarianMTModel cannot be such a model.
     """
-    numbers = _refuse_other_models(model)
+    config = _check_convertible(model)
     return {
         "model_type": "marian",
         "architectures": ["MarianMTModel"],
-        "vocab_size": numbers["source_vocabulary_size"] or numbers["vocabulary_size"],
-        "decoder_vocab_size": numbers["vocabulary_size"],
+        "vocab_size": config["source_vocabulary_size"] or config["vocabulary_size"],
+        "decoder_vocab_size": config["vocabulary_size"],
         "max_position_embeddings": positions,
-        "d_model": numbers["width"],
-        "encoder_layers": numbers["num_layers"],
-        "decoder_layers": numbers["decoder_layers"],
-        **{f"{side}_ffn_dim": numbers["inner"] for side in ("encoder", "decoder")},
-        **{f"{side}_attention_heads": numbers["num_heads"] for side in ("encoder", "decoder")},
-        "activation_function": numbers["activation"],
-        "scale_embedding": numbers["scale_embeddings"],
+        "d_model": config["hidden_dim"],
+        "encoder_layers": config["num_layers"],
+        "decoder_layers": config["decoder_layers"],
+        **{f"{side}_ffn_dim": config["intermediate_dim"] for side in ("encoder", "decoder")},
+        **{f"{side}_attention_heads": config["num_heads"] for side in ("encoder", "decoder")},
+        "activation_function": config["activation"],
+        "scale_embedding": config["scale_embeddings"],
         "static_position_embeddings": True,
-        "share_encoder_decoder_embeddings": numbers["source_vocabulary_size"] is None,
-        "tie_word_embeddings": numbers["tie_embeddings"],
-        "pad_token_id": numbers["pad_id"],
-        "decoder_start_token_id": numbers["pad_id"],
+        "share_encoder_decoder_embeddings": config["source_vocabulary_size"] is None,
+        "tie_word_embeddings": config["tie_embeddings"],
+        "pad_token_id": config["pad_id"],
+        "decoder_start_token_id": config["pad_id"],
         "eos_token_id": 0,
         "forced_eos_token_id": 0,
     }
@@ -265,25 +254,25 @@ def _config(folder):
     config = read_json(path, "the description of the model")
     if config.get("model_type") != "marian":
         raise UserError(f"{path} describes a model of type {config.get('model_type')!r}, where 'marian' was expected.")
-    config |= {name: checked(path, name, config.get(name), default) for name, default in CONFIG.items()}
+    config |= {name: config_value(path, name, config.get(name), default) for name, default in CONFIG_DEFAULTS.items()}
     if config["share_encoder_decoder_embeddings"] or not config["decoder_vocab_size"]:
         config["decoder_vocab_size"] = config["vocab_size"]
     for name in ("ffn_dim", "attention_heads"):
         ours, theirs = config[f"encoder_{name}"], config[f"decoder_{name}"]
         if ours != theirs:
             raise UserError(
-                f"{path} says encoder_{name} is {ours} and decoder_{name} {theirs}, which have to be the same in our "
-                "models."
+                f"{path} says encoder_{name} is {ours} and decoder_{name} {theirs}, which have to be the same in the "
+                "zoo's models."
             )
     if config["activation_function"] not in ACTIVATIONS:
         raise UserError(
-            f"{path} says activation_function is {config['activation_function']!r}, and our models have "
+            f"{path} says activation_function is {config['activation_function']!r}, and the zoo's models have "
             f"{', '.join(ACTIVATIONS)}."
         )
     return config
 
 
-def _numbers(config, logits_bias):
+def _model_arguments(config, logits_bias):
     """The arguments of `zoo.models.transformer`."""
     shared, tied = config["share_encoder_decoder_embeddings"], config["tie_word_embeddings"]
     return {
@@ -291,8 +280,8 @@ def _numbers(config, logits_bias):
         "source_vocabulary_size": None if shared else config["vocab_size"],
         "num_layers": config["encoder_layers"],
         "decoder_layers": config["decoder_layers"],
-        "width": config["d_model"],
-        "inner": config["encoder_ffn_dim"],
+        "hidden_dim": config["d_model"],
+        "intermediate_dim": config["encoder_ffn_dim"],
         "num_heads": config["encoder_attention_heads"],
         "activation": ACTIVATIONS[config["activation_function"]],
         "scale_embeddings": config["scale_embedding"],
@@ -304,30 +293,30 @@ def _numbers(config, logits_bias):
     }
 
 
-def _refuse_other_models(model):
-    """The numbers of a model that a MarianMTModel can be; any other is refused."""
-    from zoo.models.transformer import numbers_of
+def _check_convertible(model):
+    """`infer_config` of a model that a MarianMTModel can be; UserError for any other."""
+    from zoo.models.transformer import infer_config
 
     try:
-        numbers = numbers_of(model)
+        config = infer_config(model)
     except ValueError as error:
         raise UserError(f"{str(error).rstrip('.')}: build it with zoo.models.transformer.") from error
     fixed = {"pre_norm": False, "positions": "sinusoidal", "epsilon": EPSILON}
-    if others := [f"{name}={numbers[name]!r}" for name, value in fixed.items() if numbers[name] != value]:
+    if others := [f"{name}={config[name]!r}" for name, value in fixed.items() if config[name] != value]:
         raise UserError(f"The model {model.name} has {', '.join(others)}, which Marian's models cannot have.")
-    return numbers
+    return config
 
 
-# The tokenizer and the settings.
+# The tokenizer and the generation settings.
 
 
-def _tokenizer(folder, config):
+def _tokenizer_and_generation_config(folder, config):
     path = folder / "tokenizer_config.json"
-    saved, tokens = _json_or_nothing(path, "the description of the tokenizer"), {}
-    for ours, (theirs, default) in TOKENS.items():
+    saved, tokens = _read_json_or_empty(path, "the description of the tokenizer"), {}
+    for ours, (theirs, default) in SPECIAL_TOKENS.items():
         token = saved.get(theirs)
         token = token.get("content") if isinstance(token, dict) else token  # {"content": "<pad>", "lstrip": …}
-        tokens[ours] = checked(path, theirs, token, default)
+        tokens[ours] = config_value(path, theirs, token, default)
     models = {}
     for side in ("source", "target"):
         path = folder / f"{side}.spm"
@@ -337,35 +326,41 @@ def _tokenizer(folder, config):
     vocabulary, own = read_json(folder / "vocab.json", "the vocabulary"), None
     if saved.get("separate_vocabs"):
         own = read_json(folder / "target_vocab.json", "the vocabulary of the target")
-    settings = _settings(folder, config, saved)
+    generation_config = _generation_config(folder, config)
     tokenizer = MarianTokenizer(
-        vocabulary=vocabulary, target_vocabulary=own, settings=settings, origin=folder, **models, **tokens
+        vocabulary=vocabulary,
+        target_vocabulary=own,
+        source_lang=saved.get("source_lang"),
+        target_lang=saved.get("target_lang"),
+        origin=folder,
+        **models,
+        **tokens,
     )
-    _check_ids(tokenizer, config, folder)
-    return tokenizer
+    _check_ids(tokenizer, generation_config, config, folder)
+    return tokenizer, generation_config
 
 
-def _settings(folder, config, tokenizer_config):
+def _generation_config(folder, config):
     path = folder / "generation_config.json"
-    found = config | _json_or_nothing(path, "how translations are written")
+    found = config | _read_json_or_empty(path, "the generation settings")
     settings = {}
-    for name, default in SETTINGS.items():
+    for name, default in GENERATION_DEFAULTS.items():
         value = found.get(name)
         if name in ("eos_token_id", "forced_eos_token_id") and isinstance(value, list) and len(value) == 1:
             value = value[0]
-        none_forced = name == "forced_eos_token_id" and name in found and value is None
-        as_it_is = none_forced or (name == "early_stopping" and value == "never")
-        settings[name] = value if as_it_is else checked(path if path.is_file() else folder, name, value, default)
+        not_forced = name == "forced_eos_token_id" and name in found and value is None
+        valid = not_forced or (name == "early_stopping" and value == "never")
+        settings[name] = value if valid else config_value(path if path.is_file() else folder, name, value, default)
     bad = settings["bad_words_ids"]
-    if not all(isinstance(ids, list) and ids and all(type(place) is int for place in ids) for ids in bad):
+    if not all(isinstance(ids, list) and ids and all(type(id_) is int for id_ in ids) for ids in bad):
         raise UserError(f"{folder} says bad_words_ids is {bad!r}, where a list of lists of ids was expected.")
     settings["suppress_tokens"] = sorted({*settings["suppress_tokens"], *(ids[0] for ids in bad if len(ids) == 1)})
     settings["bad_words_ids"] = [ids for ids in bad if len(ids) > 1]
-    return settings | {name: tokenizer_config.get(name, default) for name, default in TOKENIZER_SETTINGS.items()}
+    return settings
 
 
-def _check_ids(tokenizer, config, folder):
-    """Refuse ids that the model has no embedding for, and another padding than the tokenizer's."""
+def _check_ids(tokenizer, generation_config, config, folder):
+    """Raise UserError for ids that have no embedding, and for another padding than the tokenizer's."""
     tables = [("vocab.json", tokenizer.vocabulary, "vocab_size")]
     if tokenizer.target_vocabulary:
         tables.append(("target_vocab.json", tokenizer.target_vocabulary, "decoder_vocab_size"))
@@ -383,22 +378,22 @@ def _check_ids(tokenizer, config, folder):
             f"{tokenizer.pad_id} in vocab.json: they belong to different models."
         )
     for name in ("decoder_start_token_id", "eos_token_id"):
-        place = tokenizer.settings[name]
-        if place >= config["decoder_vocab_size"]:
+        id_ = generation_config[name]
+        if id_ >= config["decoder_vocab_size"]:
             raise UserError(
-                f"{folder} says {name} is {place}, where an id below {config['decoder_vocab_size']} was expected."
+                f"{folder} says {name} is {id_}, where an id below {config['decoder_vocab_size']} was expected."
             )
 
 
-def _json_or_nothing(path, what):
+def _read_json_or_empty(path, what):
     return read_json(path, what) if path.is_file() else {}
 
 
 # The weights.
 
 
-class Row(NamedTuple):
-    """A variable of ours and the tensors that hold its numbers, all of them the same where there are several."""
+class _Entry(NamedTuple):
+    """A Keras variable and the names of the tensor with its values; tensors of several names are equal."""
 
     variable: object
     names: tuple
@@ -406,65 +401,67 @@ class Row(NamedTuple):
     transposed: bool = False
 
 
-def _rows(model):
-    """A row for each variable of a transformer of ours."""
-    made = {layer.name: layer for layer in model.layers}
-    tied = "logits" not in made
+def _entries(model):
+    """An entry for each variable of a transformer of the zoo."""
+    named = {layer.name: layer for layer in model.layers}
+    tied = "logits" not in named
     head = (LOGITS,) if tied else ()
-    if "embedding" in made:
+    if "embedding" in named:
         tables = [("embedding", (SHARED, SOURCE, TARGET, *head))]
     else:
         tables = [("source_embedding", (SOURCE,)), ("target_embedding", (TARGET, *head))]
-    rows = [Row(made[name].embeddings, names, made[name].embeddings.shape) for name, names in tables]
-    v = rows[-1].shape[0]
+    entries = [_Entry(named[name].embeddings, names, named[name].embeddings.shape) for name, names in tables]
+    v = entries[-1].shape[0]
     if not tied:
-        rows.append(Row(made["logits"].kernel, (LOGITS,), made["logits"].kernel.shape[::-1], transposed=True))
-        rows.append(Row(made["logits"].bias, (BIAS,), (1, v)))
-    elif "logits_bias" in made:
-        rows.append(Row(made["logits_bias"].embeddings, (BIAS,), (1, v)))
-    for name, layer in made.items():
+        entries.append(_Entry(named["logits"].kernel, (LOGITS,), named["logits"].kernel.shape[::-1], transposed=True))
+        entries.append(_Entry(named["logits"].bias, (BIAS,), (1, v)))
+    elif "logits_bias" in named:
+        entries.append(_Entry(named["logits_bias"].embeddings, (BIAS,), (1, v)))
+    for name, layer in named.items():
         match = re.fullmatch(r"(encoder|decoder)_(\d+)_(\w+)", name)
-        if not match or match[3] not in PARTS:
+        if not match or match[3] not in BLOCK_MAP:
             continue
-        side, place, part = match.groups()
-        theirs = f"model.{side}.layers.{place}.{PARTS[part]}"
+        side, index, part = match.groups()
+        theirs = f"model.{side}.layers.{index}.{BLOCK_MAP[part]}"
         weight, bias = (layer.gamma, layer.beta) if part.endswith("_norm") else (layer.kernel, layer.bias)
-        rows.append(Row(weight, (f"{theirs}.weight",), weight.shape[::-1], transposed=True))  # (d,) is its transpose
-        rows.append(Row(bias, (f"{theirs}.bias",), bias.shape))
-    return rows
+        entries.append(
+            _Entry(weight, (f"{theirs}.weight",), weight.shape[::-1], transposed=True)
+        )  # (d,) is its transpose
+        entries.append(_Entry(bias, (f"{theirs}.bias",), bias.shape))
+    return entries
 
 
-def _present(row, checkpoint):
-    """The names of a row that a checkpoint has; a file may keep a tensor of several names once."""
-    return [name for name in row.names if name in checkpoint.shapes]
+def _present(entry, checkpoint):
+    """The names of an entry that a checkpoint has; a file may have a tensor of several names once."""
+    return [name for name in entry.names if name in checkpoint.shapes]
 
 
-def _check(checkpoint, rows, config):
-    """Refuse a checkpoint whose names, shapes, ties or positions are not those of the model."""
-    expected = {name: row.shape for row in rows for name in _present(row, checkpoint) or row.names[:1]}
+def _check(checkpoint, entries, config):
+    """Raise UserError if names, shapes, ties or positions of a checkpoint are not those of the model."""
+    expected = {name: entry.shape for entry in entries for name in _present(entry, checkpoint) or entry.names[:1]}
     table = (config["max_position_embeddings"], config["d_model"])  # (P, d)
     expected |= {name: table for name in POSITIONS if name in checkpoint.shapes}
-    refuse_differences(
+    check_state_dict(
         checkpoint.shapes,
         expected,
         f"the model that config.json beside {checkpoint.path} describes",
         "fetch both of the same model",
     )
-    for row in rows:
-        first, *others = _present(row, checkpoint)
+    for entry in entries:
+        first, *others = _present(entry, checkpoint)
         for other in others:
-            if not np.array_equal(read_floats(checkpoint, first), read_floats(checkpoint, other)):
+            if not np.array_equal(read_float_tensor(checkpoint, first), read_float_tensor(checkpoint, other)):
                 raise UserError(
                     f"In {checkpoint.path}, {other} differs from {first}, and config.json says that they are one: set "
                     "share_encoder_decoder_embeddings or tie_word_embeddings to false in it if they are not."
                 )
     for name in POSITIONS:
         # Another order of sines and cosines is off by 1; bfloat16 rounds by 2e-3.
-        if name in checkpoint.shapes and np.abs(read_floats(checkpoint, name) - _sinusoids(*table)).max() > 1e-2:
-            raise UserError(f"In {checkpoint.path}, {name} does not hold sinusoids, which our models compute.")
+        if name in checkpoint.shapes and np.abs(read_float_tensor(checkpoint, name) - _sinusoids(*table)).max() > 1e-2:
+            raise UserError(f"In {checkpoint.path}, {name} does not hold sinusoids, which the zoo's models compute.")
 
 
-def _sinusoids(positions, width):
+def _sinusoids(positions, hidden_dim):
     """(P, d) float32: sin(p / 10000^(2i/d)) in the first half, cosines in the second."""
-    angle = np.arange(positions)[:, None] / 1e4 ** (2 * np.arange(width // 2) / width)  # (P, d/2)
+    angle = np.arange(positions)[:, None] / 1e4 ** (2 * np.arange(hidden_dim // 2) / hidden_dim)  # (P, d/2)
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=1).astype("float32")

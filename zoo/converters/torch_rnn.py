@@ -1,7 +1,7 @@
-"""Weights of torch.nn.LSTM, GRU and RNN into Keras' recurrent layers and back, on any backend.
+"""Weights of torch.nn.LSTM, GRU and RNN to Keras' recurrent layers and back, on any backend.
 
-A state dict is a mapping from names to arrays: torch tensors or NumPy arrays. Only its names and shapes are looked at;
-`batch_first` and dropout leave no trace in it. Letters: d inputs, h units, g gates, v entries of the vocabulary.
+A state dict is a mapping from names to arrays: torch tensors or NumPy arrays. Only its names and shapes are used;
+`batch_first` and dropout are not in it. Letters: d inputs, h units, g gates, v entries of the vocabulary.
 
 torch                                        Keras
 weight_ih_l{k}  (g·h, d)                     kernel            (d, g·h)   transposed, gates reordered
@@ -10,7 +10,7 @@ bias_ih_l{k}, bias_hh_l{k}  (g·h,) each      bias              (g·h,)     thei
                                                                (2, g·h)   one row each (GRU with reset_after)
 …_reverse                                    the backward layer of a Bidirectional
 
-Everything is checked before anything is set: after an error the layers hold what they held.
+Everything is checked before anything is assigned: after an error the layers have the weights they had.
 
 Sources: the tables "Variables" in the documentation of torch.nn.LSTM, torch.nn.GRU and torch.nn.RNN (2.13); `call` of
 keras.layers.LSTMCell, GRUCell and SimpleRNNCell (3.15.1); for the names of a language model,
@@ -23,29 +23,29 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
-from zoo.errors import UserError, nearest
-from zoo.io.tensor_files import TensorFile, refuse_differences
+from zoo.errors import UserError, did_you_mean
+from zoo.io.tensor_files import TensorFile, check_state_dict
 from zoo.models.rnn_language_model import recurrent_layers
 
 
-class Cell(NamedTuple):
-    """What torch and Keras call the same cell. A gate has the same letter, Keras' own, in both orders."""
+class CellSpec(NamedTuple):
+    """How torch and Keras store the same cell. A gate has the same letter, Keras' own, in both orders."""
 
     torch: str  # the module: torch.nn.<this>
     keras_gates: str
     torch_gates: str
-    two_biases: bool  # does Keras keep bias_ih and bias_hh apart, or only their sum?
+    two_biases: bool  # whether Keras keeps bias_ih and bias_hh apart, or only their sum
     activations: tuple
 
 
-CELLS = {
-    keras.layers.LSTM: Cell("LSTM", "ifco", "ifco", False, ("tanh",)),  # torch writes g for c
-    keras.layers.GRU: Cell("GRU", "zrh", "rzh", True, ("tanh",)),  # torch writes n for h
-    keras.layers.SimpleRNN: Cell("RNN", "h", "h", False, ("tanh", "relu")),
+CELL_SPECS = {
+    keras.layers.LSTM: CellSpec("LSTM", "ifco", "ifco", False, ("tanh",)),  # torch writes g for c
+    keras.layers.GRU: CellSpec("GRU", "zrh", "rzh", True, ("tanh",)),  # torch writes n for h
+    keras.layers.SimpleRNN: CellSpec("RNN", "h", "h", False, ("tanh", "relu")),
 }
 
-# Where the parts of `zoo.models.rnn_language_model` are in the state dict of the usual PyTorch word language model.
-LANGUAGE_MODEL_NAMES = {
+# Names of the weights of `zoo.models.rnn_language_model` in the state dict of PyTorch's word language model example.
+KEY_MAP = {
     "embedding": "encoder.weight",  # (v, d), as it is
     "recurrent": "rnn.",  # prefix of the recurrent layers
     "logits_kernel": "decoder.weight",  # (v, h), transposed; the embedding again where they are tied
@@ -53,47 +53,47 @@ LANGUAGE_MODEL_NAMES = {
 }
 
 
-def to_keras(state_dict, layers, prefix=""):
-    """Set the weights of a stack of Keras layers to those of one torch.nn.LSTM, GRU or RNN.
+def load_state_dict(state_dict, layers, prefix=""):
+    """Assign the weights of one torch.nn.LSTM, GRU or RNN to a stack of Keras layers.
 
     Args:
-        state_dict: mapping name -> torch tensor or array. Names that do not begin with `prefix` are not looked at;
+        state_dict: mapping name -> torch tensor or array. Names that do not begin with `prefix` are ignored;
             of the others, every one must be used.
         layers: built keras.layers.LSTM, GRU or SimpleRNN, or keras.layers.Bidirectional around them, first to last.
-        prefix: what stands before "weight_ih_l0" in the names, such as "rnn.".
+        prefix: what precedes "weight_ih_l0" in the names, such as "rnn.".
 
     Raises:
         UserError: if names are missing or left over, shapes are wrong, or the layers are not such a stack.
 
     Example:
-        >>> to_keras(torch_model.state_dict(), recurrent_layers(model), prefix="rnn.")
+        >>> load_state_dict(torch_model.state_dict(), recurrent_layers(model), prefix="rnn.")
     """
     parts = _parts(layers, prefix)
     found = _arrays(state_dict, prefix)
-    _refuse_other_kinds(found, layers, prefix)
-    refuse_differences(
+    _check_cell(found, layers, prefix)
+    check_state_dict(
         _shapes_of(found), _shapes(parts), _names(layers), f"give the state dict of {_description(layers)}"
     )
-    _assign(_values(parts, found))
+    _assign(_to_keras_layout(parts, found))
 
 
-def from_keras(layers, prefix=""):
+def state_dict(layers, prefix=""):
     """The weights of a stack of Keras layers as the state dict of one torch.nn.LSTM, GRU or RNN.
 
     Args:
-        layers, prefix: as in `to_keras`.
+        layers, prefix: as in `load_state_dict`.
 
     Returns:
         dict name -> NumPy array (float32; float16 and float64 stay). Where Keras has one bias (LSTM, SimpleRNN),
-        bias_ih holds it and bias_hh is zero.
+        bias_ih is it and bias_hh is zero.
 
     Raises:
         UserError: if the layers are not a stack that one torch module can be.
 
     Example:
-        >>> lstm.load_state_dict({name: torch.from_numpy(array) for name, array in from_keras(layers).items()})
+        >>> lstm.load_state_dict({name: torch.from_numpy(array) for name, array in state_dict(layers).items()})
     """
-    state_dict = {}
+    tensors = {}
     for layer, names in _parts(layers, prefix):
         cell = _cell(layer)
         order = [cell.keras_gates.index(gate) for gate in cell.torch_gates]
@@ -101,51 +101,51 @@ def from_keras(layers, prefix=""):
         if layer.cell.use_bias:
             bias = _numpy(layer.cell.bias)
             values += list(bias) if cell.two_biases else [bias, np.zeros_like(bias)]  # (g·h,) each
-        state_dict.update((name, _reorder(value, order)) for name, value in zip(names, values))
-    return state_dict
+        tensors.update((name, _reorder(value, order)) for name, value in zip(names, values))
+    return tensors
 
 
-def language_model_to_keras(state_dict, model, names=LANGUAGE_MODEL_NAMES):
-    """Set all weights of a recurrent language model to those of the PyTorch model of the same sizes.
+def load_language_model_state_dict(state_dict, model, key_map=KEY_MAP):
+    """Assign all weights of a PyTorch language model to a recurrent language model of the same sizes.
 
     Args:
         state_dict: mapping name -> torch tensor or array. Every name must be used.
         model: what `zoo.models.rnn_language_model` returned. If its embeddings are tied, decoder.weight may be absent
             and must else be equal to encoder.weight; decoder.bias may be absent and must else be zero, for the model
             has no such biases. A tied state dict also fits a model that is not tied.
-        names: changes to `LANGUAGE_MODEL_NAMES`, such as {"embedding": "embed.weight", "recurrent": "lstm."}.
+        key_map: changes to `KEY_MAP`, such as {"embedding": "embed.weight", "recurrent": "lstm."}.
 
     Raises:
         UserError: if names are missing or left over, shapes are wrong, or `model` is no such model.
     """
-    names, found = _all_names(names), _arrays(state_dict)
+    key_map, found = _full_key_map(key_map), _arrays(state_dict)
     layers, variables, tied = _language_model_parts(model)
-    parts = _parts(layers, names["recurrent"])
-    _refuse_other_kinds(found, layers, names["recurrent"])
+    parts = _parts(layers, key_map["recurrent"])
+    _check_cell(found, layers, key_map["recurrent"])
     v, d = variables[0].shape
-    decoder = {names["logits_kernel"]: (v, layers[-1].units), names["logits_bias"]: (v,)}
-    shapes = {names["embedding"]: (v, d)} | _shapes(parts)
+    decoder = {key_map["logits_kernel"]: (v, layers[-1].units), key_map["logits_bias"]: (v,)}
+    shapes = {key_map["embedding"]: (v, d)} | _shapes(parts)
     shapes |= {name: shape for name, shape in decoder.items() if not tied or name in found}
-    refuse_differences(
+    check_state_dict(
         _shapes_of(found),
         shapes,
         f"the model {model.name}",
-        "give the state dict of the model with these sizes, or `names` that say what its parts are called",
+        "give the state dict of the model with these sizes, or a `key_map` with the names of its weights",
     )
     if tied:
-        _refuse_untied(found, names, model)
-        values = [found[names["embedding"]]]
+        _check_tied(found, key_map, model)
+        values = [found[key_map["embedding"]]]
     else:
         kernel, bias = (found[name] for name in decoder)
-        values = [found[names["embedding"]], kernel.T, bias]  # (v, d), (h, v), (v,)
-    _assign([*zip(variables, values), *_values(parts, found)])
+        values = [found[key_map["embedding"]], kernel.T, bias]  # (v, d), (h, v), (v,)
+    _assign([*zip(variables, values), *_to_keras_layout(parts, found)])
 
 
-def language_model_from_keras(model, names=LANGUAGE_MODEL_NAMES):
-    """The weights of a recurrent language model as the state dict of the usual PyTorch word language model.
+def language_model_state_dict(model, key_map=KEY_MAP):
+    """The weights of a recurrent language model as the state dict of PyTorch's word language model example.
 
     Args:
-        model, names: as in `language_model_to_keras`.
+        model, key_map: as in `load_language_model_state_dict`.
 
     Returns:
         dict name -> NumPy array. If the embeddings are tied, decoder.weight is the embedding again and decoder.bias
@@ -154,19 +154,19 @@ def language_model_from_keras(model, names=LANGUAGE_MODEL_NAMES):
     Raises:
         UserError: if `model` is no such model.
     """
-    names = _all_names(names)
+    key_map = _full_key_map(key_map)
     layers, variables, tied = _language_model_parts(model)
     embedding, *logits = [_numpy(variable) for variable in variables]
     kernel, bias = (embedding.copy(), np.zeros_like(embedding[:, 0])) if tied else (logits[0].T.copy(), logits[1])
     return {
-        names["embedding"]: embedding,
-        **from_keras(layers, names["recurrent"]),
-        names["logits_kernel"]: kernel,
-        names["logits_bias"]: bias,
+        key_map["embedding"]: embedding,
+        **state_dict(layers, key_map["recurrent"]),
+        key_map["logits_kernel"]: kernel,
+        key_map["logits_bias"]: bias,
     }
 
 
-def load_state_dict_file(path):
+def read_state_dict(path):
     """Read a state dict from a .safetensors file, or from a file of torch.save without running what it holds.
 
     Args:
@@ -180,15 +180,15 @@ def load_state_dict_file(path):
             that reads it is missing.
     """
     file = TensorFile(path)
-    return _arrays({name: file.read(name) for name in file.shapes})
+    return _arrays({name: file.get_tensor(name) for name in file.shapes})
 
 
-# The Keras side: which layers, and which torch names belong to them.
+# Keras: the layers, and their names in torch.
 
 
 def _cell(layer):
-    """The row of CELLS for a layer of one direction, or None."""
-    return next((row for kind, row in CELLS.items() if isinstance(layer, kind)), None)
+    """The entry of CELL_SPECS for a layer of one direction, or None."""
+    return next((spec for kind, spec in CELL_SPECS.items() if isinstance(layer, kind)), None)
 
 
 def _directions(layer):
@@ -208,18 +208,18 @@ def _parts(layers, prefix):
             "or recurrent_layers(model)."
         )
     parts = []
-    for place, layer in enumerate(layers):
+    for index, layer in enumerate(layers):
         for one, backwards in zip(_directions(layer), (False, True)):
-            _refuse_layer(one, backwards)
-            ending = f"_l{place}{'_reverse' * backwards}"
+            _check_layer(one, backwards)
+            ending = f"_l{index}{'_reverse' * backwards}"
             kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if one.use_bias else 2]
             parts.append((one, [f"{prefix}{kind}{ending}" for kind in kinds]))
-    _refuse_mixture(layers)
+    _check_uniform(layers)
     return parts
 
 
-def _refuse_layer(layer, backwards):
-    """Refuse a layer of one direction whose arithmetic is not torch's, or that has no weights to set."""
+def _check_layer(layer, backwards):
+    """Raise UserError for a layer of one direction whose arithmetic is not torch's, or that is not built."""
     cell = _cell(layer)
     if cell is None:
         raise UserError(
@@ -239,20 +239,22 @@ def _refuse_layer(layer, backwards):
         )
     if layer.go_backwards != backwards:
         raise UserError(
-            f"The layer {layer.name} has go_backwards={layer.go_backwards}, and torch has no such direction at its "
-            "place: use keras.layers.Bidirectional for both directions."
+            f"The layer {layer.name} has go_backwards={layer.go_backwards}, and torch has no such direction in this "
+            "layer: use keras.layers.Bidirectional for both directions."
         )
     if not layer.built:
         raise UserError(f"The layer {layer.name} has no weights yet: build it, or call it on an input, first.")
 
 
-def _refuse_mixture(layers):
-    """Refuse layers that are not one stack: a torch module has one cell, size, bias and direction for all of them."""
-    looks = [(layer.name, _look(one, len(_directions(layer)))) for layer in layers for one in _directions(layer)]
-    for name, look in looks:
-        if look != looks[0][1]:
+def _check_uniform(layers):
+    """Raise UserError unless all layers have one cell, size, bias and direction, as those of a torch module have."""
+    specs = [
+        (layer.name, _describe_layer(one, len(_directions(layer)))) for layer in layers for one in _directions(layer)
+    ]
+    for name, spec in specs:
+        if spec != specs[0][1]:
             raise UserError(
-                f"The layers differ ({looks[0][0]}: {looks[0][1]}; {name}: {look}), and one torch module has the same "
+                f"The layers differ ({specs[0][0]}: {specs[0][1]}; {name}: {spec}), and one torch module has the same "
                 "in every layer: convert them one at a time."
             )
     outputs = _directions(layers[0])[0].units * len(_directions(layers[0]))
@@ -265,7 +267,7 @@ def _refuse_mixture(layers):
             )
 
 
-def _look(layer, directions):
+def _describe_layer(layer, directions):
     """What is the same in every layer of a torch module, in words."""
     name = f"{_cell(layer).torch} ({layer.activation.__name__}) of {layer.units} units"
     return f"{name}, use_bias={layer.use_bias}, directions={directions}"
@@ -280,7 +282,7 @@ def _shapes(parts):
     return shapes
 
 
-def _values(parts, found):
+def _to_keras_layout(parts, found):
     """[(Keras variable, its new value)] for a state dict that was checked."""
     pairs = []
     for layer, names in parts:
@@ -316,24 +318,23 @@ def _language_model_parts(model):
     known = {id(variable) for part in (variables, *(layer.weights for layer in layers)) for variable in part}
     if others := [variable.path for variable in model.weights if id(variable) not in known]:
         raise UserError(
-            f"The model {model.name} also holds {', '.join(others)}, which the PyTorch model has no place for: build "
+            f"The model {model.name} also has {', '.join(others)}, which the PyTorch model does not have: build "
             "it with zoo.models.rnn_language_model."
         )
     return layers, variables, tied
 
 
-# The torch side: names and arrays.
+# Torch: names and arrays.
 
 
-def _all_names(names):
-    """`LANGUAGE_MODEL_NAMES` with the changes that were asked for."""
-    for key in names:
-        if key not in LANGUAGE_MODEL_NAMES:
+def _full_key_map(key_map):
+    """`KEY_MAP` with changes."""
+    for key in key_map:
+        if key not in KEY_MAP:
             raise UserError(
-                f"There is no part {key!r} in a language model: use {', '.join(LANGUAGE_MODEL_NAMES)}."
-                f"{nearest(key, LANGUAGE_MODEL_NAMES)}"
+                f"There is no part {key!r} in a language model: use {', '.join(KEY_MAP)}.{did_you_mean(key, KEY_MAP)}"
             )
-    return LANGUAGE_MODEL_NAMES | dict(names)
+    return KEY_MAP | dict(key_map)
 
 
 def _arrays(state_dict, prefix=""):
@@ -341,7 +342,7 @@ def _arrays(state_dict, prefix=""):
     if not isinstance(state_dict, Mapping):
         raise UserError(
             f"The state dict is a {type(state_dict).__name__}, where a mapping from names to arrays was expected: pass "
-            "module.state_dict(), or what load_state_dict_file returned."
+            "module.state_dict(), or what read_state_dict returned."
         )
     arrays = {}
     for name, value in state_dict.items():
@@ -375,13 +376,13 @@ def _numpy(variable):
 
 
 def _assign(pairs):
-    """Set Keras variables to values that have been checked."""
+    """Assign values that have been checked to Keras variables."""
     for variable, value in pairs:
         variable.assign(np.ascontiguousarray(value))
 
 
-def _refuse_other_kinds(found, layers, prefix):
-    """Refuse projections (proj_size), and another cell than that of the layers."""
+def _check_cell(found, layers, prefix):
+    """Raise UserError for projections (proj_size), and for another cell than that of the layers."""
     if projections := [name for name in found if name.startswith(f"{prefix}weight_hr_l")]:
         raise UserError(
             f"The state dict holds {', '.join(projections)}, the projections of an LSTM with proj_size, which Keras "
@@ -391,7 +392,7 @@ def _refuse_other_kinds(found, layers, prefix):
     shape = found[name].shape if name in found else ()  # (g·h, h)
     if len(shape) != 2 or not shape[1] or shape[0] == len(cell.torch_gates) * shape[1]:
         return
-    for other in CELLS.values():
+    for other in CELL_SPECS.values():
         if shape[0] == len(other.torch_gates) * shape[1]:
             raise UserError(
                 f"{name} has shape {shape}, as in a torch.nn.{other.torch} of {shape[1]} units, where {_names(layers)} "
@@ -399,9 +400,9 @@ def _refuse_other_kinds(found, layers, prefix):
             )
 
 
-def _refuse_untied(found, names, model):
-    """Refuse a state dict that a model with tied embeddings cannot hold."""
-    encoder, kernel, bias = (names[part] for part in ("embedding", "logits_kernel", "logits_bias"))
+def _check_tied(found, key_map, model):
+    """Raise UserError for a state dict that a model with tied embeddings cannot have."""
+    encoder, kernel, bias = (key_map[part] for part in ("embedding", "logits_kernel", "logits_bias"))
     if kernel in found and not np.array_equal(found[kernel], found[encoder]):
         problem = f"{kernel} differs from {encoder}"
     elif bias in found and found[bias].any():

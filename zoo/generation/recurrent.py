@@ -1,141 +1,133 @@
-"""Writing text with a recurrent language model, one token at a time, at a cost that does not grow with the text."""
-
-import functools
-import pathlib
+"""Text generation with a recurrent language model, one token at a time, at a cost that does not grow with the text."""
 
 import keras
 import numpy as np
 
 from zoo.errors import UserError
-from zoo.generation import sampling as decoding
-from zoo.io import files
-from zoo.models.rnn_language_model import numbers_of, step_model
-from zoo.tokenizers.text import encode, load_tokenizer
+from zoo.fast_paths.compile import compile_function
+from zoo.generation.sampling import check_sampling, filtered_softmax, sample_token
+from zoo.models.rnn_language_model import decode_step_model
+from zoo.tokenizers.text import encode
 
 
-def load_with_tokenizer(path):
-    """Load a language model and the tokenizer beside it, `<name>.tokenizer.json`.
-
-    Raises:
-        UserError: if a file is missing or unusable, is no recurrent language model, or the two do not belong together.
-    """
-    path = pathlib.Path(path)
-    model = files.load_model(path)
-    try:
-        size = numbers_of(model)["vocabulary_size"]
-    except (ValueError, IndexError, AttributeError, StopIteration) as error:
-        raise UserError(
-            f"{path} is not a recurrent language model: give one of recipes/rnn_shakespeare.py, e.g. lstm_shakespeare."
-        ) from error
-    beside = files.tokenizer_path(path)
-    card = files.read_card(path) or {}
-    if "tokenizer_sha256" in card and beside.is_file() and files.sha256(beside) != card["tokenizer_sha256"]:
-        raise UserError(f"{beside} is not the tokenizer that the card of {path.name} describes: fetch it again.")
-    return model, load_tokenizer(beside, vocabulary_size=size)
-
-
-class Writer:
-    """Holds a model's compiled step and its states.
+class RecurrentGenerator:
+    """Generates with a model. Holds its compiled decoding step; weights that change meanwhile are noticed.
 
     Args:
         model: a recurrent language model.
-        batch_size: how many texts are written side by side.
-    """
-
-    def __init__(self, model, batch_size=1):
-        step = step_model(model)
-        self.shapes = [(batch_size, state.shape[1]) for state in step.inputs[1:]]
-        self._step = compiled(step)
-        self.reset()
-
-    def reset(self):
-        """Forget what was read and written."""
-        self.states = [keras.ops.zeros(shape) for shape in self.shapes]
-
-    def read(self, tokens):
-        """Take the next token of each text, ids (B,) int32; returns the logits (B, V) as NumPy float32."""
-        logits, *self.states = self._step(keras.ops.convert_to_tensor(tokens, dtype="int32"), *self.states)
-        return keras.ops.convert_to_numpy(logits)
-
-
-def write(model, tokenizer, prompt, *, length, seed=0, greedy=False, **options):
-    """Continue a prompt; yields the text piece by piece as it comes.
-
-    Args:
-        model: a recurrent language model.
-        tokenizer: the one it was trained with.
-        prompt: text to begin with; not yielded.
-        length: how many tokens to write.
-        seed: seed of the draws: with equal logits the text is the same on every backend.
-        greedy: take the likeliest token every time.
-        **options: `temperature`, `top_k`, `top_p` of `zoo.generation.sampling.probabilities`.
 
     Raises:
-        UserError: if the prompt is empty or holds characters that the model does not know.
+        ValueError: if the model is no recurrent language model.
     """
-    if length < 1:
-        raise UserError(f"The length must be at least 1, got {length}.")
-    rng = None if greedy else np.random.default_rng(seed)
-    decoding.probabilities(np.zeros(2), **options)  # wrong options are told before any work
-    writer = Writer(model)
-    logits = _after(writer, tokenizer, prompt)
-    written, shown = [], ""
-    for _ in range(length):
-        token = decoding.next_token(logits[0], rng, **options)
-        written.append(token)
-        text = tokenizer.decode(written)
-        # A character of several bytes may be spread over several pieces: wait until it is whole.
+
+    def __init__(self, model):
+        step = decode_step_model(model)
+        self._state_sizes = [state.shape[1] for state in step.inputs[1:]]
+        self._step = compile_function(lambda *inputs: step(list(inputs), training=False), step.variables, trace=False)
+
+    def init_states(self, batch_size=1):
+        """Zero states, a list of tensors (B, h)."""
+        return [keras.ops.zeros((batch_size, size)) for size in self._state_sizes]
+
+    def step(self, tokens, states):
+        """Take the next token of each text.
+
+        Args:
+            tokens: ids (B,) int32.
+            states: of `init_states` or the last step.
+
+        Returns:
+            (logits (B, V) as NumPy float32, the new states).
+        """
+        logits, *states = self._step(keras.ops.convert_to_tensor(tokens, dtype="int32"), *states)
+        return keras.ops.convert_to_numpy(logits), states
+
+    def generate(
+        self,
+        prompts,
+        *,
+        max_new_tokens,
+        seeds=None,
+        temperature=1.0,
+        top_k=None,
+        top_p=None,
+        stop_token_ids=(),
+    ):
+        """Continue prompts side by side; yields each step's tokens as they come.
+
+        Args:
+            prompts: lists of token ids, each of at least one.
+            max_new_tokens: how many tokens to generate for each.
+            seeds: a seed for each prompt, of NumPy's generator, which draws one uniform number a token: with equal
+                logits the tokens are the same on every backend and in any batch. None for the most likely token at each
+                step (greedy).
+            temperature, top_k, top_p: of the sampling, see `zoo.generation.sampling.filtered_softmax`.
+            stop_token_ids: ids that end a continuation; they are not part of it.
+
+        Yields:
+            (index of the prompt, id), the ids of one prompt in order.
+        """
+        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        check_sampling(**options)
+        rngs = [None if seeds is None else np.random.default_rng(seeds[row]) for row in range(len(prompts))]
+        states, tokens = self.init_states(len(prompts)), np.array([prompt[0] for prompt in prompts], "int32")
+        left = [max_new_tokens] * len(prompts)
+        position = 0
+        while True:
+            logits, states = self.step(tokens, states)
+            position += 1
+            for row, prompt in enumerate(prompts):
+                if position < len(prompt):
+                    tokens[row] = prompt[position]
+                elif left[row]:
+                    tokens[row] = token = sample_token(logits[row], rngs[row], **options)
+                    left[row] = 0 if token in stop_token_ids else left[row] - 1
+                    if token not in stop_token_ids:
+                        yield row, token
+            if not any(left):
+                return
+
+
+def stream_text(tokenizer, ids):
+    """Decode token ids one after the other; yields each new piece of text as soon as it is complete.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer`.
+        ids: iterable of ids.
+    """
+    window, shown = [], ""
+    for token in ids:
+        window.append(token)
+        text = tokenizer.decode(window)
+        # A character of several bytes may be spread over several tokens: wait until it is complete.
         if not text.endswith("\ufffd"):
             yield text[len(shown) :]
             shown = text
             # What was yielded cannot change any more: keep the last tokens only, so that decoding stays cheap.
-            if len(written) > 64:
-                written, shown = written[-8:], tokenizer.decode(written[-8:])
-        logits = writer.read(np.array([token]))
+            if len(window) > 64:
+                window, shown = window[-8:], tokenizer.decode(window[-8:])
 
 
-def likeliest(model, tokenizer, prompt, *, count=5):
-    """The likeliest next tokens after a prompt: list of (text, probability), the likeliest first.
+def encode_prompt(tokenizer, prompt):
+    """Token ids of a prompt.
 
     Raises:
-        UserError: if the prompt is empty or holds characters that the model does not know.
+        UserError: if the prompt is empty or has characters that are not in the vocabulary.
     """
-    p = decoding.probabilities(_after(Writer(model), tokenizer, prompt)[0])
-    order = np.argsort(-p, kind="stable")[:count]
-    return [(tokenizer.id_to_token(int(token)), float(p[token])) for token in order]
-
-
-def _after(writer, tokenizer, prompt):
-    """Logits (1, V) after a prompt."""
     if not prompt:
         raise UserError("The prompt is empty: give at least one character to begin with.")
-    for token in encode(tokenizer, prompt):
-        logits = writer.read(np.array([token]))
-    return logits
+    return encode(tokenizer, prompt)
 
 
-def compiled(model):
-    """A model as a function of tensors, compiled where the backend compiles; gradients are not kept."""
-    backend = keras.backend.backend()
-    if backend == "jax":
-        import jax
+def top_next_tokens(generator, tokenizer, prompt, *, count=5):
+    """The most likely next tokens after a prompt: list of (text, probability), the most likely first.
 
-        trainable, fixed = ([v.value for v in vs] for vs in (model.trainable_variables, model.non_trainable_variables))
-
-        @jax.jit
-        def run(trainable, fixed, inputs):
-            return model.stateless_call(trainable, fixed, inputs, training=False)[0]
-
-        return lambda *inputs: run(trainable, fixed, list(inputs))
-    if backend == "tensorflow":
-        import tensorflow as tf
-
-        return tf.function(lambda *inputs: model(list(inputs), training=False), reduce_retracing=True)
-    import torch
-
-    @functools.wraps(model)
-    def run(*inputs):
-        with torch.no_grad():
-            return model(list(inputs), training=False)
-
-    return run
+    Raises:
+        UserError: if the prompt is empty or has characters that are not in the vocabulary.
+    """
+    states = generator.init_states()
+    for token in encode_prompt(tokenizer, prompt):
+        logits, states = generator.step(np.array([token]), states)
+    p = filtered_softmax(logits[0])
+    order = np.argsort(-p, kind="stable")[:count]
+    return [(tokenizer.id_to_token(int(token)), float(p[token])) for token in order]

@@ -1,91 +1,100 @@
-"""Batched decoding of an encoder-decoder: greedy, beam search or sampling.
+"""Batched generation with an encoder-decoder: greedy, beam search or sampling.
 
-    decoder = Decoder(model, start_id=58_100, end_id=0, suppressed=(58_100,))
-    decoder.decode([[34, 812, 0], [97, 0]], beams=5)        # the ids of two translations
+    generator = Seq2SeqGenerator(model, start_id=58_100, end_id=0, suppress_tokens=(58_100,))
+    generator.generate([[34, 812, 0], [97, 0]], num_beams=5)        # the token ids of two translations
 
-The source is read once. Then a loop writes one token a step for all sentences at once, until all have ended: on JAX and
-TensorFlow one compiled loop for each shape of its buffers, with no Python between two tokens; on PyTorch the same loop
-run as it is, with the layers as plain PyTorch calls (`zoo.generation.torch_transformer`). What was written is remembered in
-buffers of P positions, the texts of a sentence side by side; a beam that changes its parent moves no memory, only a row
-of the table that says which text sees what. Whenever the buffers are full they grow, and sentences that ended leave.
+The source is encoded once. Then a loop generates one token a step for all sentences at once, until all are finished: on
+JAX and TensorFlow one compiled loop for each shape of its buffers, with no Python between two tokens; on PyTorch the
+same loop run eagerly, with the layers as plain PyTorch calls (`zoo.generation.torch_transformer`). Keys, values and
+tokens are kept in buffers of P positions, the hypotheses of a sentence side by side; a beam that changes its parent
+moves no cache, only a row of the self-attention mask. Whenever the buffers are full they grow, and finished sentences
+leave the batch.
 
 Letters: B sentences, S source positions, K beams, P positions of the buffers, N heads, H width of a head, V vocabulary.
 """
 
 import functools
+import secrets
 
 import numpy as np
 from keras import ops
 
 from zoo.errors import UserError
-from zoo.fast_paths.compile import compiled
-from zoo.generation import decode_step as search
-from zoo.generation import sampling as decoding
-from zoo.generation.torch_transformer import TorchTransformer, suits
-from zoo.models.transformer import memory_model, numbers_of, step_model
+from zoo.fast_paths.compile import compile_function
+from zoo.generation.beam_search import beam_search_step
+from zoo.generation.decode_step import best_hypothesis, init_state, pad_positions, sample_step, select_sentences
+from zoo.generation.sampling import check_sampling
+from zoo.generation.torch_transformer import TorchTransformer, supports
+from zoo.models.transformer import cross_attention_cache_model, decode_step_model, infer_config
 
-FIRST_POSITIONS = 16  # P of the first loop
+INITIAL_POSITIONS = 16  # P of the first loop
 
 
-class Decoder:
-    """Decodes with a model. Holds what is compiled; weights that change meanwhile are noticed.
+class Seq2SeqGenerator:
+    """Generates with a model. Holds what is compiled; weights that change meanwhile are noticed.
 
     Args:
         model: a transformer encoder-decoder.
-        start_id: the token that the decoder begins with.
-        end_id: the token that ends a text.
-        suppressed: tokens that are never written (Marian: the padding).
-        renormalize: with suppressed tokens, let the others' probabilities sum to 1 (`renormalize_logits` of
-            transformers); else the suppressed ones keep their share.
+        start_id: the first token of the decoder.
+        end_id: the token that ends a hypothesis.
+        suppress_tokens: tokens that are never generated (Marian: the padding).
+        renormalize_logits: with suppressed tokens, let the others' probabilities sum to 1 (as the argument of that
+            name in transformers); else the suppressed ones keep their share.
 
     Raises:
         ValueError: if the model is no transformer encoder-decoder.
         UserError: if an id is not in the vocabulary, or `end_id` is suppressed.
     """
 
-    def __init__(self, model, *, start_id, end_id, suppressed=(), renormalize=False):
-        self.numbers = numbers_of(model)
-        size = self.numbers["vocabulary_size"]
-        for id_ in (start_id, end_id, *suppressed):
+    def __init__(self, model, *, start_id, end_id, suppress_tokens=(), renormalize_logits=False):
+        self.config = infer_config(model)
+        size = self.config["vocabulary_size"]
+        for id_ in (start_id, end_id, *suppress_tokens):
             if not 0 <= id_ < size:
                 raise UserError(f"Token {id_} is not in the vocabulary of {size:,} entries.")
-        if end_id in suppressed:
-            raise UserError(f"Token {end_id} ends a text: it must not be suppressed.")
+        if end_id in suppress_tokens:
+            raise UserError(f"Token {end_id} ends a hypothesis: it must not be suppressed.")
         self.start_id, self.end_id = start_id, end_id
-        self.choice = {"end_id": end_id, "suppressed": tuple(suppressed), "renormalize": renormalize}
-        self.steps = 0  # how many steps the last call of `decode` took
-        self.plain = suits(model)  # nothing is compiled, so any shape is as good as another
-        self._network = TorchTransformer(model) if self.plain else _KerasTransformer(model)
-        self._variables = model.variables
-        self._read, self._loops = compiled(self._network.read, self._variables, xla=True, traced=False), {}
+        self._token_rules = {
+            "end_id": end_id,
+            "suppress_tokens": tuple(suppress_tokens),
+            "renormalize_logits": renormalize_logits,
+        }
+        self.num_steps = 0  # of the last call of `generate`
+        self._eager = supports(model)  # nothing is compiled, so any shape is as good as another
+        self._network = TorchTransformer(model) if self._eager else _KerasTransformer(model)
+        self._variables, self._loops = model.variables, {}
+        self._encode = compile_function(self._network.encode, self._variables, jit_compile=True, trace=False)
 
-    def decode(
+    def generate(
         self,
         sources,
         *,
-        beams=1,
+        num_beams=1,
         length_penalty=1.0,
         max_length=512,
         force_end=True,
-        seed=None,
+        do_sample=False,
+        seed=0,
         temperature=1.0,
         top_k=None,
         top_p=None,
         batch_size=None,
         with_scores=False,
     ):
-        """Write a text for each source.
+        """Generate a target for each source.
 
         Args:
-            sources: lists of ids, or an int array (B, S); the model's `pad_id` is no part of a source.
-            beams: 1 for the likeliest token each time (greedy), or sampling; more for beam search.
-            length_penalty: beam search compares texts by log-probability / tokens^length_penalty; above 0 favours
+            sources: lists of token ids, or an int array (B, S); the model's `pad_id` is no part of a source.
+            num_beams: 1 for the most likely token at each step (greedy), or sampling; more for beam search.
+            length_penalty: beam search compares hypotheses by log-probability / tokens^length_penalty; above 0 favours
                 longer ones. (Wu et al. 2016, section 7, has ((5 + tokens) / 6)^length_penalty.)
-            max_length: most tokens of a text, its start and its end included.
-            force_end: write the end as the last of `max_length` tokens.
-            seed: draw the tokens instead of taking the likeliest. The random numbers belong to seed, sentence and
-                position, so that equal logits give equal texts on every backend and beside any other sentences.
-            temperature, top_k, top_p: what is drawn from, as in `zoo.generation.sampling.probabilities`.
+            max_length: most tokens of a target, its start and its end included; an int, or one for each source.
+            force_end: generate the end as the last of `max_length` tokens.
+            do_sample: sample the tokens instead of taking the most likely.
+            seed: of the sampling; source i uses seed + i, so that equal logits give equal targets on every backend and
+                in any batch. A list gives each source its own; None is fresh randomness.
+            temperature, top_k, top_p: of the sampling, as in `zoo.generation.sampling.filtered_softmax`.
             batch_size: sentences decoded at once, similar lengths together; None for all.
             with_scores: return scores too.
 
@@ -97,120 +106,127 @@ class Decoder:
             UserError: if a source is empty, has ids out of range or is longer than the learned positions, or if an
                 option is out of range or does not fit the others.
         """
-        self._check_options(beams, max_length, batch_size, seed, temperature=temperature, top_k=top_k, top_p=top_p)
-        sources = self._checked(sources)
+        sources = self._check_sources(sources)
+        lengths = np.broadcast_to(np.asarray(max_length, np.int32), len(sources))  # (B,)
+        sampling_options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        self._check_options(num_beams, lengths, batch_size, do_sample, sampling_options)
         options = {"force_end": force_end}
-        if beams == 1:
-            options |= {"draw": None if seed is None else (top_k, top_p is not None), "scored": with_scores}
-        loop = self._loop(search.beam_step if beams > 1 else search.single_step, **options)
-        numbers = {
-            "last": ops.convert_to_tensor(max_length - 2, "int32"),  # the position whose step writes the last token
+        if num_beams == 1:
+            options |= {"sampling": (top_k, top_p is not None) if do_sample else None, "with_scores": with_scores}
+        loop = self._loop(beam_search_step if num_beams > 1 else sample_step, **options)
+        params = {
             "length_penalty": ops.convert_to_tensor(length_penalty, "float32"),
             "temperature": ops.convert_to_tensor(temperature, "float32"),
             "top_p": ops.convert_to_tensor(top_p or 1.0, "float32"),
         }
-        rows, size, self.steps = list(range(len(sources))), batch_size or max(1, len(sources)), 0
+        rows, size, self.num_steps = list(range(len(sources))), batch_size or max(1, len(sources)), 0
         if batch_size:
             rows.sort(key=lambda row: len(sources[row]))
-        found = {}
+        seed, results = secrets.randbits(32) if seed is None else seed, {}
+        seeds = seed if isinstance(seed, list) else range(seed, seed + len(sources))
         for batch in (rows[first : first + size] for first in range(0, len(rows), size)):
-            draws = np.zeros((len(batch), max_length - 1), np.float32)
-            if seed is not None:
-                draws[:] = [np.random.default_rng([seed, row]).random(max_length - 1) for row in batch]
-            draws = np.minimum(draws, np.float32(1 - 2**-22))  # rounding must not make a 1 of them
-            found |= zip(batch, self._batch([sources[row] for row in batch], beams, loop, numbers, draws))
-        texts = [found[row][0] for row in range(len(sources))]
-        lengths = np.array([min(len(text) + 1, max_length - 1) for text in texts])
+            uniforms = np.zeros((len(batch), lengths[batch].max() - 1), np.float32)
+            if do_sample:
+                uniforms[:] = [np.random.default_rng(seeds[row]).random(uniforms.shape[1]) for row in batch]
+            uniforms = np.minimum(uniforms, np.float32(1 - 2**-22))  # rounding must not give 1
+            inputs = [sources[row] for row in batch]
+            results |= zip(batch, self._generate_batch(inputs, num_beams, loop, params, lengths[batch], uniforms))
+        targets = [results[row][0] for row in range(len(sources))]
         if not with_scores:
-            return texts
-        scores = np.array([found[row][1] for row in range(len(sources))], np.float32)
-        return texts, scores if beams > 1 else scores / lengths**length_penalty
+            return targets
+        scores = np.array([results[row][1] for row in range(len(sources))], np.float32)
+        num_tokens = np.minimum([len(target) + 1 for target in targets], lengths - 1)
+        return targets, scores if num_beams > 1 else scores / num_tokens**length_penalty
 
-    def _batch(self, sources, beams, loop, numbers, draws):
+    def _generate_batch(self, sources, num_beams, loop, params, lengths, uniforms):
         """Decode sources together: (ids, score) of each."""
-        last, positions, place = int(numbers["last"]), FIRST_POSITIONS, 0
-        memory, batch = self._memory(sources), len(sources)
-        state = search.begin(
-            memory[1],
-            (len(memory) - 1) // 2,
-            beams=beams,
-            positions=positions,
+        last_positions, num_positions, position = lengths - 2, INITIAL_POSITIONS, 0
+        context, batch = self._context(sources), len(sources)  # context: padding mask, cross-attention keys and values
+        state = init_state(
+            context[1],
+            (len(context) - 1) // 2,
+            num_beams=num_beams,
+            num_positions=num_positions,
             start_id=self.start_id,
-            sentences=batch,
+            num_sentences=batch,
         )
-        found, rows = [None] * batch, np.arange(memory[0].shape[0])  # which sentence each row is; from `batch` on, none
+        # `rows`: which sentence each row of the state is; from `batch` on, none.
+        results, rows = [None] * batch, np.arange(context[0].shape[0])
         while True:
-            drawn = draws[np.minimum(rows, batch - 1)][:, :positions]
-            drawn = np.pad(drawn, [(0, 0), (0, positions - drawn.shape[1])])
-            state = loop(state, memory, numbers | {"draws": ops.convert_to_tensor(drawn)})
-            self.steps, place = self.steps + int(state["place"]) - place, int(state["place"])
-            texts, scores = (ops.convert_to_numpy(x) for x in search.best(state))
-            for row, text, score in zip(rows, texts, scores):
+            sentence = np.minimum(rows, batch - 1)
+            some = uniforms[sentence][:, :num_positions]
+            some = np.pad(some, [(0, 0), (0, num_positions - some.shape[1])])
+            tensors = {"last_position": last_positions[sentence].astype("int32"), "uniforms": some}
+            params |= {name: ops.convert_to_tensor(array) for name, array in tensors.items()}
+            state = loop(state, context, params)
+            self.num_steps, position = self.num_steps + int(state["position"]) - position, int(state["position"])
+            sequences, scores = (ops.convert_to_numpy(x) for x in best_hypothesis(state))
+            for row, sequence, score in zip(rows, sequences, scores):
                 if row < batch:
-                    found[row] = self._cut(text[: last + 1]), score
-            open_ = ops.convert_to_numpy(state["open"])
-            if place > last or not open_.any():
-                return found
-            kept = self._kept(open_)
+                    results[row] = self._until_end(sequence[: last_positions[row] + 1]), score
+            unfinished = ops.convert_to_numpy(state["unfinished"])
+            if not unfinished.any():
+                return results
+            kept = self._kept(unfinished)
             if len(kept) < len(rows):
-                rows, memory = rows[kept], [ops.take(x, kept, axis=0) for x in memory]
-                state = search.select(state, kept)
-            positions = positions + FIRST_POSITIONS if self.plain else 2 * positions
-            state = search.grow(state, positions)
+                rows, context = rows[kept], [ops.take(x, kept, axis=0) for x in context]
+                state = select_sentences(state, kept)
+            num_positions = num_positions + INITIAL_POSITIONS if self._eager else 2 * num_positions
+            state = pad_positions(state, num_positions)
 
-    def _memory(self, sources):
-        """Read sources, filled up to a shape of which there are few where shapes are compiled."""
+    def _context(self, sources):
+        """Encode sources, padded to a shape of which there are few where shapes are compiled."""
         batch, length = len(sources), max(map(len, sources))
-        if not self.plain:
+        if not self._eager:
             batch = 2 ** (batch - 1).bit_length()
             length += -length % 16
-            if self.numbers["positions"] == "learned":
-                length = min(length, self.numbers["max_length"])
-        ids = np.full((batch, length), self.numbers["pad_id"], np.int32)
-        ids[len(sources) :, 0] = sources[0][0]  # something to look at
+            if self.config["positions"] == "learned":
+                length = min(length, self.config["max_length"])
+        ids = np.full((batch, length), self.config["pad_id"], np.int32)
+        ids[len(sources) :, 0] = sources[0][0]  # a row must not be all padding
         for row, source in enumerate(sources):
             ids[row, : len(source)] = source
-        return self._read(ops.convert_to_tensor(ids))
+        return self._encode(ops.convert_to_tensor(ids))
 
-    def _kept(self, open_):
-        """Which rows stay, if some sentences ended: fewer only where that saves more than moving and compiling cost."""
-        going, size = np.flatnonzero(open_), len(open_)
-        if self.plain:
+    def _kept(self, unfinished):
+        """Rows that stay when some sentences are finished: fewer only where that saves more than it costs."""
+        going, size = np.flatnonzero(unfinished), len(unfinished)
+        if self._eager:
             return going if len(going) <= 0.75 * size else np.arange(size)
         small = size // 4
-        return np.concatenate([going, np.flatnonzero(~open_)])[: small if len(going) <= small else size]
+        return np.concatenate([going, np.flatnonzero(~unfinished)])[: small if len(going) <= small else size]
 
-    def _cut(self, text):
+    def _until_end(self, sequence):
         """A list of the ids before the end."""
-        ends = np.flatnonzero(text == self.end_id)
-        return text[: ends[0] if len(ends) else len(text)].tolist()
+        ends = np.flatnonzero(sequence == self.end_id)
+        return sequence[: ends[0] if len(ends) else len(sequence)].tolist()
 
     def _loop(self, step, **options):
-        """The compiled loop: (state, memory, numbers) -> state, when the buffers are full or all is done."""
+        """The compiled loop: (state, context, params) -> state, when the buffers are full or all is finished."""
         key = (step, *options.values())
         if key not in self._loops:
-            advance = functools.partial(step, **self.choice, **options)
+            choose = functools.partial(step, **self._token_rules, **options)
 
-            def loop(state, memory, numbers):
-                limit = ops.minimum(state["texts"].shape[2], numbers["last"] + 1)
-
-                def going(state):
-                    return ops.logical_and(state["place"] < limit, ops.any(state["open"]))
+            def loop(state, context, params):
+                def condition(state):
+                    return ops.logical_and(
+                        state["position"] < state["sequences"].shape[2], ops.any(state["unfinished"])
+                    )
 
                 def body(state):
-                    blocks, caches = self._network.step(state, memory)
-                    return (advance(state | {"caches": caches}, blocks, numbers),)
+                    logits_blocks, caches = self._network.step(state, context)
+                    return (choose(state | {"caches": caches}, logits_blocks, params),)
 
-                return ops.while_loop(going, body, (state,))[0]
+                return ops.while_loop(condition, body, (state,))[0]
 
-            self._loops[key] = compiled(loop, self._variables, xla=True, traced=False)
+            self._loops[key] = compile_function(loop, self._variables, jit_compile=True, trace=False)
         return self._loops[key]
 
-    def _checked(self, sources):
+    def _check_sources(self, sources):
         """Lists of ids without padding."""
-        pad, size = self.numbers["pad_id"], self.numbers["source_vocabulary_size"] or self.numbers["vocabulary_size"]
+        pad, size = self.config["pad_id"], self.config["source_vocabulary_size"] or self.config["vocabulary_size"]
         sources = [[int(id_) for id_ in source if id_ != pad] for source in sources]
-        longest = self.numbers["max_length"] if self.numbers["positions"] == "learned" else np.inf
+        longest = self.config["max_length"] if self.config["positions"] == "learned" else np.inf
         for number, source in enumerate(sources):
             if not source:
                 raise UserError(f"Source {number} is empty: give at least one token.")
@@ -220,44 +236,46 @@ class Decoder:
                 raise UserError(f"Source {number} has ids outside the vocabulary of {size:,} entries.")
         return sources
 
-    def _check_options(self, beams, max_length, batch_size, seed, **drawing):
-        allowed = self.numbers["vocabulary_size"] - len(self.choice["suppressed"])
-        if not 1 <= beams <= allowed:
-            raise UserError(f"beams must be from 1 to {allowed:,}, the tokens there are, got {beams}.")
-        if max_length < 2:
-            raise UserError(f"max_length must be at least 2, the start and the end, got {max_length}.")
+    def _check_options(self, num_beams, lengths, batch_size, do_sample, sampling_options):
+        allowed = self.config["vocabulary_size"] - len(self._token_rules["suppress_tokens"])
+        if not 1 <= num_beams <= allowed:
+            raise UserError(f"num_beams must be from 1 to {allowed:,}, the tokens there are, got {num_beams}.")
+        if min(lengths, default=2) < 2:
+            raise UserError(f"max_length must be at least 2, the start and the end, got {min(lengths)}.")
         if batch_size is not None and batch_size < 1:
             raise UserError(f"batch_size must be at least 1, got {batch_size}.")
-        if self.numbers["positions"] == "learned" and max_length - 1 > self.numbers["max_length"]:
+        if self.config["positions"] == "learned" and max(lengths, default=2) - 1 > self.config["max_length"]:
             raise UserError(
-                f"max_length must be at most {self.numbers['max_length'] + 1}, because the model has "
-                f"{self.numbers['max_length']} positions, got {max_length}."
+                f"max_length must be at most {self.config['max_length'] + 1}, because the model has "
+                f"{self.config['max_length']} positions, got {max(lengths)}."
             )
-        if seed is None and drawing != {"temperature": 1.0, "top_k": None, "top_p": None}:
-            raise UserError("temperature, top_k and top_p are for drawing at random: give a seed too.")
-        if seed is not None and beams > 1:
-            raise UserError(f"Beam search does not draw at random: give a seed or {beams} beams, not both.")
-        decoding.probabilities(np.zeros(2), **drawing)  # tells what is out of range
+        if not do_sample and sampling_options != {"temperature": 1.0, "top_k": None, "top_p": None}:
+            raise UserError("temperature, top_k and top_p are for sampling: give do_sample=True too.")
+        if do_sample and num_beams > 1:
+            raise UserError(f"Beam search does not sample: ask for sampling or {num_beams} beams, not both.")
+        check_sampling(**sampling_options)
 
 
 class _KerasTransformer:
-    """A model's memory and step as what the loop calls; `TorchTransformer` has the same methods."""
+    """A model's encoder and decoding step as the loop calls them; `TorchTransformer` has the same methods."""
 
     def __init__(self, model):
-        self._memory_model, self._step_model = memory_model(model), step_model(model)
+        self._cache_model, self._step_model = cross_attention_cache_model(model), decode_step_model(model)
 
-    def read(self, source):
-        return self._memory_model(source, training=False)
+    def encode(self, source):
+        return self._cache_model(source, training=False)
 
-    def step(self, state, memory):
-        visible, *memory = memory
-        place, seen, caches = state["place"], state["seen"], state["caches"]
-        batch, beams = seen.shape[:2]
-        places = ops.broadcast_to(place, (batch,))
-        seen = ops.reshape(seen, (batch, beams, -1))  # (B, K, P·K)
-        past = [ops.reshape(cache, (*cache.shape[:2], -1, cache.shape[4])) for cache in caches]  # (B, N, P·K, H)
-        logits, *new = self._step_model([state["token"], places, visible, seen, *memory, *past], training=False)
+    def step(self, state, context):
+        padding_mask, *cross_caches = context
+        position, mask, caches = state["position"], state["self_attention_mask"], state["caches"]
+        batch, beams = mask.shape[:2]
+        positions = ops.broadcast_to(position, (batch,))
+        mask = ops.reshape(mask, (batch, beams, -1))  # (B, K, P·K)
+        flat = [ops.reshape(cache, (*cache.shape[:2], -1, cache.shape[4])) for cache in caches]  # (B, N, P·K, H)
+        inputs = [state["token"], positions, padding_mask, mask, *cross_caches, *flat]
+        logits, *new = self._step_model(inputs, training=False)
         caches = [
-            ops.slice_update(cache, (0, 0, place, 0, 0), ops.expand_dims(part, 2)) for cache, part in zip(caches, new)
+            ops.slice_update(cache, (0, 0, position, 0, 0), ops.expand_dims(part, 2))
+            for cache, part in zip(caches, new)
         ]
         return [logits], caches

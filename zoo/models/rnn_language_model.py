@@ -17,6 +17,8 @@ Press and Wolf 2017.
 import keras
 from keras import layers, ops
 
+from zoo.compat.keras import track_variables
+
 CELLS = {"lstm": layers.LSTM, "gru": layers.GRU, "simple": layers.SimpleRNN}
 
 
@@ -29,7 +31,7 @@ def rnn_language_model(
     num_layers=2,
     dropout=0.0,
     tie_embeddings=False,
-    carry_batch=None,
+    stateful_batch_size=None,
     seed=0,
     name=None,
 ):
@@ -43,9 +45,9 @@ def rnn_language_model(
         num_layers: how many of them are stacked.
         dropout: fraction dropped before, between and after the recurrent layers while training, in [0, 1).
         tie_embeddings: use the embedding's table for the logits too.
-        carry_batch: None for a model that starts every sequence from zero states. A number: the model takes batches
-            of exactly that many sequences and carries its states from one batch to the next until
-            `reset_states(model)`; its weights are those of the model without.
+        stateful_batch_size: None for a model that starts every sequence from zero states. An int: the model takes
+            batches of exactly that many sequences and carries its states from one batch to the next until
+            `reset_states(model)` (`stateful=True` of the layers); its weights are those of the model without.
         seed: seed of the dropouts.
         name: name of the model; made of the cell if None.
 
@@ -53,7 +55,7 @@ def rnn_language_model(
         `keras.Model` from token ids (B, T) int32 to logits (B, T, vocabulary_size).
 
     Raises:
-        ValueError: if a number is out of the range given above.
+        ValueError: if an argument is out of the range given above.
 
     Example:
         >>> rnn_language_model(cell="lstm", vocabulary_size=65, units=256).count_params()
@@ -74,23 +76,23 @@ def rnn_language_model(
     if tie_embeddings and embedding_dim != units:
         raise ValueError(f"Tied embeddings need embedding_dim equal to units, got {embedding_dim} and {units}.")
 
-    token = keras.Input((None,), batch_size=carry_batch, dtype="int32", name="token")
+    token = keras.Input((None,), batch_size=stateful_batch_size, dtype="int32", name="token")
     embedding = layers.ReversibleEmbedding if tie_embeddings else layers.Embedding
     embedding = embedding(vocabulary_size, embedding_dim, name="embedding")
     x = embedding(token)  # (B, T, d)
-    for place in range(num_layers):
-        if dropout and place == 0:
+    for i in range(num_layers):
+        if dropout and i == 0:
             x = layers.Dropout(dropout, seed=seed, name="dropout_in")(x)
-        x = CELLS[cell](units, return_sequences=True, stateful=carry_batch is not None, name=f"{cell}_{place}")(x)
+        x = CELLS[cell](units, return_sequences=True, stateful=stateful_batch_size is not None, name=f"{cell}_{i}")(x)
         if dropout:
-            x = layers.Dropout(dropout, seed=seed + place + 1, name=f"dropout_{place}")(x)  # (B, T, h)
+            x = layers.Dropout(dropout, seed=seed + i + 1, name=f"dropout_{i}")(x)  # (B, T, h)
     if tie_embeddings:
         logits = embedding(x, reverse=True)  # (B, T, v)
     else:
         logits = layers.Dense(vocabulary_size, name="logits")(x)  # (B, T, v)
     model = keras.Model(token, logits, name=name or f"{cell}_language_model")
-    for layer in recurrent_layers(model) if carry_batch else ():
-        _carry_states(layer)
+    for layer in recurrent_layers(model) if stateful_batch_size else ():
+        _make_stateful(layer)
     return model
 
 
@@ -99,9 +101,16 @@ def recurrent_layers(model):
     return [layer for layer in model.layers if isinstance(layer, tuple(CELLS.values()))]
 
 
-def numbers_of(model):
-    """The keyword arguments that build a language model of the same shape, without dropout."""
-    recurrent, embedding = recurrent_layers(model), model.get_layer("embedding")
+def infer_config(model):
+    """The keyword arguments that build a language model of the same shape, without dropout; read from its layers.
+
+    Raises:
+        ValueError: if the model is no recurrent language model.
+    """
+    recurrent, named = recurrent_layers(model), {layer.name: layer for layer in model.layers}
+    if not recurrent or "embedding" not in named:
+        raise ValueError(f"{model.name} is not a recurrent language model.")
+    embedding = named["embedding"]
     return {
         "cell": next(name for name, kind in CELLS.items() if isinstance(recurrent[0], kind)),
         "vocabulary_size": embedding.input_dim,
@@ -112,17 +121,14 @@ def numbers_of(model):
     }
 
 
-def _carry_states(layer):
-    """Mend two things that Keras 3.15 gets wrong in a layer that carries its states.
+def _make_stateful(layer):
+    """Work around two bugs of Keras 3.15 in stateful recurrent layers.
 
     Its states are not variables of the layer (`RNN._create_state_variables`), so that on JAX a compiled step cannot
-    hand their new values out and every batch begins from zero, without a word. And on PyTorch the new states are
+    return their new values and every batch silently starts from zero. And on PyTorch the new states are
     written over the old ones before the backward pass, which needs the old ones.
     """
-    layer._tracker.unlock()
-    for state in layer.states:
-        layer._track_variable(state)
-    layer._tracker.lock()
+    track_variables(layer, layer.states)
     loop = layer.inner_loop
 
     def inner_loop(sequences, initial_state, mask, training=False):
@@ -132,35 +138,35 @@ def _carry_states(layer):
 
 
 def reset_states(model):
-    """Let a model that carries its states begin anew from zero."""
+    """Reset the states of a stateful model to zero."""
     for layer in recurrent_layers(model):
         layer.reset_state()
 
 
-def step_model(model):
-    """One step of a language model, made of its own layers: the work for a token does not grow with the text.
+def decode_step_model(model):
+    """One step of a language model, made of its own layers: the cost of a token does not grow with the text.
 
     Args:
         model: what `rnn_language_model` returned, or such a model loaded from a file.
 
     Returns:
         `keras.Model` (token (B,) int32, states...) -> (logits (B, v), new states...). The states, each (B, h), are
-        in the order of the layers; an LSTM has two, h then c. They begin as zeros.
+        in the order of the layers; an LSTM has two, h then c. They start as zeros.
     """
     token = keras.Input((), dtype="int32", name="token")
     embedding = model.get_layer("embedding")
     x = ops.squeeze(embedding(ops.expand_dims(token, 1)), 1)  # (B, d)
-    before, after = [], []
+    old_states, new_states = [], []
     for layer in recurrent_layers(model):
         sizes = layer.cell.state_size if isinstance(layer.cell.state_size, (list, tuple)) else [layer.cell.state_size]
         names = [f"{layer.name}_{letter}" for letter in "hc"[: len(sizes)]]
         states = [keras.Input((size,), name=name) for size, name in zip(sizes, names)]
-        layer.cell.name = f"{layer.name}_cell"  # Keras calls them all alike; names in a model must differ
+        layer.cell.name = f"{layer.name}_cell"  # Keras gives all cells one name; names in a model must differ
         x, new = layer.cell(x, states)
-        before += states
-        after += new
+        old_states += states
+        new_states += new
     if isinstance(embedding, layers.ReversibleEmbedding):
         logits = embedding(x, reverse=True)  # (B, v)
     else:
         logits = model.get_layer("logits")(x)
-    return keras.Model([token, *before], [logits, *after], name=f"{model.name}_step")
+    return keras.Model([token, *old_states], [logits, *new_states], name=f"{model.name}_step")

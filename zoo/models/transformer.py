@@ -1,14 +1,15 @@
-"""The transformer encoder-decoder of "Attention Is All You Need", and its parts made of the same layers.
+"""The transformer encoder-decoder of "Attention Is All You Need", and the models made of its layers.
 
-source (B, S) ─ embedding + positions ─ L x [self-attention, feed-forward] ──────────┐ memory (B, S, d)
+source (B, S) ─ embedding + positions ─ L x [self-attention, feed-forward] ──────────┐ context (B, S, d)
 target (B, T) ─ embedding + positions ─ L x [causal self-attention, cross-attention, feed-forward] ─ logits (B, T, V)
 
 Every sublayer f is joined to its residual: post-norm LayerNorm(x + f(x)), as in the paper, or pre-norm
-x + f(LayerNorm(x)) with one more norm at the end of each stack (Xiong et al. 2020). Padding is hidden by a mask made of
-the source's token ids; a target is padded at its end, where the causal mask hides it from everything before.
+x + f(LayerNorm(x)) with one more norm at the end of each stack (Xiong et al. 2020). Padding is masked by the
+source's token ids; a target is padded at its end, where the causal mask hides it from everything before.
 
-Letters: B sentences, S source and T target positions, L layers, N heads, H width of a head, d = N·H, f inner width,
-V entries of the target vocabulary; K texts written side by side for each sentence (beams), M remembered positions.
+Letters: B sentences, S source and T target positions, L layers, N heads, H width of a head, d = N·H hidden
+width, f intermediate width, V entries of the target vocabulary; K hypotheses of each sentence side by side (beams),
+M cached positions.
 
 Parameters with one tied embedding: V·d + L_enc·(4(d² + d) + 2df + f + d + 4d) + L_dec·(8(d² + d) + 2df + f + d + 6d).
 """
@@ -18,17 +19,19 @@ import math
 import keras
 from keras import layers, ops
 
-from zoo.blocks.attention import LAYOUT as DIVIDED
-from zoo.blocks.attention import attention, attention_layers, attention_step, attention_weights, heads, sinusoids
+from zoo.blocks.attention import (
+    ATTENTION_LAYOUT_MAP,
+    attention,
+    attention_layers,
+    attention_weights,
+    cached_attention,
+    project_heads,
+    sinusoidal_embedding,
+)
+from zoo.compat.keras import graph_calls
 
-VARIANTS = {
-    # Wu et al. 2021, "Good for Misconceived Reasons", table 1: the small one made for Multi30k
-    "tiny": {"num_layers": 4, "width": 128, "inner": 256, "num_heads": 4},
-    # Vaswani et al. 2017, table 3
-    "base": {"num_layers": 6, "width": 512, "inner": 2048, "num_heads": 8},
-}
-# How devices divide the weights between them.
-LAYOUT = DIVIDED | {
+# Tensor parallelism, see `zoo.blocks.attention`.
+TENSOR_PARALLEL_LAYOUT_MAP = ATTENTION_LAYOUT_MAP | {
     ".*embedding/(reverse_)?embeddings": (None, "model"),
 }
 ACTIVATIONS = ("relu", "gelu", "silu")
@@ -41,8 +44,8 @@ def transformer(
     source_vocabulary_size=None,
     num_layers=6,
     decoder_layers=None,
-    width=512,
-    inner=2048,
+    hidden_dim=512,
+    intermediate_dim=2048,
     num_heads=8,
     activation="relu",
     pre_norm=False,
@@ -64,16 +67,16 @@ def transformer(
         source_vocabulary_size: entries of a vocabulary of the source's own, with its own embedding; None to share.
         num_layers: layers of the encoder, and of the decoder unless `decoder_layers` says otherwise.
         decoder_layers: layers of the decoder.
-        width: d, even and divisible by `num_heads`.
-        inner: f, width inside the feed-forward sublayers.
+        hidden_dim: d, even and divisible by `num_heads`.
+        intermediate_dim: f, width inside the feed-forward sublayers.
         num_heads: N.
         activation: "relu", "gelu" or "silu", inside the feed-forward sublayers.
-        pre_norm: normalise what goes into each sublayer instead of what comes out.
+        pre_norm: normalize the input of each sublayer instead of its output.
         positions: "sinusoidal", or "learned" for a table of `max_length` positions on each side.
         max_length: rows of the learned tables.
         scale_embeddings: multiply embeddings by sqrt(d).
         tie_embeddings: use the target's embedding for the logits too.
-        logits_bias: add a learned number to every logit (a dense layer of its own for the logits always has one).
+        logits_bias: add a learned bias to every logit (a dense layer of its own for the logits always has one).
         dropout: fraction dropped after embeddings and sublayers, before the residual is added, in [0, 1).
         pad_id: the token of the source that is padding.
         epsilon: of the normalisations.
@@ -85,10 +88,10 @@ def transformer(
         the token after target[t].
 
     Raises:
-        ValueError: if a number is out of the range given above.
+        ValueError: if an argument is out of the range given above.
 
     Example:
-        >>> transformer(vocabulary_size=10_000, **VARIANTS["tiny"]).count_params()
+        >>> transformer(vocabulary_size=10_000, **variants.TRANSFORMER["tiny"]).count_params()
         2605056
     """
     decoder_layers = num_layers if decoder_layers is None else decoder_layers
@@ -97,14 +100,14 @@ def transformer(
         ("source_vocabulary_size", 2 if source_vocabulary_size is None else source_vocabulary_size, 2),
         ("num_layers", num_layers, 1),
         ("decoder_layers", decoder_layers, 1),
-        ("inner", inner, 1),
+        ("intermediate_dim", intermediate_dim, 1),
         ("num_heads", num_heads, 1),
         ("max_length", max_length, 1),
     ):
         if value < lowest:
             raise ValueError(f"{key} must be at least {lowest}, got {value}.")
-    if width < 2 or width % num_heads or width % 2:
-        raise ValueError(f"width must be even and divisible by num_heads, got {width} and {num_heads} heads.")
+    if hidden_dim < 2 or hidden_dim % num_heads or hidden_dim % 2:
+        raise ValueError(f"hidden_dim must be even and divisible by num_heads, got {hidden_dim} and {num_heads} heads.")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}.")
     if positions not in POSITIONS:
@@ -112,67 +115,68 @@ def transformer(
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout must be in [0, 1), got {dropout}.")
 
-    made = {}
+    named = {}
 
-    def make(kind, *args, **kwargs):
-        made[kwargs["name"]] = kind(*args, **kwargs)
+    def add(kind, *args, **kwargs):
+        named[kwargs["name"]] = kind(*args, **kwargs)
 
     shared = source_vocabulary_size is None
     target_embedding = layers.ReversibleEmbedding if tie_embeddings else layers.Embedding
-    make(target_embedding, vocabulary_size, width, name="embedding" if shared else "target_embedding")
+    add(target_embedding, vocabulary_size, hidden_dim, name="embedding" if shared else "target_embedding")
     if not shared:
-        make(layers.Embedding, source_vocabulary_size, width, name="source_embedding")
+        add(layers.Embedding, source_vocabulary_size, hidden_dim, name="source_embedding")
     if not tie_embeddings:
-        make(layers.Dense, vocabulary_size, name="logits")
+        add(layers.Dense, vocabulary_size, name="logits")
     elif logits_bias:
-        # A stock layer that holds V free numbers: the one row of a table, looked up for every position.
-        make(layers.Embedding, 1, vocabulary_size, embeddings_initializer="zeros", name="logits_bias")
+        # A stock layer that holds V free weights: the one row of a table, looked up for every position.
+        add(layers.Embedding, 1, vocabulary_size, embeddings_initializer="zeros", name="logits_bias")
     if scale_embeddings:
-        make(layers.Rescaling, math.sqrt(width), name="embedding_scale")
+        add(layers.Rescaling, math.sqrt(hidden_dim), name="embedding_scale")
     for side, depth, attentions in (
         ("encoder", num_layers, ("self_attention",)),
         ("decoder", decoder_layers, ("self_attention", "cross_attention")),
     ):
         if positions == "learned":
-            make(layers.Embedding, max_length, width, name=f"{side}_positions")
-        for block in (f"{side}_{place}" for place in range(depth)):
+            add(layers.Embedding, max_length, hidden_dim, name=f"{side}_positions")
+        for block in (f"{side}_{i}" for i in range(depth)):
             for kind in attentions:
-                made |= {
-                    part.name: part for part in attention_layers(f"{block}_{kind}", width=width, num_heads=num_heads)
+                named |= {
+                    part.name: part
+                    for part in attention_layers(f"{block}_{kind}", hidden_dim=hidden_dim, num_heads=num_heads)
                 }
-            make(layers.Dense, inner, activation=activation, name=f"{block}_inner")
-            make(layers.Dense, width, name=f"{block}_outer")
+            add(layers.Dense, intermediate_dim, activation=activation, name=f"{block}_inner")
+            add(layers.Dense, hidden_dim, name=f"{block}_outer")
             for kind in (*attentions, "feed_forward"):
-                make(layers.LayerNormalization, epsilon=epsilon, name=f"{block}_{kind}_norm")
+                add(layers.LayerNormalization, epsilon=epsilon, name=f"{block}_{kind}_norm")
         if pre_norm:
-            make(layers.LayerNormalization, epsilon=epsilon, name=f"{side}_norm")
+            add(layers.LayerNormalization, epsilon=epsilon, name=f"{side}_norm")
 
     source = keras.Input((None,), dtype="int32", name="source")
     target = keras.Input((None,), dtype="int32", name="target")
-    stack = _Stack(made, dropout=dropout, seed=seed)
-    memory = stack.encode(source, pad_id)  # (B, S, d)
-    logits = stack.decode(target, memory, _visible(source, pad_id))  # (B, T, V)
+    stack = _Stack(named, dropout=dropout, seed=seed)
+    context = stack.encode(source, pad_id)  # (B, S, d)
+    logits = stack.decode(target, context, _padding_mask(source, pad_id))  # (B, T, V)
     return keras.Model([source, target], logits, name=name)
 
 
-def _visible(source, pad_id):
+def _padding_mask(source, pad_id):
     """True where the source is no padding, (B, 1, 1, S)."""
     return ops.expand_dims(ops.expand_dims(ops.not_equal(source, pad_id), 1), 1)
 
 
 class _Stack:
-    """How the layers of a transformer are joined: while it is built, and for the models made of a finished one."""
+    """How the layers of a transformer are connected, in a new model and in the models made of a built one."""
 
-    def __init__(self, made, *, dropout=0.0, seed=0):
-        self.made, self.dropout, self.seed, self.dropouts = made, dropout, seed, 0
+    def __init__(self, named, *, dropout=0.0, seed=0):
+        self.named, self.dropout, self.seed, self.dropouts = named, dropout, seed, 0
         self.depth = {
-            side: sum(f"{side}_{i}_inner" in made for i in range(len(made))) for side in ("encoder", "decoder")
+            side: sum(f"{side}_{i}_inner" in named for i in range(len(named))) for side in ("encoder", "decoder")
         }
 
     def layer(self, name):
-        return self.made[name]
+        return self.named[name]
 
-    def drop(self, x, name):
+    def dropout_layer(self, x, name):
         if not self.dropout:
             return x
         self.dropouts += 1
@@ -180,185 +184,192 @@ class _Stack:
 
     def residual(self, x, sublayer, name):
         """Post-norm or pre-norm around a sublayer; the norm and the dropout take its name."""
-        norm = self.made[f"{name}_norm"]
+        norm = self.named[f"{name}_norm"]
         if self.pre_norm:
-            return x + self.drop(sublayer(norm(x)), name)
-        return norm(x + self.drop(sublayer(x), name))
+            return x + self.dropout_layer(sublayer(norm(x)), name)
+        return norm(x + self.dropout_layer(sublayer(x), name))
 
     @property
     def pre_norm(self):
-        return "encoder_norm" in self.made
+        return "encoder_norm" in self.named
 
     def feed_forward(self, x, block):
         return self.residual(
-            x, lambda x: self.made[f"{block}_outer"](self.made[f"{block}_inner"](x)), f"{block}_feed_forward"
+            x,
+            lambda x: self.named[f"{block}_outer"](self.named[f"{block}_inner"](x)),
+            f"{block}_feed_forward",
         )
 
     def embed(self, token, side, position):
         """Embeddings plus positions; `position` broadcasts to the shape of `token`."""
         own = {"encoder": "source_embedding", "decoder": "target_embedding"}[side]
-        x = self.made.get(own, self.made.get("embedding"))(token)  # (B, T, d)
-        if "embedding_scale" in self.made:
-            x = self.made["embedding_scale"](x)
-        table = self.made.get(f"{side}_positions")
-        return x + (table(position) if table else ops.cast(sinusoids(position, x.shape[-1]), x.dtype))
+        x = self.named.get(own, self.named.get("embedding"))(token)  # (B, T, d)
+        if "embedding_scale" in self.named:
+            x = self.named["embedding_scale"](x)
+        table = self.named.get(f"{side}_positions")
+        return x + (table(position) if table else ops.cast(sinusoidal_embedding(position, x.shape[-1]), x.dtype))
 
-    def finish(self, x, side):
-        return self.made[f"{side}_norm"](x) if self.pre_norm else x
+    def final_norm(self, x, side):
+        return self.named[f"{side}_norm"](x) if self.pre_norm else x
 
     def encode(self, source, pad_id):
-        mask = _visible(source, pad_id)
-        x = self.drop(self.embed(source, "encoder", _places(source)), "source")
+        mask = _padding_mask(source, pad_id)
+        x = self.dropout_layer(self.embed(source, "encoder", _positions(source)), "source")
         for block in (f"encoder_{i}" for i in range(self.depth["encoder"])):
             name = f"{block}_self_attention"
             x = self.residual(x, lambda x, name=name: attention(self.layer, name, x, x, mask), name)
             x = self.feed_forward(x, block)
-        return self.finish(x, "encoder")
+        return self.final_norm(x, "encoder")
 
-    def decode(self, target, memory, mask):
-        x = self.drop(self.embed(target, "decoder", _places(target)), "target")
+    def decode(self, target, context, mask):
+        x = self.dropout_layer(self.embed(target, "decoder", _positions(target)), "target")
         for block in (f"decoder_{i}" for i in range(self.depth["decoder"])):
             name = f"{block}_self_attention"
             x = self.residual(x, lambda x, name=name: attention(self.layer, name, x, x, causal=True), name)
             name = f"{block}_cross_attention"
-            x = self.residual(x, lambda x, name=name: attention(self.layer, name, x, memory, mask), name)
+            x = self.residual(x, lambda x, name=name: attention(self.layer, name, x, context, mask), name)
             x = self.feed_forward(x, block)
-        return self.logits(self.finish(x, "decoder"), target)
+        return self.logits(self.final_norm(x, "decoder"), target)
 
     def logits(self, x, token):
         """Logits (..., V) of x (..., d)."""
-        if "logits" in self.made:
-            return self.made["logits"](x)
-        logits = self.made.get("target_embedding", self.made.get("embedding"))(x, reverse=True)
-        if "logits_bias" in self.made:
-            logits = logits + self.made["logits_bias"](ops.zeros_like(token[:1, :1]))  # (1, 1, V)
+        if "logits" in self.named:
+            return self.named["logits"](x)
+        logits = self.named.get("target_embedding", self.named.get("embedding"))(x, reverse=True)
+        if "logits_bias" in self.named:
+            logits = logits + self.named["logits_bias"](ops.zeros_like(token[:1, :1]))  # (1, 1, V)
         return logits
 
 
-def _places(token):
+def _positions(token):
     """Positions 0, 1, 2, … of tokens (B, T), as (1, T) int32."""
     return ops.cumsum(ops.ones_like(token[:1, :]), axis=1) - 1
 
 
-# ------------------------------------------------------------------------------- models made of a finished one's layers
+# ------------------------------------------------------------------------------- models made of a built one's layers
 
 
-def numbers_of(model):
+def infer_config(model):
     """The keyword arguments that build a transformer of the same shape, without dropout; read from its layers.
 
     Raises:
         ValueError: if the model is no transformer of this file.
     """
-    made = {layer.name: layer for layer in model.layers}
-    if not {"encoder_0_self_attention_query_heads", "decoder_0_cross_attention_query_heads"} <= made.keys():
+    named = {layer.name: layer for layer in model.layers}
+    if not {"encoder_0_self_attention_query_heads", "decoder_0_cross_attention_query_heads"} <= named.keys():
         raise ValueError(f"{model.name} is not a transformer encoder-decoder.")
-    depth = _Stack(made).depth
-    embedding = made.get("target_embedding", made.get("embedding"))
+    depth = _Stack(named).depth
+    embedding = named.get("target_embedding", named.get("embedding"))
     return {
         "vocabulary_size": embedding.input_dim,
-        "source_vocabulary_size": made["source_embedding"].input_dim if "source_embedding" in made else None,
+        "source_vocabulary_size": named["source_embedding"].input_dim if "source_embedding" in named else None,
         "num_layers": depth["encoder"],
         "decoder_layers": depth["decoder"],
-        "width": embedding.output_dim,
-        "inner": made["encoder_0_inner"].units,
-        "num_heads": made["encoder_0_self_attention_query_heads"].target_shape[-2],
-        "activation": made["encoder_0_inner"].activation.__name__,
-        "pre_norm": "encoder_norm" in made,
-        "positions": "learned" if "encoder_positions" in made else "sinusoidal",
-        "max_length": made["encoder_positions"].input_dim if "encoder_positions" in made else 512,
-        "scale_embeddings": "embedding_scale" in made,
-        "tie_embeddings": "logits" not in made,
-        "logits_bias": "logits_bias" in made,
+        "hidden_dim": embedding.output_dim,
+        "intermediate_dim": named["encoder_0_inner"].units,
+        "num_heads": named["encoder_0_self_attention_query_heads"].target_shape[-2],
+        "activation": named["encoder_0_inner"].activation.__name__,
+        "pre_norm": "encoder_norm" in named,
+        "positions": "learned" if "encoder_positions" in named else "sinusoidal",
+        "max_length": named["encoder_positions"].input_dim if "encoder_positions" in named else 512,
+        "scale_embeddings": "embedding_scale" in named,
+        "tie_embeddings": "logits" not in named,
+        "logits_bias": "logits_bias" in named,
         "pad_id": _pad_id(model),
-        "epsilon": made["encoder_0_feed_forward_norm"].epsilon,
+        "epsilon": named["encoder_0_feed_forward_norm"].epsilon,
     }
 
 
 def _pad_id(model):
     """The token that the model's own mask compares the source with."""
-    for operation in model.operations:  # not get_config(), for which Keras imports TensorFlow on every backend
-        if type(operation).__name__ == "NotEqual":
-            call = operation._inbound_nodes[0].arguments
-            return int((*call.args, *call.kwargs.values())[1])
+    for call in graph_calls(model):  # not get_config(), for which Keras imports TensorFlow on every backend
+        if type(call.operation).__name__ == "NotEqual":
+            args, kwargs = call.arguments
+            return int((*args, *kwargs.values())[1])
     raise ValueError(f"{model.name} has no mask of its source.")
 
 
-def _finished(model):
+def _stack_of(model):
     return _Stack({layer.name: layer for layer in model.layers})
 
 
 def encoder_model(model):
-    """The encoder: source (B, S) int32 -> memory (B, S, d)."""
+    """The encoder: source (B, S) int32 -> context (B, S, d)."""
     source = keras.Input((None,), dtype="int32", name="source")
-    return keras.Model(source, _finished(model).encode(source, _pad_id(model)), name=f"{model.name}_encoder")
+    return keras.Model(source, _stack_of(model).encode(source, _pad_id(model)), name=f"{model.name}_encoder")
 
 
-def memory_model(model):
-    """What a step needs of the source: source (B, S) int32 -> [visible, keys and values of each decoder layer].
+def cross_attention_cache_model(model):
+    """Source (B, S) int32 -> [padding mask, keys and values of each decoder layer], evaluated once a source.
 
-    visible (B, S) bool is False at padding; keys and values, each (B, N, S, H), are those of the cross-attentions,
-    computed once for a sentence.
+    The padding mask (B, S) bool is False at padding; keys and values, each (B, N, S, H), are those of the
+    cross-attentions.
     """
-    source, stack = keras.Input((None,), dtype="int32", name="source"), _finished(model)
-    memory, kept = stack.encode(source, _pad_id(model)), []
-    for place in range(stack.depth["decoder"]):
+    source, stack = keras.Input((None,), dtype="int32", name="source"), _stack_of(model)
+    context, cache = stack.encode(source, _pad_id(model)), []
+    for i in range(stack.depth["decoder"]):
         for part in ("key", "value"):
-            projected = heads(stack.layer, f"decoder_{place}_cross_attention_{part}", memory)  # (B, S, N, H)
-            kept.append(ops.transpose(projected, (0, 2, 1, 3)))  # (B, N, S, H)
-    return keras.Model(source, [ops.not_equal(source, _pad_id(model)), *kept], name=f"{model.name}_memory")
+            projected = project_heads(stack.layer, f"decoder_{i}_cross_attention_{part}", context)  # (B, S, N, H)
+            cache.append(ops.transpose(projected, (0, 2, 1, 3)))  # (B, N, S, H)
+    return keras.Model(
+        source, [ops.not_equal(source, _pad_id(model)), *cache], name=f"{model.name}_cross_attention_cache"
+    )
 
 
-def step_model(model):
-    """One step of the decoder for K texts of each sentence: nothing is computed twice but the attention's own sums.
+def decode_step_model(model):
+    """One step of the decoder for K hypotheses of each sentence, with keys and values cached.
 
-    The texts of a sentence share its memory, and what they wrote before lies side by side: M = P·K keys, of which
-    `seen` says which belong to which text. So beams that change places need no copying.
+    The hypotheses of a sentence share its source, and their caches lie side by side: M = P·K keys, of which the
+    self-attention mask says which belong to which hypothesis. So beams that change their parents need no copying.
 
     Args:
         model: what `transformer` returned, or such a model loaded from a file.
 
     Returns:
         `keras.Model` from a list of
-            token (B, K) int32, place (B,) int32: the token at that position of each text;
-            visible (B, S) bool: of `memory_model`;
-            seen (B, K, M) bool: which remembered positions each text sees;
-            memory keys and values of each decoder layer, (B, N, S, H), as `memory_model` gives them;
-            keys and values of each decoder layer at the remembered positions, (B, N, M, H);
+            token (B, K) int32, position (B,) int32: the token at that position of each hypothesis;
+            padding_mask (B, S) bool: of `cross_attention_cache_model`;
+            self_attention_mask (B, K, M) bool: the cached positions that each hypothesis attends to;
+            cross-attention keys and values of each decoder layer, (B, N, S, H): of `cross_attention_cache_model`;
+            self-attention keys and values of each decoder layer at the cached positions, (B, N, M, H);
         to a list of
             logits (B, K, V) for the next token;
-            keys and values of each decoder layer at this position, (B, N, K, H), to be remembered.
+            keys and values of each decoder layer at this position, (B, N, K, H), to be cached.
     """
-    stack, numbers = _finished(model), numbers_of(model)
-    shape = (numbers["num_heads"], None, numbers["width"] // numbers["num_heads"])
+    stack, config = _stack_of(model), infer_config(model)
+    shape = (config["num_heads"], None, config["hidden_dim"] // config["num_heads"])
     token = keras.Input((None,), dtype="int32", name="token")
-    place = keras.Input((), dtype="int32", name="place")
-    visible = keras.Input((None,), dtype="bool", name="visible")
-    seen = keras.Input((None, None), dtype="bool", name="seen")
-    memories, pasts = (
+    position = keras.Input((), dtype="int32", name="position")
+    padding_mask = keras.Input((None,), dtype="bool", name="padding_mask")
+    self_attention_mask = keras.Input((None, None), dtype="bool", name="self_attention_mask")
+    cross_caches, self_caches = (
         [
             (keras.Input(shape, name=f"{kind}_keys_{i}"), keras.Input(shape, name=f"{kind}_values_{i}"))
             for i in range(stack.depth["decoder"])
         ]
-        for kind in ("memory", "past")
+        for kind in ("cross", "self")
     )
-    visible_mask = ops.expand_dims(ops.expand_dims(visible, 1), 1)  # (B, 1, 1, S)
-    seen_mask = ops.expand_dims(seen, 1)  # (B, 1, K, M)
-    x, new = stack.embed(token, "decoder", ops.expand_dims(place, 1)), []  # (B, K, d)
-    for i, (memory, past) in enumerate(zip(memories, pasts)):
+    cross_mask = ops.expand_dims(ops.expand_dims(padding_mask, 1), 1)  # (B, 1, 1, S)
+    self_mask = ops.expand_dims(self_attention_mask, 1)  # (B, 1, K, M)
+    x, new = stack.embed(token, "decoder", ops.expand_dims(position, 1)), []  # (B, K, d)
+    for i, (cross_cache, self_cache) in enumerate(zip(cross_caches, self_caches)):
 
-        def attend_to_own(x, name=f"decoder_{i}_self_attention", past=past):
-            own = [ops.transpose(heads(stack.layer, f"{name}_{part}", x), (0, 2, 1, 3)) for part in ("key", "value")]
+        def attend_to_own(x, name=f"decoder_{i}_self_attention", cache=self_cache):
+            own = [
+                ops.transpose(project_heads(stack.layer, f"{name}_{part}", x), (0, 2, 1, 3))
+                for part in ("key", "value")
+            ]
             new.extend(own)  # (B, N, K, H)
-            return attention_step(stack.layer, name, x, *past, seen_mask, own=own)
+            return cached_attention(stack.layer, name, x, *cache, self_mask, current_key_value=own)
 
-        def attend_to_source(x, name=f"decoder_{i}_cross_attention", memory=memory):
-            return attention_step(stack.layer, name, x, *memory, visible_mask)
+        def attend_to_source(x, name=f"decoder_{i}_cross_attention", cache=cross_cache):
+            return cached_attention(stack.layer, name, x, *cache, cross_mask)
 
         x = stack.residual(x, attend_to_own, f"decoder_{i}_self_attention")
         x = stack.residual(x, attend_to_source, f"decoder_{i}_cross_attention")
         x = stack.feed_forward(x, f"decoder_{i}")
-    logits = stack.logits(stack.finish(x, "decoder"), token)
-    inputs = [token, place, visible, seen, *sum(memories, ()), *sum(pasts, ())]
+    logits = stack.logits(stack.final_norm(x, "decoder"), token)
+    inputs = [token, position, padding_mask, self_attention_mask, *sum(cross_caches, ()), *sum(self_caches, ())]
     return keras.Model(inputs, [logits, *new], name=f"{model.name}_step")
 
 
@@ -368,8 +379,8 @@ def attention_names(model):
     return [layer.name.removesuffix("_query") for layer in model.layers if layer.name.endswith(ending)]
 
 
-def attention_model(model, name):
-    """A model that shows where an attention looks.
+def attention_weights_model(model, name):
+    """The attention weights of one attention layer.
 
     Args:
         model: a transformer.
@@ -383,10 +394,10 @@ def attention_model(model, name):
     """
     if name not in attention_names(model):
         raise ValueError(f"{model.name} has no attention {name!r}: choose one of {', '.join(attention_names(model))}.")
-    # A model of its own within the new one: automatic names of new operations may be those of operations in a file.
+    # A nested model: automatic names of new operations may clash with those of a loaded file.
     found = [model.get_layer(f"{name}_{part}_heads").output for part in ("query", "key")]
-    inner = keras.Model(model.inputs, found, name=f"{name}_heads")
+    projections = keras.Model(model.inputs, found, name=f"{name}_heads")
     inputs = [keras.Input((None,), dtype="int32", name=name) for name in ("source", "target")]
     causal = name.startswith("decoder") and name.endswith("self_attention")
-    mask = None if causal else _visible(inputs[0], _pad_id(model))
-    return keras.Model(inputs, attention_weights(*inner(inputs), mask, causal), name=f"{model.name}_{name}")
+    mask = None if causal else _padding_mask(inputs[0], _pad_id(model))
+    return keras.Model(inputs, attention_weights(*projections(inputs), mask, causal), name=f"{model.name}_{name}")

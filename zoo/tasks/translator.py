@@ -1,115 +1,182 @@
-"""Sentences in, sentences out: a transformer, its tokenizer and a decoder together."""
+"""Translation: a transformer, its tokenizer and a decoding loop together."""
 
-import json
-import pathlib
-
+import keras
 import numpy as np
 
 from zoo.errors import UserError
-from zoo.generation.seq2seq import Decoder
-from zoo.io import files
-from zoo.models.transformer import attention_model, attention_names, numbers_of
-from zoo.tokenizers.marian import KIND, MarianTokenizer
-from zoo.tokenizers.shared_bpe import JointTokenizer
+from zoo.generation.seq2seq import Seq2SeqGenerator
+from zoo.io.cards import TOKENIZER_FILE
+from zoo.models.transformer import attention_names, attention_weights_model, infer_config
+from zoo.tasks.base import Task
+from zoo.tokenizers import MarianTokenizer, load_tokenizer
+
+_SAMPLING = ("temperature", "top_k", "top_p")
 
 
-class Translator:
+class Translator(Task):
     """Translates with a model and the tokenizer it was trained with.
 
     Args:
         model: a transformer encoder-decoder.
-        tokenizer: `JointTokenizer` or `MarianTokenizer`.
+        tokenizer: `SharedBPETokenizer` or `MarianTokenizer`.
+        card: dict, what is known about the model.
+        generation_config: dict of settings that take the place of `DEFAULTS`. By the names of transformers it may also
+            say decoder_start_token_id, eos_token_id, forced_eos_token_id (None to end no translation by force),
+            suppress_tokens and renormalize_logits.
 
     Raises:
-        ValueError: if the model is no transformer encoder-decoder.
-        UserError: if the two do not belong together.
+        UserError: if the model is no transformer encoder-decoder, or the two do not belong together.
+
+    Example:
+        >>> zoo.Translator.from_preset("transformer_multi30k_de_en").translate("Ein Hund läuft.", num_beams=5)
     """
 
-    def __init__(self, model, tokenizer):
-        numbers = numbers_of(model)
-        sizes = (numbers["source_vocabulary_size"] or numbers["vocabulary_size"], numbers["vocabulary_size"])
-        own = (tokenizer.source_vocabulary_size, tokenizer.vocabulary_size)
-        # Marian fills its embeddings up to a round number.
-        fits = own == sizes or (isinstance(tokenizer, MarianTokenizer) and own[0] <= sizes[0] and own[1] <= sizes[1])
-        if not fits or tokenizer.pad_id != numbers["pad_id"]:
+    task = "translation"
+    DEFAULTS = {"num_beams": 5, "length_penalty": 1.0, "max_length": None, **dict.fromkeys(_SAMPLING)}
+
+    def __init__(self, model, tokenizer, *, card=None, generation_config=None):
+        super().__init__(model, tokenizer, card=card, generation_config=generation_config)
+        try:
+            self._config = infer_config(model)
+        except ValueError as error:
             raise UserError(
-                f"The tokenizer has {own[1]:,} entries and pads with {tokenizer.pad_id}, the model has {sizes[1]:,} "
-                f"and expects {numbers['pad_id']}: this tokenizer belongs to another model."
+                f"{model.name} is not a translation model: give one of recipes/transformer_multi30k.py."
+            ) from error
+        sizes = (
+            self._config["source_vocabulary_size"] or self._config["vocabulary_size"],
+            self._config["vocabulary_size"],
+        )
+        own = (getattr(tokenizer, "source_vocabulary_size", 0), getattr(tokenizer, "vocabulary_size", 0))
+        # Marian pads its embeddings to a round number of rows.
+        fits = own == sizes or (isinstance(tokenizer, MarianTokenizer) and own[0] <= sizes[0] and own[1] <= sizes[1])
+        if not fits or tokenizer.pad_id != self._config["pad_id"]:
+            raise UserError(
+                f"The tokenizer has {own[1]:,} entries and pads with {getattr(tokenizer, 'pad_id', None)}, the model "
+                f"has {sizes[1]:,} and expects {self._config['pad_id']}: this tokenizer belongs to another model."
             )
-        self.model, self.tokenizer = model, tokenizer
-        self.decoder = Decoder(
-            model, start_id=tokenizer.start_id, end_id=tokenizer.end_id, suppressed=tokenizer.suppressed_ids
+        rules = self.generation_config
+        end_id = rules.get("eos_token_id", tokenizer.end_id)
+        self._start_id = rules.get("decoder_start_token_id", tokenizer.start_id)
+        self._force_end = rules.get("forced_eos_token_id", end_id) is not None
+        self._generator = Seq2SeqGenerator(
+            model,
+            start_id=self._start_id,
+            end_id=end_id,
+            suppress_tokens=rules.get("suppress_tokens", tokenizer.suppress_tokens),
+            renormalize_logits=rules.get("renormalize_logits", False),
         )
 
-    def translate(self, sentences, *, beams=None, length_penalty=None, batch_size=64, **options):
-        """Translate a list of sentences; returns a list of str. Empty sentences stay empty.
+    def translate(
+        self,
+        text,
+        *,
+        num_beams=None,
+        length_penalty=None,
+        max_length=None,
+        greedy=False,
+        temperature=None,
+        top_k=None,
+        top_p=None,
+        seed=0,
+        batch_size=64,
+    ):
+        """Translate a sentence. What is empty stays empty.
 
         Args:
-            sentences: list of str.
-            beams: 1 is greedy; None for what a converted model was published with, else 5.
-            length_penalty: see `Decoder.decode`; None for what a converted model was published with, else 1.
-            batch_size: sentences decoded at once, those of like length together.
-            **options: of `Decoder.decode`; `max_length` defaults to twice the longest source and 20.
-        """
-        settings = self.tokenizer.settings
-        beams = settings.get("num_beams", 5) if beams is None else beams
-        if length_penalty is None:
-            length_penalty = settings.get("length_penalty", 1.0)
-        full = [place for place, sentence in enumerate(sentences) if sentence.strip()]
-        sources = [self.tokenizer.encode(sentences[place].strip()) for place in full]
-        texts = [""] * len(sentences)
-        if sources:
-            options = {"max_length": 2 * max(map(len, sources)) + 20, "length_penalty": length_penalty} | options
-            for place, ids in zip(full, self.decoder.decode(sources, beams=beams, batch_size=batch_size, **options)):
-                texts[place] = self.tokenizer.decode(ids)
-        return texts
+            text: str, or a list of them.
+            num_beams: of the beam search; 1 is greedy. The preset's, or 5, if None.
+            length_penalty: beam search compares translations by log-probability / tokens^length_penalty; above 0
+                favours longer ones. The preset's, or 1, if None.
+            max_length: most tokens of a translation, start and end included; the preset's, or twice those of its source
+                and 20, if None.
+            greedy: take the most likely token at each step, as num_beams=1 and temperature=0 do.
+            temperature, top_k, top_p: sample instead of searching, see `zoo.generation.sampling.filtered_softmax`.
+            seed: of the sampling; sentence i of a list uses seed + i. None for fresh randomness.
+            batch_size: sentences decoded at once, those of like length together; changes speed and memory, never the
+                translations.
 
-    def attention(self, source, translation):
-        """Where the cross-attentions of a translation look.
+        Returns:
+            str; for a list, a list of them.
+
+        Raises:
+            UserError: if an argument is out of range, or two do not fit each other.
+        """
+        options = self._options(num_beams, length_penalty, max_length, greedy, temperature, top_k, top_p)
+        options |= {"seed": self._seed(seed), "batch_size": batch_size}
+        text = text if self._is_item(text) or not hasattr(text, "__iter__") else list(text)
+        count = len(text) if isinstance(text, list) else 1
+        return self._map(lambda texts, _: self._translate(texts, **options), text, max(1, count))
+
+    def stream(self, text, **options):
+        """Translate one sentence; returns an iterator of one piece, since a beam search knows its result at its end.
+
+        Args:
+            text: str.
+            **options: as in `translate`.
+        """
+        if not isinstance(text, str):
+            raise UserError(f"stream takes one sentence, a str, got {type(text).__name__}: use translate for a list.")
+        return iter([self.translate(text, **options)])
+
+    def cross_attention_weights(self, source, translation):
+        """The weights of each cross-attention when a translation is generated.
 
         Args:
             source, translation: one sentence each.
 
         Returns:
-            ({name: weights (N, T, S)}, the S pieces of the source, the T pieces that are written); row t belongs to
-            the step that writes piece t.
+            ({name of the attention: weights (N, T, S)}, the S tokens of the source, the T tokens of the translation);
+            row t belongs to the step that generates token t.
         """
-        read, written = self.tokenizer.encode(source.strip()), self.tokenizer.encode_target(translation)
-        inputs = [np.array([read], "int32"), np.array([[self.tokenizer.start_id, *written[:-1]]], "int32")]
+        source_ids, target_ids = self.preprocess(source), self.tokenizer.encode_target(translation)
+        inputs = [np.array([source_ids], "int32"), np.array([[self._start_id, *target_ids[:-1]]], "int32")]
         weights = {
-            name: np.asarray(attention_model(self.model, name).predict_on_batch(inputs))[0]
+            name: keras.ops.convert_to_numpy(attention_weights_model(self.model, name).predict_on_batch(inputs))[0]
             for name in attention_names(self.model)
             if name.endswith("cross_attention")
         }
-        return weights, self.tokenizer.pieces(read), self.tokenizer.target_pieces(written)
+        return weights, self.tokenizer.ids_to_tokens(source_ids), self.tokenizer.target_ids_to_tokens(target_ids)
 
+    def preprocess(self, text):
+        """Token ids of a sentence to translate, a list of int."""
+        return self.tokenizer.encode(text.strip())
 
-def load_translator(path):
-    """Load a translation model and the tokenizer beside it, `<name>.tokenizer.json`.
+    def postprocess(self, token_ids):
+        """The text of generated token ids."""
+        return self.tokenizer.decode(token_ids)
 
-    Raises:
-        UserError: if a file is missing or unusable, is no translation model, or the two do not belong together.
-    """
-    path = pathlib.Path(path)
-    model, beside = files.load_model(path), path.with_suffix(".tokenizer.json")
-    try:
-        numbers_of(model)
-    except ValueError as error:
-        raise UserError(f"{path} is not a translation model: give one of recipes/transformer_multi30k.py.") from error
-    card = files.read_card(path) or {}
-    if "tokenizer_sha256" in card and beside.is_file() and files.sha256(beside) != card["tokenizer_sha256"]:
-        raise UserError(f"{beside} is not the tokenizer that the card of {path.name} describes: fetch it again.")
-    return Translator(model, load_tokenizer(beside))
+    def _translate(self, texts, *, seed, max_length, **options):
+        full = [row for row, text in enumerate(texts) if text.strip()]
+        sources, translations = [self.preprocess(texts[row]) for row in full], [""] * len(texts)
+        if max_length is None:
+            longest = self._config["max_length"] + 1 if self._config["positions"] == "learned" else np.inf
+            max_length = [min(2 * len(source) + 20, longest) for source in sources]
+        seeds = [seed + row for row in full]
+        targets = self._generator.generate(
+            sources, max_length=max_length, seed=seeds, force_end=self._force_end, **options
+        )
+        for row, token_ids in zip(full, targets):
+            translations[row] = self.postprocess(token_ids)
+        return translations
 
+    def _options(self, num_beams, length_penalty, max_length, greedy, temperature, top_k, top_p):
+        """Arguments of `Seq2SeqGenerator.generate`: beam search, greedy or sampling."""
+        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        if num_beams is None and not greedy:
+            sampling = self._settings(**sampling)
+        sampling = {name: sampling[name] for name in _SAMPLING if sampling[name] is not None}
+        greedy = greedy or sampling.get("temperature") == 0
+        if (greedy or sampling) and num_beams not in (None, 1):
+            raise UserError(
+                f"Beam search neither is greedy nor samples, got num_beams={num_beams} too: leave it out, or greedy, "
+                "temperature, top_k and top_p."
+            )
+        options = self._settings(num_beams=num_beams, length_penalty=length_penalty, max_length=max_length)
+        options = {name: options[name] for name in ("num_beams", "length_penalty", "max_length")}
+        if greedy or sampling:
+            options["num_beams"] = 1
+        return options | ({} if greedy or not sampling else {"do_sample": True, **sampling})
 
-def load_tokenizer(path):
-    """The tokenizer of a translation model, whatever its kind.
-
-    Raises:
-        UserError: if the file is missing or is no such tokenizer.
-    """
-    try:
-        marian = json.loads(pathlib.Path(path).read_text(encoding="utf-8")).get("kind") == KIND
-    except (OSError, ValueError, AttributeError):
-        marian = False  # what is wrong is said by the one that follows
-    return (MarianTokenizer if marian else JointTokenizer).load(path)
+    @classmethod
+    def _constructor_arguments(cls, preset, model):
+        return {"tokenizer": load_tokenizer(preset.file(TOKENIZER_FILE))}

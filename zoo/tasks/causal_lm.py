@@ -1,0 +1,186 @@
+"""Text generation: a language model, its tokenizer and a sampling loop together."""
+
+from zoo.errors import UserError
+from zoo.generation.recurrent import RecurrentGenerator, encode_prompt, stream_text, top_next_tokens
+from zoo.generation.sampling import check_sampling
+from zoo.io.cards import TOKENIZER_FILE
+from zoo.models.rnn_language_model import infer_config
+from zoo.tasks.base import Task
+from zoo.tokenizers import load_tokenizer
+from zoo.tokenizers.text import save_tokenizer
+
+
+class CausalLM(Task):
+    """Generates text with a language model and the tokenizer it was trained with.
+
+    Args:
+        model: a recurrent language model.
+        tokenizer: `tokenizers.Tokenizer`.
+        card: dict, what is known about the model.
+        generation_config: dict of settings that take the place of `DEFAULTS`; it may also have `stop_token_ids`.
+
+    Raises:
+        UserError: if the model is no language model, or the two do not belong together.
+
+    Example:
+        >>> zoo.CausalLM.from_preset("lstm_shakespeare").generate("ROMEO:", max_new_tokens=400, temperature=0.8, seed=1)
+    """
+
+    task = "text-generation"
+    DEFAULTS = {"max_new_tokens": 400, "temperature": 0.8, "top_k": None, "top_p": None, "stop_token_ids": None}
+
+    def __init__(self, model, tokenizer, *, card=None, generation_config=None):
+        super().__init__(model, tokenizer, card=card, generation_config=generation_config)
+        self._vocabulary_size = _vocabulary_size(model)
+        if not hasattr(tokenizer, "get_vocab_size") or tokenizer.get_vocab_size() != self._vocabulary_size:
+            raise UserError(
+                f"The tokenizer does not have the {self._vocabulary_size:,} entries of {model.name}: it belongs to "
+                "another model."
+            )
+        self._generator = RecurrentGenerator(model)
+
+    def generate(
+        self,
+        prompt,
+        *,
+        max_new_tokens=None,
+        temperature=None,
+        top_k=None,
+        top_p=None,
+        greedy=False,
+        seed=0,
+        strip_prompt=False,
+        stop_token_ids=None,
+        batch_size=32,
+    ):
+        """Generate text from a prompt.
+
+        Args:
+            prompt: str, or a list of them.
+            max_new_tokens: most tokens to generate; the preset's, or 400, if None.
+            temperature: sampling temperature; 0 is greedy. The preset's, or 0.8, if None.
+            top_k: sample from the k most likely tokens only.
+            top_p: sample from the fewest most likely tokens that make up this probability.
+            greedy: take the most likely token at each step.
+            seed: of the sampling; prompt i of a list uses seed + i. None for fresh randomness.
+            strip_prompt: return the generated text without the prompt.
+            stop_token_ids: token ids that end a text; they are not part of it.
+            batch_size: prompts generated at once; changes speed and memory, never the texts.
+
+        Returns:
+            str, the prompt and the text that follows it; for a list, a list of them.
+
+        Raises:
+            UserError: if a prompt is empty or has characters that the model does not know, or an argument is out of
+                range.
+        """
+        options = self._options(max_new_tokens, temperature, top_k, top_p, greedy, stop_token_ids)
+        seed = self._seed(seed)
+
+        def generate(prompts, first):
+            token_ids, texts = self._generate(prompts, seed + first, options), []
+            for text, ids in zip(prompts, token_ids):
+                texts.append(("" if strip_prompt else text) + self.postprocess(ids))
+            return texts
+
+        return self._map(generate, prompt, batch_size)
+
+    def stream(
+        self,
+        prompt,
+        *,
+        max_new_tokens=None,
+        temperature=None,
+        top_k=None,
+        top_p=None,
+        greedy=False,
+        seed=0,
+        stop_token_ids=None,
+    ):
+        """Generate text from one prompt; returns an iterator of its pieces as they come.
+
+        Args:
+            prompt: str.
+            max_new_tokens, temperature, top_k, top_p, greedy, seed, stop_token_ids: as in `generate`.
+
+        Returns:
+            iterator of str; joined they are the text that `generate` gives after the prompt.
+
+        Raises:
+            UserError: as `generate`.
+        """
+        if not isinstance(prompt, str):
+            raise UserError(f"stream takes one prompt, a str, got {type(prompt).__name__}: use generate for a list.")
+        options = self._options(max_new_tokens, temperature, top_k, top_p, greedy, stop_token_ids)
+        tokens = self._tokens([self.preprocess(prompt)], self._seed(seed), options)
+        return stream_text(self.tokenizer, (token for _, token in tokens))
+
+    def top_next_tokens(self, prompt, count=5):
+        """The most likely next tokens after a prompt.
+
+        Returns:
+            list of (text of the token, probability), the most likely first.
+
+        Raises:
+            UserError: if the prompt is empty or has characters that the model does not know, or `count` is below 1.
+        """
+        if count < 1:
+            raise UserError(f"count must be at least 1, got {count}.")
+        return top_next_tokens(self._generator, self.tokenizer, prompt, count=count)
+
+    def preprocess(self, text):
+        """Token ids of a text, a list of int."""
+        return encode_prompt(self.tokenizer, text)
+
+    def postprocess(self, token_ids):
+        """The text of token ids."""
+        return "".join(stream_text(self.tokenizer, token_ids))
+
+    def _generate(self, prompts, seed, options):
+        """Lists of generated ids."""
+        generated = [[] for _ in prompts]
+        for row, token in self._tokens([self.preprocess(prompt) for prompt in prompts], seed, options):
+            generated[row].append(token)
+        return generated
+
+    def _tokens(self, prompts, seed, options):
+        options = dict(options)
+        seeds = None if options.pop("greedy") else range(seed, seed + len(prompts))
+        return self._generator.generate(prompts, seeds=seeds, **options)
+
+    def _options(self, max_new_tokens, temperature, top_k, top_p, greedy, stop_token_ids):
+        """Checked arguments of `RecurrentGenerator.generate`, and whether to be greedy."""
+        options = self._settings(
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            stop_token_ids=stop_token_ids,
+        )
+        if options["max_new_tokens"] < 1:
+            raise UserError(f"max_new_tokens must be at least 1, got {options['max_new_tokens']}.")
+        greedy = greedy or options["temperature"] == 0
+        options["temperature"] = 1.0 if greedy else options["temperature"]
+        check_sampling(**{name: options[name] for name in ("temperature", "top_k", "top_p")})
+        options["stop_token_ids"] = frozenset(options["stop_token_ids"] or ())
+        if others := [id_ for id_ in options["stop_token_ids"] if id_ not in range(self._vocabulary_size)]:
+            raise UserError(f"stop_token_ids must be ids from 0 to {self._vocabulary_size - 1}, got {others[0]!r}.")
+        return options | {"greedy": greedy}
+
+    @classmethod
+    def _constructor_arguments(cls, preset, model):
+        size = _vocabulary_size(model)
+        return {"tokenizer": load_tokenizer(preset.file(TOKENIZER_FILE), vocabulary_size=size)}
+
+    def _save_tokenizer(self, path):
+        save_tokenizer(self.tokenizer, path)
+
+
+def _vocabulary_size(model):
+    try:
+        return infer_config(model)["vocabulary_size"]
+    except ValueError as error:
+        raise UserError(
+            f"{model.name} is not a recurrent language model: give one of recipes/rnn_shakespeare.py, e.g. "
+            "lstm_shakespeare."
+        ) from error
