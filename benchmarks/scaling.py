@@ -30,6 +30,7 @@ from zoo.distribution.launch import run_recipe
 from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
 from zoo.io import files
 from zoo.models import transformer as transformers
+from zoo.models import variants
 from zoo.models.cnn import cnn
 from zoo.models.stable_diffusion import denoiser as denoisers
 from zoo.training import callbacks
@@ -52,7 +53,7 @@ def make_cnn(rows, steps):
 
 def make_transformer(rows, steps):
     rng = np.random.default_rng(0)
-    model = transformers.transformer(vocabulary_size=8000, **transformers.VARIANTS["tiny"])
+    model = transformers.transformer(vocabulary_size=8000, **variants.TRANSFORMER["tiny"])
     set_initial_weights(model, seed=0, initializer="transformer")
 
     def make(places, rng, key):
@@ -63,7 +64,7 @@ def make_transformer(rows, steps):
 
 
 def make_denoiser(rows, steps):
-    model = denoisers.denoiser(**denoisers.VARIANTS["tiny"])
+    model = denoisers.denoiser(**variants.DENOISER["tiny"])
     set_initial_weights(model, seed=0, initializer="transformer")
 
     def make(places, rng, key):

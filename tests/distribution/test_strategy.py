@@ -20,7 +20,7 @@ from tests.distribution import distributed_cases
 from zoo.data import Batches
 from zoo.distribution import strategy as distribution
 from zoo.errors import UserError
-from zoo.io import files
+from zoo.io import model_files
 
 CASES = "tests/distribution/distributed_cases.py"
 BACKEND = keras.backend.backend()
@@ -198,7 +198,7 @@ def test_a_lost_process_ends_the_run_and_resuming_gives_the_run_that_was_not_cut
     told = [process.communicate(timeout=600)[0] for process in resumed]
     assert [process.returncode for process in resumed] == [0, 0], told
     assert "Resuming after epoch" in told[0]
-    one, other = (files.load_model(tmp_path / name / "model.keras").get_weights() for name in ("whole", "cut"))
+    one, other = (model_files.load_model(tmp_path / name / "model.keras").get_weights() for name in ("whole", "cut"))
     for a, b in zip(one, other, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -251,7 +251,7 @@ def test_a_checkpoint_of_two_devices_goes_on_anywhere(text, tmp_path, run):
 @pytest.mark.parametrize("text", ["2x", "cpu:0", "0", "gpu", "-1", "cpu:", ""])
 def test_devices_that_mean_nothing(text):
     with pytest.raises(UserError, match="give auto, a number of accelerators, or cpu:4"):
-        distribution.parse(text)
+        distribution.parse_devices(text)
 
 
 def test_more_devices_than_there_are():
@@ -263,14 +263,14 @@ def test_more_devices_than_there_are():
 @pytest.mark.skipif(BACKEND == "jax", reason="JAX divides weights")
 def test_divided_weights_need_jax():
     with pytest.raises(UserError, match=f"needs the JAX backend, this is {BACKEND}"):
-        with distribution.strategy("cpu", kind="model", layout={"x": ("model",)}):
+        with distribution.strategy("cpu", parallel="model", layout_map={"x": ("model",)}):
             pass
 
 
 @pytest.mark.skipif(BACKEND != "jax", reason="said to JAX alone")
 def test_what_jax_cannot_do():
     with pytest.raises(UserError, match="has no layout for --parallel model"):
-        with distribution.strategy("cpu", kind="model"):
+        with distribution.strategy("cpu", parallel="model"):
             pass
     with pytest.raises(UserError, match="float16 does not run on a CPU with JAX"):
         with distribution.strategy("cpu", precision="float16"):
@@ -311,24 +311,24 @@ def test_parts_of_a_batch_weigh_what_the_whole_weighs():
     """Of 11 rows in batches of 4 on 4 devices in 2 processes: means over both parts are those over the rows."""
     x, y = np.arange(11.0), np.arange(11)
     batches = Batches(x, y, batch_size=4, seed=None)
-    halves = [distribution.Share(batches, distribution.Devices(4, processes=2, process=place)) for place in (0, 1)]
+    halves = [distribution.ShardedBatches(batches, distribution.Devices(4, processes=2, process=place)) for place in (0, 1)]
     tensorflow = BACKEND == "tensorflow"  # tf.distribute divides batches itself
     for place in range(3):
         got = [half[place] for half in halves][: 1 if tensorflow else 2]
         means = [(part[2] * part[0]).mean() for part in got]
         np.testing.assert_allclose(np.mean(means), x[4 * place : 4 * place + 4].mean(), rtol=1e-6)
         assert {len(part[0]) for part in got} == {4 if tensorflow else 2}
-    whole = distribution.Share(Batches(x[:8], y[:8], batch_size=4), distribution.Devices(4))
+    whole = distribution.ShardedBatches(Batches(x[:8], y[:8], batch_size=4), distribution.Devices(4))
     assert len(whole[0]) == 2  # no weights where none are needed
 
 
 def test_one_device_changes_nothing():
     batches = Batches(np.zeros(3), np.zeros(3), batch_size=2)
     with distribution.strategy("cpu") as devices:
-        assert devices.count == devices.parts == 1 and distribution.share(batches) is batches
+        assert devices.count == devices.parts == 1 and distribution.shard(batches) is batches
         inputs = keras.Input((2,))
         model = keras.Model(inputs, keras.layers.Dense(2)(inputs))
-        assert distribution.plain(model) is model
+        assert distribution.to_single_device(model) is model
 
 
 @pytest.mark.heavy
@@ -352,10 +352,10 @@ def test_precision_comes_back_as_float32():
         inputs = keras.Input((2,))
         model = keras.Model(inputs, keras.layers.Dense(3, name="dense")(inputs))
         assert model.get_layer("dense").compute_dtype == "bfloat16" and model.weights[0].dtype == "float32"
-        with distribution.aside():
+        with distribution.outside_scope():
             assert keras.config.dtype_policy().name == "float32"
     assert keras.config.dtype_policy().name == "float32"
-    plain = distribution.plain(model)
+    plain = distribution.to_single_device(model)
     assert plain.get_layer("dense").compute_dtype == "float32"
     for one, other in zip(plain.get_weights(), model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -14,7 +14,9 @@ import sys
 
 import keras
 
-from zoo.distribution import strategy as distribution
+from zoo.distribution.devices import parse_devices, resolve_num_accelerators
+from zoo.distribution.jax import num_processes
+from zoo.distribution.strategy import PEER_FAILURE_MESSAGE
 from zoo.errors import TrainingError, run_command
 
 WATCHED = "ZOO_WATCHED"  # set in processes that another one watches
@@ -34,7 +36,7 @@ def _run(main, args):
         _end_with_parent()
     elif keras.backend.backend() == "torch" and (count := _processes(args.devices)) > 1:
         return _launch(count)
-    elif keras.backend.backend() == "jax" and distribution.jax_processes() > 1:
+    elif keras.backend.backend() == "jax" and num_processes() > 1:
         return _watch()
     return main(args)
 
@@ -47,8 +49,8 @@ def _processes(devices):
     """
     import torch
 
-    platform, wanted = distribution.parse(devices)
-    return wanted if platform == "cpu" else distribution.count_accelerators(wanted, torch.cuda.device_count())
+    platform, wanted = parse_devices(devices)
+    return wanted if platform == "cpu" else resolve_num_accelerators(wanted, torch.cuda.device_count())
 
 
 def _launch(count):
@@ -93,7 +95,7 @@ def _watch():
         except KeyboardInterrupt:  # the child has got it too, and says what was kept
             continue
     if code == -signal.SIGABRT:
-        raise TrainingError(f"{distribution.GONE}: start all of them again with --resume.")
+        raise TrainingError(f"{PEER_FAILURE_MESSAGE}: start all of them again with --resume.")
     if code < 0:
         raise _lost("This process", code)
     if code:
