@@ -196,7 +196,7 @@ def deserialize_model(config):
 
 
 def load_weights(model, file):
-    """Load a model's weights from an open HDF5 file, e.g. a part of another file.
+    """Load a model's weights from an HDF5 file that is an `io.BytesIO`, e.g. a part of another file.
 
     Since Keras 3.0. Public way: `Model.load_weights`, which takes the path of a whole file only.
     """

@@ -1,0 +1,244 @@
+"""Each function of `zoo.compat` works on the installed releases; of a name that is gone one sentence tells."""
+
+import inspect
+import io
+import json
+import zipfile
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from zoo.compat import CompatError, private
+from zoo.compat import keras as compat
+
+BACKEND = keras.backend.backend()
+
+
+def nested_model():
+    """Two inputs, a nested model that is called twice, an operation of `keras.ops`."""
+    inner = keras.Sequential([keras.Input((4,)), layers.Dense(4, name="shared")], name="inner")
+    first, second = keras.Input((4,), name="first"), keras.Input((4,), name="second")
+    return keras.Model([first, second], {"sum": inner(first) + inner(second)}, name="outer")
+
+
+def assert_one_sentence(error, name):
+    text = str(error.value)
+    assert name in text and text.count(". ") == 0 and text.endswith(".") and "install" in text
+
+
+@pytest.mark.parametrize("path", ["src.backend.common.gone", "src.gone.module"])
+def test_a_name_that_is_gone_is_named(path):
+    with pytest.raises(CompatError) as error:
+        private("keras", path)
+    assert_one_sentence(error, f"keras.{path}")
+    assert keras.__version__ in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, call",
+    [
+        ("_flatten_layers", lambda model: compat.flatten_layers(model)),
+        ("_nodes_by_depth", lambda model: compat.graph_calls(model)),
+        ("_tracker", lambda model: compat.track_variables(model, [])),
+    ],
+)
+def test_functions_say_what_is_gone(name, call):
+    model = nested_model()
+
+    class Without:
+        """The model without one of its names."""
+
+        def __getattr__(self, asked):
+            if asked == name:
+                raise AttributeError(asked)
+            return getattr(model, asked)
+
+    with pytest.raises(CompatError) as error:
+        call(Without())
+    assert_one_sentence(error, name)
+
+
+@pytest.mark.parametrize(
+    "module, name, call",
+    [
+        ("saving.saving_lib", "is_memory_sufficient", lambda: compat.save_through_disk(1).__enter__()),
+        ("saving.saving_lib", "_load_state", lambda: compat.load_weights(None, None)),
+        ("saving.serialization_lib", "ObjectSharingScope", lambda: compat.deserialize_model({})),
+        ("utils.module_utils", "tensorflow", lambda: compat.without_tensorflow().__enter__()),
+    ],
+)
+def test_functions_of_modules_say_what_is_gone(module, name, call, monkeypatch):
+    monkeypatch.delattr(private("keras", f"src.{module}"), name)
+    with pytest.raises(CompatError) as error:
+        call()
+    assert_one_sentence(error, name)
+
+
+# ------------------------------------------------------------------------------------------------------ initial weights
+
+
+def test_weights_without_values_are_given_them():
+    with compat.skip_weight_init():
+        model = keras.Sequential([keras.Input((3,)), layers.Dense(2)])
+    assert [tuple(weight.shape) for weight in model.weights] == [(3, 2), (2,)]
+    for weight in model.weights:
+        compat.set_initial_value(weight, np.full(weight.shape, 2, "float32"))
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(model(np.ones((1, 3), "float32"))), [[8, 8]])
+    compat.set_initial_value(model.weights[0], np.zeros((3, 2), "float32"))  # one that has a value
+    np.testing.assert_array_equal(model.get_weights()[0], 0)
+    with keras.StatelessScope():  # at whose end Keras initializes what is pending
+        pass
+    np.testing.assert_array_equal(model.get_weights()[1], 2)
+
+
+def test_every_random_initializer_gives_zeros():
+    random = {
+        kind
+        for name in dir(keras.initializers)
+        if isinstance(kind := getattr(keras.initializers, name), type) and "seed" in inspect.signature(kind).parameters
+    }
+    assert len(random) >= 11
+    with compat.zero_weight_init():
+        for kind in random:
+            np.testing.assert_array_equal(keras.ops.convert_to_numpy(kind()((3, 4))), 0)
+        dense = layers.Dense(2, bias_initializer="ones")
+        dense.build((None, 3))
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(dense.bias), 1)
+    assert np.abs(keras.ops.convert_to_numpy(keras.initializers.GlorotUniform()((3, 4)))).max() > 0
+
+
+# --------------------------------------------------------------------------------------------------- layers and graphs
+
+
+def test_every_layer_is_listed_once():
+    names = [layer.name for layer in compat.flatten_layers(nested_model())]
+    assert names[0] == "outer" and names.count("shared") == 1 and {"first", "second", "inner"} < set(names)
+    assert "outer" not in [layer.name for layer in compat.flatten_layers(nested_model(), include_self=False)]
+
+
+def test_the_graph_runs_as_keras_runs_it():
+    model = nested_model()
+    calls = compat.graph_calls(model)
+    assert [call.operation.name.split("_")[0] for call in calls] == ["inner", "inner", "add"]
+    inputs = [np.full((2, 4), value, "float32") for value in (1, 2)]
+    outputs = compat.run_graph(model, list(map(keras.ops.convert_to_tensor, inputs)), lambda op, *a, **k: op(*a, **k))
+    expected = keras.ops.convert_to_numpy(model(inputs)["sum"])
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(outputs["sum"]), expected)
+
+
+def test_which_models_have_a_graph():
+    class Python(keras.Model):
+        def call(self, x):
+            return x
+
+    model = nested_model()
+    assert compat.functional_graph(model) is model
+    inner = model.get_layer("inner")
+    assert [layer.name for layer in compat.functional_graph(inner).layers][1:] == ["shared"]
+    assert compat.functional_graph(Python()) is None
+    assert compat.functional_graph(keras.Sequential([layers.Dense(2)])) is None
+
+
+def test_a_layers_own_states_are_tracked():
+    layer = layers.Dense(2)
+    layer.build((None, 3))
+    state = keras.Variable(np.zeros(2, "float32"), trainable=False)
+    compat.track_variables(layer, [state])
+    assert layer.non_trainable_variables == [state]
+    with pytest.raises(ValueError):  # locked again
+        layer.more = keras.Variable(np.zeros(2, "float32"))
+
+
+# ---------------------------------------------------------------------------------------------- files and optimizers
+
+
+def test_a_model_is_read_from_a_part_of_a_file(tmp_path):
+    model = nested_model()
+    with compat.save_through_disk(0), compat.without_tensorflow():
+        model.save(tmp_path / "m.keras")
+    with zipfile.ZipFile(tmp_path / "m.keras") as archive:
+        copy = compat.deserialize_model(json.loads(archive.read("config.json")))
+        compat.load_weights(copy, io.BytesIO(archive.read("model.weights.h5")))
+    for a, b in zip(copy.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_moments_of_adam():
+    optimizer, variable = keras.optimizers.Adam(), keras.Variable(np.ones(3, "float32"))
+    optimizer.apply([keras.ops.ones(3)], [variable])
+    first, second = (keras.ops.convert_to_numpy(slot) for slot in compat.adam_slots(optimizer, variable))
+    np.testing.assert_allclose(first, 0.1, rtol=1e-5)
+    np.testing.assert_allclose(second, 0.001, rtol=1e-5)
+
+
+# --------------------------------------------------------------------------------------------------------- frameworks
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch")
+def test_pytorchs_private_kernels():
+    import torch
+
+    from zoo.compat import torch as compat_torch
+
+    weight, bias, x = torch.randn(5, 7), torch.randn(5), torch.randn(2, 3, 7)
+    for b in (bias, None):
+        expected = torch.nn.functional.linear(x, weight, b)
+        torch.testing.assert_close(compat_torch.packed_linear(weight, b)(x), expected, atol=1e-5, rtol=1e-5)
+    before = compat_torch.tensor_version(x)
+    x.add_(1)
+    assert compat_torch.tensor_version(x) > before
+    theirs = torch.nn.Parameter(torch.ones(3))
+    theirs.grad = torch.arange(3.0)
+    torch.optim.Adam([theirs], lr=0.1).step()
+    ours, moments = torch.ones(3), [torch.zeros(3), torch.zeros(3)]
+    options = {"lr": 0.1, "beta1": 0.9, "beta2": 0.999, "weight_decay": 0.0, "eps": 1e-8}
+    compat_torch.fused_adam(
+        [ours],
+        [theirs.grad],
+        [moments[0]],
+        [moments[1]],
+        [],
+        [torch.tensor(1.0)],
+        **options,
+        amsgrad=False,
+        maximize=False,
+    )
+    torch.testing.assert_close(ours, theirs.data)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch")
+def test_pytorchs_names_that_are_gone(monkeypatch):
+    import torch
+
+    from zoo.compat import torch as compat_torch
+
+    monkeypatch.delattr(torch, "_fused_adam_")
+    with pytest.raises(CompatError) as error:
+        compat_torch.fused_adam([])
+    assert_one_sentence(error, "torch._fused_adam_")
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="of JAX")
+def test_jaxs_barrier_asks_the_client(monkeypatch):
+    from zoo.compat.jax import wait_at_barrier
+
+    state, calls = private("jax", "_src.distributed.global_state"), []
+    monkeypatch.setattr(
+        state, "client", type("Client", (), {"wait_at_barrier": lambda self, *arguments: calls.append(arguments)})()
+    )
+    wait_at_barrier("here", 1.5)
+    assert calls == [("here", 1500)]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("module", ["keras", "jax", "torch"])
+def test_importing_compat_loads_no_framework(module, run):
+    ended = run(
+        [
+            "-c",
+            f"import sys, zoo.compat.{module}; assert not {{'keras', 'tensorflow', 'jax', 'torch'}} & set(sys.modules)",
+        ]
+    )
+    assert ended.returncode == 0, ended.stderr
