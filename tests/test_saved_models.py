@@ -9,7 +9,7 @@ import pytest
 
 from zoo import data
 from zoo.evaluation.translation import bleu
-from zoo.io import files
+from zoo.io import files, model_files
 from zoo.tasks.translator import load_translator
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "saved_models"
@@ -50,8 +50,8 @@ def test_card_describes_the_file(card_path):
 
 def test_a_raw_digit_is_classified_in_one_call():
     """A uint8 image of any size, without any preparation by the caller."""
-    digits = data.load("digits")  # other scans than MNIST's: 8x8 pixels, another hand
-    model = files.load_model(FOLDER / "cnn_mnist.keras")
+    digits = data.load_images("digits")  # other scans than MNIST's: 8x8 pixels, another hand
+    model = model_files.load_model(FOLDER / "cnn_mnist.keras")
     predicted = model.predict(digits.x_test[..., 0], verbose=0).argmax(axis=1)
     assert (predicted == digits.y_test).mean() > 0.6
     assert model.predict(np.zeros((1, 28, 28), "uint8"), verbose=0).shape == (1, 10)
@@ -59,7 +59,7 @@ def test_a_raw_digit_is_classified_in_one_call():
 
 PREDICT = """
 from zoo import backends
-backends.start()
+backends.import_keras()
 import sys
 import keras, numpy as np
 file, images, target = sys.argv[1:]
@@ -76,7 +76,7 @@ def test_same_logits_on_every_backend(tmp_path, run, name, request):
     if name == "cnn_mnist":
         dataset = request.getfixturevalue("mnist")
     else:
-        dataset = data.load("gtsrb", request.getfixturevalue("gtsrb_file"))
+        dataset = data.load_images("gtsrb", request.getfixturevalue("gtsrb_file"))
     card = json.loads((FOLDER / f"{name}.json").read_text())
     assert dataset.fingerprint() == card["data_sha256"] and len(dataset.x_test) == card["test_images"]
     logits, some = {}, 2000
@@ -107,7 +107,7 @@ def test_same_language_model_on_every_backend(tmp_path, run, name, shakespeare):
     card = json.loads((FOLDER / f"{name}.json").read_text())
     assert dataset.fingerprint() == card["data_sha256"]
     vocabulary = json.loads((FOLDER / f"{name}.tokenizer.json").read_text())["model"]["vocab"]
-    ids = np.array([vocabulary[character] for character in dataset.part("validation")], "int32")
+    ids = np.array([vocabulary[character] for character in dataset.split("validation")], "int32")
     assert len(ids) - 1 == card["validation_tokens"]
     before, wide = 500, 2000
     begins = np.arange(0, len(ids) - 1 - before, wide - before)
@@ -136,7 +136,7 @@ def test_same_language_model_on_every_backend(tmp_path, run, name, shakespeare):
 
 TRANSLATE = """
 from zoo import backends
-backends.start()
+backends.import_keras()
 import sys
 import keras, numpy as np
 from zoo.tasks.translator import load_translator
@@ -187,47 +187,45 @@ def test_same_translation_model_on_every_backend(tmp_path, run, name, multi30k):
 
 DIFFUSION = FOLDER / "diffusion_captions"
 PROMPTS = ["a green three on white", "on a blue background a yellow ankle boot", "a dress in black on orange"]
-DRAW = """
+GENERATE = """
 import sys
 from zoo import backends
-backends.start()
+backends.import_keras()
 import numpy as np
-from zoo.data.captions import COLOURS, judge_colours
-from zoo.tasks.text_to_image import load_painter
-from zoo.io.files import load_model
-from zoo.evaluation.diffusion import draw_prompts
+import zoo
+from zoo.data.captions import COLORS, classify_colors
 folder, target, *prompts = sys.argv[1:]
-painter = load_painter(folder)
-pictures = draw_prompts(painter, prompts, steps=painter.settings["steps"], guidance=painter.settings["guidance"])
-logits = load_model(f"{folder}/judge.keras").predict(pictures, verbose=0)
-names = list(COLOURS)
-found = zip(logits.argmax(-1), *judge_colours(pictures))
-said = [[int(label), names[ink], names[ground]] for label, ink, ground in found]
-np.savez(target, pictures=pictures, said=np.array(said))
+images = zoo.TextToImage.from_preset(folder).generate(prompts)
+logits = zoo.load_model(f"{folder}/classifier.keras").predict(images, verbose=0)
+colors = list(COLORS)
+predicted = zip(logits.argmax(-1), *classify_colors(images))
+predicted = [[int(label), colors[foreground], colors[background]] for label, foreground, background in predicted]
+np.savez(target, images=images, predicted=np.array(predicted))
 """
 
 
 @pytest.mark.once
 def test_the_diffusion_is_whole_and_small():
-    parts = ("judge", "encoder", "decoder", "text_encoder", "denoiser")
-    assert {path.stem for path in DIFFUSION.glob("*.keras")} == set(parts)
+    parts = {"text_encoder", "encoder", "decoder", "denoiser", "classifier"}
+    assert {path.stem for path in DIFFUSION.glob("*.keras")} == parts
     assert sum(path.stat().st_size for path in DIFFUSION.iterdir()) < 60e6
+    card, parameters = json.loads((DIFFUSION / "card.json").read_text()), 0
     for part in parts:
-        card = json.loads((DIFFUSION / f"{part}.json").read_text())
-        assert files.sha256(DIFFUSION / f"{part}.keras") == card["sha256"]
-        assert files.load_model(DIFFUSION / f"{part}.keras").count_params() == card["parameters"]
+        assert files.sha256(DIFFUSION / f"{part}.keras") == card["files"][f"{part}.keras"]["sha256"]
+        parameters += model_files.load_model(DIFFUSION / f"{part}.keras").count_params()
+    assert parameters == card["parameters"] == sum(part["parameters"] for part in card["components"].values())
 
 
 @pytest.mark.once
 @pytest.mark.heavy
-def test_same_drawings_on_every_backend(tmp_path, run):
+def test_same_images_on_every_backend(tmp_path, run):
     """What is asked for, and the same within 2 of 255."""
-    drawn = {}
+    images = {}
     for backend in ("torch", "tensorflow", "jax"):
         target = tmp_path / f"{backend}.npz"
-        ended = run(["-c", DRAW, DIFFUSION, target, *PROMPTS], backend=backend)
+        ended = run(["-c", GENERATE, DIFFUSION, target, *PROMPTS], backend=backend)
         assert ended.returncode == 0, ended.stderr
         with np.load(target) as stored:
-            drawn[backend], said = stored["pictures"].astype(int), stored["said"].tolist()
-        assert said == [["3", "green", "white"], ["19", "yellow", "blue"], ["13", "black", "orange"]]
-        assert np.abs(drawn[backend] - drawn["torch"]).max() <= 2
+            images[backend], predicted = stored["images"].astype(int), stored["predicted"].tolist()
+        assert predicted == [["3", "green", "white"], ["19", "yellow", "blue"], ["13", "black", "orange"]]
+        assert np.abs(images[backend] - images["torch"]).max() <= 2

@@ -1,6 +1,6 @@
-"""The recipe of the latent diffusion at a tiny size: its stages, what they leave, resuming, and mistakes.
+"""The recipes of the latent diffusion at a tiny size: what each part leaves, resuming, and mistakes.
 
-The networks are made smaller than the recipe's by changing the variants, in this process and in those it starts.
+The networks are made smaller than the recipes' by changing the variants, in this process and in those it starts.
 """
 
 import importlib
@@ -14,18 +14,17 @@ import keras
 import numpy as np
 import pytest
 
-from recipes import publish_diffusion
+import zoo
 from tests.conftest import not_on
 from zoo.data import captions
 from zoo.errors import UserError
-from zoo.evaluation import diffusion as diffusion_scores
+from zoo.evaluation import diffusion as evaluation
 from zoo.io import cards, files, model_files
 from zoo.models import variants
-from zoo.tasks.text_to_image import load_painter
-from zoo.training import diffusion as stages
-from zoo.training import diffusion_recipe
+from zoo.training import diffusion
 
 recipe = importlib.import_module("recipes.diffusion_captions")
+PARTS = [stage for stage in recipe.RECIPES if stage != "evaluation"]
 
 SMALL = """
 from zoo.models import variants
@@ -41,6 +40,7 @@ PROGRAM = (
     + """
 import sys
 from recipes import diffusion_captions as recipe
+recipe.RECIPES.pop("evaluation")
 recipe.main(recipe.parse_args(sys.argv[1:]))
 """
 )
@@ -63,139 +63,138 @@ def run_recipe(output, *more):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder of a finished run: a function that makes it at its first call."""
-    folder, made = tmp_path_factory.mktemp("diffusion") / "run", []
+    folder, metrics = tmp_path_factory.mktemp("diffusion") / "run", {}
 
     def make():
-        if not made:
-            made.append(run_recipe(folder))
-        return folder, made[0]
+        for stage in PARTS if not metrics else ():
+            metrics.update(run_recipe(folder, "--stage", stage))
+        return folder, metrics
 
     return make
+
+
+def part_folder(stage):
+    return stage.replace("-", "_")
+
+
+def part_files(stage):
+    return diffusion.PARTS[part_folder(stage)]["files"]
 
 
 @pytest.mark.heavy
 def test_a_run_leaves_everything_behind(finished):
     folder, metrics = finished()
-    assert set(metrics) == set(diffusion_recipe.STAGES)
+    assert list(metrics) == PARTS
     made = {path.name for path in folder.iterdir() if path.is_file()}
-    assert made == {name for names in diffusion_recipe.MAKES.values() for name in names}
-    for stage, pictures in (
-        ("judge", set()),
+    assert made == {name for stage in PARTS for name in part_files(stage)} | {"card.json", "generation_config.json"}
+    card = cards.read_card(folder)
+    for stage, images in (
+        ("classifier", set()),
         ("autoencoder", {"restored.png"}),
-        ("text_encoder", set()),
-        ("denoiser", {"as_it_learns.png", "as_it_learns.npz", "loss_by_timestep.png"}),
+        ("text-encoder", set()),
+        ("denoiser", {"samples.png", "samples.npz", "loss_by_timestep.png"}),
     ):
-        found = {path.name for path in (folder / stage).iterdir()}
-        assert found == {"history.csv", "metrics.json", "training_curves.png"} | pictures
-        told = json.loads((folder / stage / "metrics.json").read_text())
-        assert told["epochs"] == 2 and len(told["first_losses"]) > 3 and told["data"] == "digits"
-        for name, digest in told["sha256"].items():
+        found = {path.name for path in (folder / part_folder(stage)).iterdir()}
+        assert found == {"history.csv", "metrics.json", "training_curves.png"} | images
+        stored = json.loads((folder / part_folder(stage) / "metrics.json").read_text())
+        assert stored["epochs"] == 2 and len(stored["first_losses"]) > 3 and stored["dataset"] == "digits"
+        assert list(stored["sha256"]) == [
+            *part_files(stage),
+            *(["generation_config.json"] if stage == "denoiser" else []),
+        ]
+        for name, digest in stored["sha256"].items():
             assert files.sha256(folder / name) == digest
-    painter = load_painter(folder)
-    *_, last = painter.draw("a red seven on white", steps=3, guidance=2.0, count=2)
-    pictures = painter.pictures(last.latents)
-    assert pictures.shape == (2, 48, 48, 3)
-    assert painter.settings["latent_scale"] == metrics["denoiser"]["latent_scale"]
-    # What is drawn reads a prompt as what was trained read it.
-    texts = ["a red seven on white", ""]
-    ids = stages.encode_captions(painter.tokenizer, texts, painter.settings["max_length"])
-    assert [painter.tokens(text)[0] for text in texts] == ids.tolist()
-    # Words of no caption are named, and what they stand in is drawn.
-    with pytest.warns(UserWarning, match="^The prompt has words that mean nothing to this model: 'dragon', 'Castle'.$"):
-        *_, last = painter.draw("a red dragon on white Castle dragon", steps=2, guidance=2.0)
-    assert painter.pictures(last.latents).shape == (1, 48, 48, 3)
+            assert card["files"].get(name, {}).get("sha256", digest) == digest
+        component = card["components"][part_folder(stage)]
+        assert component["epochs"] == 2 and component["parameters"] == metrics[stage]["parameters"]
+    assert card["task"] == "text-to-image" and set(card["files"]) == made - {"card.json", "generation_config.json"}
+    task = zoo.TextToImage.from_preset(folder)
+    images = task.generate(["a red seven on white"] * 2, num_steps=3, guidance_scale=2.0)
+    assert images.shape == (2, 48, 48, 3)
+    assert task.pipeline_config["scaling_factor"] == metrics["denoiser"]["scaling_factor"]
+    # Generation tokenizes a prompt as training did.
+    prompts = ["a red seven on white", ""]
+    token_ids = diffusion.tokenize_captions(task.tokenizer, prompts, task.pipeline_config["max_length"])
+    assert [task.tokenize(prompt)[0] for prompt in prompts] == token_ids.tolist()
+    # Words of no caption are named, and an image is generated all the same.
+    with pytest.warns(UserWarning, match="^The prompt has words that this model does not know: 'dragon', 'Castle'.$"):
+        image = task.generate("a red dragon on white Castle dragon", num_steps=2, guidance_scale=2.0)
+    assert image.shape == (48, 48, 3)
 
 
-def test_no_more_guidance_than_real_pictures_ask_for():
-    shares = {1.0: 0.8, 2.0: 0.93, 3.0: 0.96, 4.0: 0.99, 6.0: 0.98}
-    assert diffusion_scores.least_as_good(shares, 0.94) == 3.0
-    assert diffusion_scores.least_as_good(shares, 0.995) == 4.0  # none reaches it: the best
+def test_no_more_guidance_than_real_images_ask_for():
+    accuracies = {1.0: 0.8, 2.0: 0.93, 3.0: 0.96, 4.0: 0.99, 6.0: 0.98}
+    assert evaluation.smallest_sufficient_guidance(accuracies, 0.94) == 3.0
+    assert evaluation.smallest_sufficient_guidance(accuracies, 0.995) == 4.0  # none reaches it: the best
 
 
 @pytest.mark.heavy
 @not_on("tensorflow", "jax")
 def test_scores(finished, tmp_path, monkeypatch):
-    """They are written, and each picture of a list of prompts is the one that its prompt and seed alone give."""
+    """They are written, and each image of a list of prompts is the one that its prompt and seed alone give."""
     folder, _ = finished()
-    monkeypatch.setattr(diffusion_scores, "COUNTS", (2,))
-    monkeypatch.setattr(diffusion_scores, "STEPS", 3)
-    monkeypatch.setattr(diffusion_scores, "GUIDANCES", (1.0, 2.0))
-    monkeypatch.setattr(diffusion_scores, "LONG", 4)
-    scores = recipe.main(
-        recipe.parse_args([*FLAGS, "--evaluate", str(folder), "--prompts", "12", "--output", str(tmp_path)])
-    )["scores"]
-    made = {path.name for path in (tmp_path / "scores").iterdir()}
+    monkeypatch.setattr(evaluation, "STEP_COUNTS", (2,))
+    monkeypatch.setattr(evaluation, "GUIDANCE_SCALES", (1.0, 2.0))
+    monkeypatch.setattr(evaluation, "DDPM_STEPS", 4)
+    flags = ["--num-steps", "3", "--num-eval-prompts", "12"]
+    scores = run_recipe(tmp_path, *flags, "--evaluate", str(folder))["evaluation"]
+    made = {path.name for path in (tmp_path / "evaluation").iterdir()}
     assert made == {
-        *("report.txt", "metrics.json", "steps.png", "samples.png", "pictures.npz"),
+        *("report.txt", "metrics.json", "steps.png", "samples.png", "images.npz"),
         *("reverse.png", "reverse.gif", "forward.png"),
     }
-    assert set(scores["by_steps"]) == {"ddpm", "ddim", "plms", "euler", "euler_ancestral", "heun", "dpm++"}
+    assert set(scores["by_num_steps"]) == {"ddpm", "ddim", "plms", "euler", "euler_ancestral", "heun", "dpmpp_2m"}
     assert scores["frechet"] > scores["frechet_floor"] > 0 and set(scores["ablation"]) >= {"guidance 1", "no captions"}
-    short = [*FLAGS, "--evaluate", str(folder), "--prompts", "12", "--guidance", str(scores["guidance"])]
-    again = recipe.main(recipe.parse_args([*short, "--output", str(tmp_path / "short")]))["scores"]
-    assert all(again[key] == scores[key] for key in ("seen", "never_seen", "frechet")) and "ablation" not in again
-    painter = load_painter(folder)
-    texts = ["a red one on white", "a blue two on black", "three, white on red"]
-    together = diffusion_scores.draw_prompts(painter, texts, steps=2, seed=5, batch_size=2)
-    for place, text in enumerate(texts):
-        *_, last = painter.draw(text, steps=2, guidance=2.0, seed=5 + place)
-        alone = painter.pictures(last.latents)[0]
-        assert np.abs(alone.astype(int) - together[place]).max() <= 1
+    flags += ["--evaluate", str(folder), "--guidance-scale", str(scores["guidance_scale"])]
+    again = run_recipe(tmp_path / "short", *flags)["evaluation"]
+    assert all(again[key] == scores[key] for key in ("seen", "held_out", "frechet")) and "ablation" not in again
+    task = zoo.TextToImage.from_preset(folder)
+    prompts = ["a red one on white", "a blue two on black", "three, white on red"]
+    together = task.generate(prompts, num_steps=2, guidance_scale=2.0, seed=5, batch_size=2)
+    for index, prompt in enumerate(prompts):
+        alone = task.generate(prompt, num_steps=2, guidance_scale=2.0, seed=5 + index)
+        assert np.abs(alone.astype(int) - together[index]).max() <= 1
 
 
 @pytest.mark.heavy
-def test_published(finished, tmp_path, monkeypatch):
-    """A folder that `zoo draw` takes, with cards that are checked, and the steps and guidance that the scores chose."""
-    folder, run = finished()[0], tmp_path / "run"
-    shutil.copytree(folder, run)
-    arguments = [str(run), str(tmp_path / "published"), "--data-licence", "none"]
-    with pytest.raises(UserError, match=r"There is no .*scores.metrics.json: finish and score the run"):
-        publish_diffusion.main(publish_diffusion.parse_args(arguments))
-    scores = dict.fromkeys(publish_diffusion.SCORES, 0.5) | {"steps": 3, "guidance": 1.5}
-    (run / "scores").mkdir()
-    (run / "scores" / "metrics.json").write_text(json.dumps(scores))
-    (tmp_path / "published").mkdir(exist_ok=True)
-    (tmp_path / "published" / "judge.json").write_text(json.dumps({"sha256": "0" * 64}))  # of an earlier judge
-    publish_diffusion.main(publish_diffusion.parse_args(arguments))
-    painter = load_painter(tmp_path / "published")
-    assert painter.settings["steps"] == 3 and painter.settings["guidance"] == 1.5
-    for part in publish_diffusion.PARTS:
-        path = tmp_path / "published" / f"{part}.keras"
-        card = cards.read_card(path)
-        assert "--resume" not in card["command"] and "--output" not in card["command"]
-        assert card["parameters"] == model_files.load_model(path).count_params() and card["bytes"] == path.stat().st_size
-        path.write_bytes(path.read_bytes() + b" ")
-        with pytest.raises(UserError, match="was altered or cut short"):
-            model_files.load_model(path)
-    (run / "decoder.keras").write_bytes(b"")
-    with pytest.raises(UserError, match="decoder.keras is not what the stage autoencoder made"):
-        publish_diffusion.main(publish_diffusion.parse_args(arguments))
+@not_on("tensorflow", "jax")
+def test_the_evaluation_writes_what_it_chose(finished, tmp_path, monkeypatch):
+    """Into the settings and the card of the run that it scores; a preset that was named stays as it is."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished()[0], folder)
+    scores = dict.fromkeys(("seen", "held_out", "by_num_steps"), 0.5) | {"num_steps": 3, "guidance_scale": 1.5}
+    monkeypatch.setattr("recipes.diffusion_evaluation.evaluate", lambda *args, **options: scores)
+    run_recipe(folder, "--evaluate", str(folder))
+    assert zoo.TextToImage.from_preset(folder).generation_config == {"num_steps": 20, "guidance_scale": 2.0}
+    run_recipe(folder, "--stage", "evaluation")
+    task = zoo.TextToImage.from_preset(folder)
+    assert task.generation_config == {"num_steps": 3, "guidance_scale": 1.5}
+    assert task.card["scores"] == {"num_steps": 3, "guidance_scale": 1.5, "seen": 0.5, "held_out": 0.5}
 
 
 @pytest.mark.heavy
 @not_on("tensorflow")
-def test_killed_in_every_stage_and_resumed_is_the_run_that_was_not(finished, tmp_path, run):
-    """SIGKILL after the first epoch of each of the four stages, against a run in one piece.
+def test_killed_in_every_part_and_resumed_is_the_run_that_was_not(finished, tmp_path, run):
+    """SIGKILL after the first epoch of each of the four parts, against a run in one piece.
 
-    Where each process compiles for a minute, of the last stage; the others have nothing of their own.
+    Where each process compiles for a minute, of the last part; the others have nothing of their own.
     """
     whole, _ = finished()
-    killed = list(diffusion_recipe.STAGES)[0 if keras.backend.backend() == "torch" else 3 :]
-    for name in (name for stage, made in diffusion_recipe.MAKES.items() if stage not in killed for name in made):
+    killed = PARTS[0 if keras.backend.backend() == "torch" else 3 :]
+    for name in (name for stage in PARTS if stage not in killed for name in part_files(stage)):
         shutil.copy(whole / name, tmp_path)
     arguments = ["-c", PROGRAM, *FLAGS, "--output", tmp_path, "--resume"]
     for stage in killed:
-        made = diffusion_recipe.MAKES[stage]
         process = run(arguments, wait=False)
-        while process.poll() is None and not (tmp_path / stage.replace("-", "_") / "checkpoint.npz").exists():
+        while process.poll() is None and not (tmp_path / part_folder(stage) / "checkpoint.npz").exists():
             time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
-        told = process.communicate()
-        assert process.returncode == -signal.SIGKILL, told
-        assert not (tmp_path / made[-1]).exists(), "it was done before it was killed"
+        output = process.communicate()
+        assert process.returncode == -signal.SIGKILL, output
+        assert not (tmp_path / part_files(stage)[-1]).exists(), "it was done before it was killed"
     resumed = run(arguments)
     assert resumed.returncode == 0 and "Resuming after epoch 1 of 2" in resumed.stdout, resumed.stdout + resumed.stderr
-    for name in (name for made in diffusion_recipe.MAKES.values() for name in made if name.endswith(".keras")):
+    for name in (name for stage in PARTS for name in part_files(stage) if name.endswith(".keras")):
         weights = [model_files.load_model(folder / name).get_weights() for folder in (whole, tmp_path)]
         for one, other in zip(*weights, strict=True):
             np.testing.assert_array_equal(one, other)
@@ -205,13 +204,19 @@ def test_killed_in_every_stage_and_resumed_is_the_run_that_was_not(finished, tmp
     "flags, words",
     [
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
-        (["--drop", "1"], r"--drop must be in \[0, 1\), got 1"),
-        (["--ema", "-0.1"], "--ema must be in"),
-        (["--kl", "-1"], "--kl must not be negative"),
-        (["--stage", "denoiser"], "The stage denoiser needs .*encoder.keras: run --stage autoencoder first"),
-        (["--stage", "text-encoder"], "The stage text-encoder needs .*judge.keras: run --stage judge first"),
-        (["--stage", "autoencoder", "--looks", "1"], "The stage autoencoder needs .*judge.keras"),
-        (["--evaluate"], "has no judge.keras, which says what a picture shows: run --stage judge first"),
+        (
+            ["--stage", "denoiser", "--conditioning-dropout-prob", "1"],
+            r"--conditioning-dropout-prob must be in \[0, 1\), got 1",
+        ),
+        (["--stage", "denoiser", "--ema-decay", "-0.1"], "--ema-decay must be in"),
+        (["--stage", "autoencoder", "--kl-weight", "-1"], "--kl-weight must not be negative"),
+        (["--stage", "denoiser"], "There is no .*encoder.keras.*: run recipes/diffusion_autoencoder.py first"),
+        (["--stage", "text-encoder"], "There is no .*classifier.keras.*: run recipes/diffusion_classifier.py first"),
+        (["--stage", "autoencoder", "--perceptual-weight", "1"], "There is no .*classifier.keras"),
+        (
+            ["--stage", "evaluation"],
+            "has no classifier.keras, which scores the images: run recipes/diffusion_classifier.py",
+        ),
     ],
 )
 def test_mistakes(tmp_path, flags, words):
@@ -220,18 +225,18 @@ def test_mistakes(tmp_path, flags, words):
     assert "\n" not in str(caught.value)
 
 
-def test_perfect_pictures_score_one(monkeypatch):
-    """Real pictures with a judge that knows: all right; with other colours asked for, those are wrong."""
-    dataset = captions._captioned("digits", captions.DIGITS, [captions.load("digits")])
+def test_real_images_score_one():
+    """Real images with a classifier that knows: all correct; with other colors asked for, those are wrong."""
+    dataset = captions._captioned("digits", captions.DIGITS, [captions.load_images("digits")])
     batch = dataset.render("test", np.arange(200), seed=0)
 
     class Knows:
-        def predict(self, pictures, **options):
+        def predict(self, images, **options):
             return np.eye(10)[batch.labels]
 
-    shares = diffusion_scores.prompt_scores(Knows(), batch.images, batch.labels, batch.foregrounds, batch.backgrounds)
-    assert shares["class"] == 1 and shares["foreground"] > 0.97 and shares["background"] > 0.97
-    shares = diffusion_scores.prompt_scores(
+    accuracy = evaluation.prompt_accuracy(Knows(), batch.images, batch.labels, batch.foregrounds, batch.backgrounds)
+    assert accuracy["class"] == 1 and accuracy["foreground"] > 0.97 and accuracy["background"] > 0.97
+    accuracy = evaluation.prompt_accuracy(
         Knows(), batch.images, batch.labels, (batch.foregrounds + 1) % 8, batch.backgrounds
     )
-    assert shares["foreground"] < 0.03 and shares["all"] < 0.03
+    assert accuracy["foreground"] < 0.03 and accuracy["all"] < 0.03

@@ -1,4 +1,4 @@
-"""What the parts of a latent diffusion are trained on: losses against closed forms, batches as they are defined."""
+"""Training of the latent diffusion: losses against closed forms, batches as they are defined."""
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ LENGTH = 16
 
 @pytest.fixture(scope="module")
 def digits():
-    return captions._captioned("digits", DIGITS, [captions.load("digits")])
+    return captions._captioned("digits", DIGITS, [captions.load_images("digits")])
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +37,15 @@ def encoded(digits):
 # --------------------------------------------------------------------------------------------------------------- losses
 
 
-def test_contrast_is_cross_entropy_both_ways():
-    """Against PyTorch's, where every caption is true of one picture; and a row of two true ones by hand."""
+def test_clip_loss_is_cross_entropy_both_ways():
+    """Against PyTorch's, where every caption is true of one image; and a row of two true ones by hand."""
     import torch
 
     logits = np.random.default_rng(0).normal(size=(5, 5)).astype("float32") * 3
-    found = float(diffusion.ClipLoss()(np.eye(5, dtype="float32"), logits))
+    loss = float(diffusion.ClipLoss()(np.eye(5, dtype="float32"), logits))
     both = (torch.tensor(logits), torch.tensor(logits.T))
     expected = sum(torch.nn.functional.cross_entropy(one, torch.arange(5)) for one in both) / 2
-    assert found == pytest.approx(float(expected), rel=1e-5)
+    assert loss == pytest.approx(float(expected), rel=1e-5)
     same = np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1]], "float32")
     logits, share = logits[:3, :3], same / same.sum(1, keepdims=True)
     log_p = [one - np.log(np.exp(one).sum(1, keepdims=True)) for one in (logits, logits.T)]
@@ -53,14 +53,14 @@ def test_contrast_is_cross_entropy_both_ways():
     assert float(diffusion.ClipLoss()(same, logits)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_autoencoder_in_training():
-    """The divergence is PyTorch's; the picture is that of mean + deviation · noise; looks see a difference."""
+def test_autoencoder_training_model():
+    """The divergence is PyTorch's; the image is that of mean + std · noise; the perceptual output sees a difference."""
     import torch
 
-    numbers = {"block_out_channels": (8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}
-    encoder, decoder = autoencoder.encoder(**numbers), autoencoder.decoder(**numbers)
-    judge = captioned_image_classifier(3)
-    model = diffusion.autoencoder_training_model(encoder, decoder, judge)
+    kwargs = {"block_out_channels": (8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    encoder, decoder = autoencoder.encoder(**kwargs), autoencoder.decoder(**kwargs)
+    classifier = captioned_image_classifier(3)
+    model = diffusion.autoencoder_training_model(encoder, decoder, classifier)
     assert len(model.trainable_variables) == len(encoder.weights) + len(decoder.weights)
     rng = np.random.default_rng(0)
     image, noise = rng.uniform(-1, 1, (2, 48, 48, 3)), rng.normal(size=(2, 12, 12, 4))
@@ -73,30 +73,32 @@ def test_autoencoder_in_training():
     np.testing.assert_allclose(found["kl"], kl, rtol=1e-4)
     restored = NUMPY(decoder(mean + np.exp(log_variance / 2) * noise))
     np.testing.assert_allclose(found["image"], restored, atol=1e-4)
-    looks = feature_extractor(judge)
-    seen = [NUMPY(looks((127.5 * picture + 127.5).astype("float32"))) for picture in (restored, image)]
-    np.testing.assert_allclose(found["perceptual"], ((seen[0] - seen[1]) ** 2).mean(-1), rtol=1e-3)
+    extract = feature_extractor(classifier)
+    features = [NUMPY(extract((127.5 * one + 127.5).astype("float32"))) for one in (restored, image)]
+    np.testing.assert_allclose(found["perceptual"], ((features[0] - features[1]) ** 2).mean(-1), rtol=1e-3)
 
 
-def test_pairs_are_cosines_at_the_end_token():
+def test_clip_logits_are_cosines_at_the_end_token():
     """By hand, with the state at the end token; what follows it changes nothing."""
-    encoder = text_encoder.text_encoder(vocabulary_size=9, num_layers=1, width=8, inner=8, num_heads=2, max_length=6)
+    encoder = text_encoder.text_encoder(
+        vocabulary_size=9, num_layers=1, hidden_dim=8, intermediate_dim=8, num_heads=2, max_length=6
+    )
     image = keras.Input((None, None, 3))
-    trunk = keras.Model(image, keras.layers.GlobalAveragePooling2D()(image))
-    model = diffusion.clip_model(encoder, trunk, end_id=2)
-    token = np.array([[1, 5, 2, 0, 0], [1, 6, 7, 8, 2]], "int32")
-    pictures = np.random.default_rng(0).uniform(0, 255, (2, 4, 4, 3)).astype("float32")
-    states = NUMPY(encoder(token))
-    text = np.stack([states[0, 2], states[1, 4]]) @ NUMPY(model.get_layer("text_projection").kernel)
-    seen = pictures.mean((1, 2)) @ NUMPY(model.get_layer("image_projection").kernel)
-    text, seen = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (text, seen))
-    logits = NUMPY(model([token, pictures]))
-    np.testing.assert_allclose(logits, seen @ text.T / 0.07, rtol=1e-3, atol=1e-4)
-    token[0, 3:] = 4
-    np.testing.assert_allclose(NUMPY(model([token, pictures])), logits, rtol=1e-4)
+    image_encoder = keras.Model(image, keras.layers.GlobalAveragePooling2D()(image))
+    model = diffusion.clip_model(encoder, image_encoder, end_id=2)
+    token_ids = np.array([[1, 5, 2, 0, 0], [1, 6, 7, 8, 2]], "int32")
+    images = np.random.default_rng(0).uniform(0, 255, (2, 4, 4, 3)).astype("float32")
+    states = NUMPY(encoder(token_ids))
+    text_embeds = np.stack([states[0, 2], states[1, 4]]) @ NUMPY(model.get_layer("text_projection").kernel)
+    image_embeds = images.mean((1, 2)) @ NUMPY(model.get_layer("image_projection").kernel)
+    text_embeds, image_embeds = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (text_embeds, image_embeds))
+    logits = NUMPY(model([token_ids, images]))
+    np.testing.assert_allclose(logits, image_embeds @ text_embeds.T / 0.07, rtol=1e-3, atol=1e-4)
+    token_ids[0, 3:] = 4
+    np.testing.assert_allclose(NUMPY(model([token_ids, images])), logits, rtol=1e-4)
 
 
-def test_judge_and_its_features():
+def test_classifier_and_its_features():
     """The features are what its last layer turns into logits."""
     model = captioned_image_classifier(7)
     images = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3)).astype("uint8")
@@ -127,7 +129,7 @@ def test_every_caption_is_known_and_fits(digits, tokenizer):
 # -------------------------------------------------------------------------------------------------------------- batches
 
 
-def test_batches_are_functions_of_seed_epoch_and_place(digits):
+def test_batches_are_functions_of_seed_epoch_and_index(digits):
     one, other = (diffusion.classifier_batches(digits, "train", 30, seed=seed) for seed in (1, 1))
     first = [batch[0] for batch in (one[0], other[0])]
     assert (first[0] == first[1]).all() and len(one) == len(digits.labels["train"]) // 30
@@ -139,7 +141,7 @@ def test_batches_are_functions_of_seed_epoch_and_place(digits):
     assert (fixed[0][0] == before).all()
 
 
-def test_pairs_that_say_the_same(digits, tokenizer):
+def test_equal_captions_match(digits, tokenizer):
     (ids, images), same = diffusion.clip_batches(digits, "train", 64, seed=0, tokenizer=tokenizer)[0]
     assert ids.shape == (64, LENGTH) and images.shape == (64, 48, 48, 3) and images.max() > 100
     words = [set(tokenizer.decode(row).replace(",", "").split()) - set("a an on in background".split()) for row in ids]
@@ -154,33 +156,33 @@ def test_pairs_that_say_the_same(digits, tokenizer):
 
 
 def test_denoiser_batches_are_the_forward_process(digits, encoded):
-    """With the noise given back, the clean latents come out, of spread 1; captions are true, some of them left out."""
-    levels = noise_sampler.alpha_bars(noise_sampler.betas("linear", start=1e-4, end=0.02))
+    """With the noise given back, the clean latents come out, of deviation 1; captions are true, some dropped."""
+    alphas_cumprod = noise_sampler.alphas_cumprod(noise_sampler.betas("linear", beta_start=1e-4, beta_end=0.02))
     everything = diffusion.all_captions(digits)
-    contexts = np.arange(len(everything) + 1, dtype="float32")[:, None, None]  # each tells which it is
-    batches = diffusion.denoiser_batches(encoded, contexts, levels, 20, seed=0, conditioning_dropout_prob=0.3)
-    dropped, clean, seen = 0, [], []
+    contexts = np.arange(len(everything) + 1, dtype="float32")[:, None, None]  # each is its own index
+    batches = diffusion.denoiser_batches(encoded, contexts, alphas_cumprod, 20, seed=0, conditioning_dropout_prob=0.3)
+    dropped, clean, timesteps = 0, [], []
     for epoch in range(20):
         batches.set_epoch(epoch)
-        for place in range(len(batches)):
-            (noisy, timestep, context), noise = batches[place]
-            level = levels[timestep.astype(int)][:, None, None, None]
-            clean.append((noisy - np.sqrt(1 - level) * noise) / np.sqrt(level))
-            seen.append(timestep)
+        for index in range(len(batches)):
+            (noisy, timestep, context), noise = batches[index]
+            alpha = alphas_cumprod[timestep.astype(int)][:, None, None, None]
+            clean.append((noisy - np.sqrt(1 - alpha) * noise) / np.sqrt(alpha))
+            timesteps.append(timestep)
             caption = context[:, 0, 0].astype(int)
             dropped += (caption == len(everything)).sum()
-            rows = batches.order[place * 20 : place * 20 + 20]
-            told = caption[caption < len(everything)] // len(TEMPLATES)
-            assert (told == encoded.combinations[rows][caption < len(everything)]).all()
-    timesteps = np.concatenate(seen)
+            rows = batches.order[index * 20 : index * 20 + 20]
+            combinations = caption[caption < len(everything)] // len(TEMPLATES)
+            assert (combinations == encoded.combinations[rows][caption < len(everything)]).all()
+    timesteps = np.concatenate(timesteps)
     assert abs(dropped / len(timesteps) - 0.3) < 0.05
     assert timesteps.min() < 20 and timesteps.max() > 980 and abs(timesteps.mean() - 499.5) < 30
     early = np.concatenate(clean)[timesteps < 600]
     assert abs((early**2).mean() - (early.mean()) ** 2 - 1) < 0.05
 
 
-def test_pictures_are_encoded_as_captions_say(digits, encoded):
-    """Each place is that of the batch it was drawn in."""
+def test_latents_are_those_of_the_captions(digits, encoded):
+    """Each combination is that of the batch it was rendered in."""
     few = digits.subset(60)
     batch = next(iter(few.batches("train", 200, seed=3)))
     assert ((batch.labels * 8 + batch.foregrounds) * 8 + batch.backgrounds == encoded.combinations).all()
