@@ -1,11 +1,11 @@
-"""Pictures a second when training the denoiser of the captioned pictures, beside diffusers' U-Net in plain PyTorch.
+"""Images per second when training the denoiser of the captioned images, beside diffusers' U-Net in plain PyTorch.
 
     python benchmarks/denoiser_training.py --rounds 3
 
 The "tiny" denoiser on latents of 12x12x4 and contexts of 16x128, batches of 64, mean squared error, Adam, float32.
-"zoo" is what the recipe does, but for the moving average of the weights. diffusers' `UNet2DConditionModel` has the same
-numbers and is trained by an eager loop. Every measurement is a process of its own, contenders take turns, and the first
-steps (compilation) are not counted.
+"zoo" is what the recipe does, without the moving average of the weights. diffusers' `UNet2DConditionModel` is of the
+same configuration and trained by an eager loop. Every measurement is a process of its own, contenders take turns, and
+the first steps (compilation) are not counted.
 """
 
 import argparse
@@ -24,36 +24,36 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.side_by_side import ratios, run_interleaved
 
 CONTENDERS = ("diffusers", *(f"zoo {backend}" for backend in ("tensorflow", "jax", "torch")))
-BATCH, WARM_UP = 64, 3
+BATCH_SIZE, WARMUP_STEPS = 64, 3
 
 
-def examples():
-    """(latents, timesteps, contexts), noise."""
+def example_batch():
+    """((latents, timesteps, contexts), noise)."""
     rng = np.random.default_rng(0)
-    latents, noise = rng.standard_normal((2, BATCH, 12, 12, 4), dtype="float32")
-    context = rng.standard_normal((BATCH, 16, 128), dtype="float32")
-    return (latents, rng.integers(0, 1000, BATCH).astype("float32"), context), noise
+    latents, noise = rng.standard_normal((2, BATCH_SIZE, 12, 12, 4), dtype="float32")
+    context = rng.standard_normal((BATCH_SIZE, 16, 128), dtype="float32")
+    return (latents, rng.integers(0, 1000, BATCH_SIZE).astype("float32"), context), noise
 
 
 def timed(step, steps):
     """Median seconds of `step()` after the first few calls."""
     seconds = []
-    for _ in range(WARM_UP + steps):
-        began = time.perf_counter()
+    for _ in range(WARMUP_STEPS + steps):
+        start = time.perf_counter()
         step()
-        seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[WARM_UP:])
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[WARMUP_STEPS:])
 
 
 def measure_diffusers(steps):
     import torch
 
-    from tests.stable_diffusion_peers import their_unet
-    from zoo.models.stable_diffusion.denoiser import VARIANTS
+    from benchmarks.diffusers_models import unet
+    from zoo.models import variants
 
-    model = their_unet(**VARIANTS["tiny"]).train()
+    model = unet(**variants.DENOISER["tiny"]).train()
     optimizer = torch.optim.Adam(model.parameters())
-    (latents, timestep, context), noise = examples()
+    (latents, timestep, context), noise = example_batch()
     latents, noise = (torch.tensor(x).permute(0, 3, 1, 2).contiguous() for x in (latents, noise))
     timestep, context = torch.tensor(timestep), torch.tensor(context)
 
@@ -69,14 +69,15 @@ def measure_diffusers(steps):
 
 def measure_zoo(steps):
     from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
-    from zoo.models.stable_diffusion.denoiser import VARIANTS, denoiser
+    from zoo.models import variants
+    from zoo.models.stable_diffusion.denoiser import denoiser
     from zoo.training.optimizers import TorchAdam
 
     set_compiler_flags()
-    model = denoiser(**VARIANTS["tiny"])
+    model = denoiser(**variants.DENOISER["tiny"])
     model.compile(optimizer=TorchAdam(1e-3), loss="mse")
     use_fast_paths(model)
-    x, y = examples()
+    x, y = example_batch()
     return timed(lambda: model.train_on_batch(x, y), steps)
 
 
@@ -89,11 +90,11 @@ def main():
     if args.only:
         return print(json.dumps((measure_zoo if args.only.startswith("zoo") else measure_diffusers)(args.steps)))
     times = run_interleaved(__file__, CONTENDERS, rounds=args.rounds, arguments=["--steps", args.steps])
-    print(f"\n{os.cpu_count()} cores\n\n| contender | ms/step | pictures/s | diffusers = 1 (rounds) |")
+    print(f"\n{os.cpu_count()} cores\n\n| contender | ms/step | images/s | diffusers = 1 (rounds) |")
     print("| --- | ---: | ---: | --- |")
     for name, ratio in ratios(times, "diffusers").items():
         median = statistics.median(times[name])
-        print(f"| {name} | {1000 * median:.0f} | {BATCH / median:.0f} | {ratio} |")
+        print(f"| {name} | {1000 * median:.0f} | {BATCH_SIZE / median:.0f} | {ratio} |")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stable Diffusion in the layout of diffusers, very small and with random weights; and its noise, fed by us."""
+"""A very small Stable Diffusion of diffusers with random weights, and a way to feed it noise."""
 
 import functools
 import importlib
@@ -26,10 +26,10 @@ SCHEDULERS = {
     "euler": "EulerDiscreteScheduler",
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
     "heun": "HeunDiscreteScheduler",
-    "dpm++": "DPMSolverMultistepScheduler",
+    "dpmpp_2m": "DPMSolverMultistepScheduler",
 }
-# Where diffusers draws random numbers.
-DRAWING = (
+# Modules of diffusers that sample random numbers.
+_MODULES_WITH_NOISE = (
     "models.autoencoders.vae",
     "pipelines.stable_diffusion.pipeline_stable_diffusion",
     "pipelines.stable_diffusion.pipeline_stable_diffusion_img2img",
@@ -55,12 +55,12 @@ def vocabulary():
                 tokens.append(pieces[0])
     tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     lines = ["#version: 0.2", *(" ".join(merge) for merge in merges)]
-    return {token: place for place, token in enumerate(tokens)}, "\n".join(lines) + "\n"
+    return {token: index for index, token in enumerate(tokens)}, "\n".join(lines) + "\n"
 
 
 @functools.cache
-def tiny(channels):
-    """A `StableDiffusionPipeline` with random weights whose pictures are anything but grey."""
+def tiny_pipeline(channels):
+    """A `StableDiffusionPipeline` (4 channels) or `…InpaintPipeline` (9) whose images are anything but gray."""
     import diffusers
     import torch
     import transformers
@@ -105,9 +105,9 @@ def tiny(channels):
         cross_attention_dim=24,
         norm_num_groups=4,
     )
-    lively(text_encoder, vae, unet)
-    kind = diffusers.StableDiffusionPipeline if channels == 4 else diffusers.StableDiffusionInpaintPipeline
-    pipeline = kind(
+    _randomize(text_encoder, vae, unet)
+    pipeline_class = diffusers.StableDiffusionPipeline if channels == 4 else diffusers.StableDiffusionInpaintPipeline
+    pipeline = pipeline_class(
         vae=vae,
         text_encoder=text_encoder,
         tokenizer=tokenizer,
@@ -121,33 +121,33 @@ def tiny(channels):
     return pipeline
 
 
-def lively(*modules):
-    """Random weights under which prompts and latents make a difference that is seen."""
+def _randomize(*modules):
+    """Random weights under which prompts and latents make a visible difference."""
     import torch
 
     generator = torch.Generator().manual_seed(1)
     for module in modules:
         for name, parameter in module.named_parameters():
             if parameter.ndim > 1:
-                spread = parameter[0].numel() ** -0.5 * (4 if "attn" in name and "to_k" in name else 1.2)
+                scale = parameter[0].numel() ** -0.5 * (4 if "attn" in name and "to_k" in name else 1.2)
             else:
-                spread = 0.1
+                scale = 0.1
             with torch.no_grad():
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
                 if parameter.ndim == 1 and name.endswith("weight"):
                     parameter.add_(1.0)
 
 
-def feed(monkeypatch, arrays):
-    """Let diffusers take its random numbers from an iterator of arrays (B, h, w, C), whatever seed it has."""
+def feed_noise(monkeypatch, arrays):
+    """Make diffusers take its noise from an iterator of arrays (B, h, w, C)."""
     import torch
 
     arrays = iter(arrays)
 
-    def draw(shape, *args, **kwargs):
+    def next_noise(shape, *args, **kwargs):
         array = np.moveaxis(next(arrays), -1, 1)
         assert array.shape == tuple(shape), (array.shape, shape)
         return torch.tensor(np.ascontiguousarray(array))
 
-    for name in DRAWING:
-        monkeypatch.setattr(importlib.import_module(f"diffusers.{name}"), "randn_tensor", draw)
+    for name in _MODULES_WITH_NOISE:
+        monkeypatch.setattr(importlib.import_module(f"diffusers.{name}"), "randn_tensor", next_noise)

@@ -1,4 +1,4 @@
-"""Stable Diffusion folders of diffusers in ours: equal outputs, equal tokens, settings, tensors back, what is refused.
+"""Stable Diffusion folders of diffusers to presets: equal outputs and tokens, configs, tensors back, errors.
 
 The peers are diffusers' and transformers' models with random weights. Tolerance: 1e-4, float32.
 """
@@ -22,8 +22,8 @@ from tests.stable_diffusion_peers import (
     images,
     transformers,
 )
-from zoo import __main__ as command
-from zoo.converters.stable_diffusion import MODELS, _scheduler, _Source, from_diffusers, to_diffusers
+from zoo import cli as command
+from zoo.converters.stable_diffusion import MODELS, _scheduler_config, _Source, from_diffusers, to_diffusers
 from zoo.errors import UserError
 from zoo.tokenizers.clip import load_clip_tokenizer
 
@@ -106,24 +106,29 @@ SCHEDULER = {
     "steps_offset": 1,
     "trained_betas": None,
 }
-SETTINGS = {
+PIPELINE_CONFIG = {
     "kind": "stable_diffusion",
     "latent_channels": 4,
-    "latent_scale": 0.18215,
-    "latent_shift": 0.0,
-    "downsampling": 2,
+    "scaling_factor": 0.18215,
+    "shift_factor": 0.0,
+    "vae_scale_factor": 2,
     "image_size": 128,
     "max_length": 11,
     "start_id": VOCABULARY_SIZE - 2,
     "end_id": VOCABULARY_SIZE - 1,
     "pad_id": VOCABULARY_SIZE - 1,
-    "schedule": {"kind": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "steps": 1000},
-    "prediction": "epsilon",
+    "noise_schedule": {
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "num_train_timesteps": 1000,
+    },
+    "prediction_type": "epsilon",
     "sampler": "plms",
-    "spacing": "leading",
-    "offset": 1,
-    "final_alpha_one": False,
-    "karras": False,
+    "timestep_spacing": "leading",
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+    "use_karras_sigmas": False,
 }
 
 
@@ -200,11 +205,13 @@ def test_a_folder_becomes_models_that_need_keras_only(plain, tmp_path, capsys, r
     out = tmp_path / "new" / "out"
     command.main(["convert", "stable-diffusion", str(folder), str(out)])
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        [f"{name}.keras" for name in MODELS] + ["pipeline.json", "tokenizer.json"]
+        [f"{name}.keras" for name in MODELS] + ["card.json", "pipeline.json", "tokenizer.json"]
     )
-    assert json.loads((out / "pipeline.json").read_text()) == SETTINGS
+    assert json.loads((out / "pipeline.json").read_text()) == PIPELINE_CONFIG
     said = capsys.readouterr().out
-    assert "plms" in said and f'zoo draw {out} "' in said
+    assert "plms" in said and f'zoo generate {out} "' in said
+    card = json.loads((out / "card.json").read_text())
+    assert card["task"] == "text-to-image" and "pipeline.json" in card["files"]
 
     inputs = {
         "text_encoder": np.random.default_rng(0).integers(0, VOCABULARY_SIZE, (2, 9)).astype("int32"),
@@ -294,7 +301,7 @@ def test_names_of_older_files(copied, plain):
 def test_weights_that_theirs_have_no_place_for():
     x = keras.Input((None, None, 4))
     model = keras.Model(x, keras.layers.Conv2D(4, 1, name="extra")(x), name="mine")
-    with pytest.raises(UserError, match="The model mine also holds extra, for which diffusers' have no place"):
+    with pytest.raises(UserError, match="The model mine has a layer extra, for which diffusers has no name"):
         to_diffusers(denoiser=model)
 
 
@@ -338,49 +345,62 @@ def test_tokens_are_those_of_transformers(pad, saved_again, tmp_path):
     [
         (
             diffusers.PNDMScheduler(skip_prk_steps=True),
-            {"sampler": "plms", "spacing": "leading", "final_alpha_one": False},
+            {"sampler": "plms", "timestep_spacing": "leading", "set_alpha_to_one": False},
         ),
         (
             diffusers.DDIMScheduler(prediction_type="v_prediction"),
-            {"sampler": "ddim", "final_alpha_one": True, "prediction": "v"},
+            {"sampler": "ddim", "set_alpha_to_one": True, "prediction_type": "v_prediction"},
         ),
         (
             diffusers.DDPMScheduler(prediction_type="sample"),
-            {"sampler": "ddpm", "prediction": "x0", "spacing": "leading"},
+            {"sampler": "ddpm", "prediction_type": "sample", "timestep_spacing": "leading"},
         ),
         (
             diffusers.EulerDiscreteScheduler(use_karras_sigmas=True),
-            {"sampler": "euler", "spacing": "linspace", "karras": True},
+            {"sampler": "euler", "timestep_spacing": "linspace", "use_karras_sigmas": True},
         ),
         (
             diffusers.EulerAncestralDiscreteScheduler(timestep_spacing="trailing"),
-            {"sampler": "euler_ancestral", "spacing": "trailing"},
+            {"sampler": "euler_ancestral", "timestep_spacing": "trailing"},
         ),
         (
             diffusers.HeunDiscreteScheduler(beta_schedule="squaredcos_cap_v2"),
             {
                 "sampler": "heun",
-                "schedule": {"kind": "squared_cosine", "steps": 1000, "beta_start": 0.00085, "beta_end": 0.012},
+                "noise_schedule": {
+                    "beta_schedule": "squaredcos_cap_v2",
+                    "num_train_timesteps": 1000,
+                    "beta_start": 0.00085,
+                    "beta_end": 0.012,
+                },
             },
         ),
         (
             diffusers.DPMSolverMultistepScheduler(num_train_timesteps=100),
-            {"sampler": "dpm++", "schedule": {"kind": "linear", "steps": 100, "beta_start": 0.0001, "beta_end": 0.02}},
+            {
+                "sampler": "dpmpp_2m",
+                "noise_schedule": {
+                    "beta_schedule": "linear",
+                    "num_train_timesteps": 100,
+                    "beta_start": 0.0001,
+                    "beta_end": 0.02,
+                },
+            },
         ),
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_schedulers(peer, expected, tmp_path):
     peer.save_pretrained(tmp_path)
-    found = _scheduler(tmp_path / "scheduler_config.json")
-    assert found | expected == found and found["offset"] == 1
+    found = _scheduler_config(tmp_path / "scheduler_config.json")
+    assert found | expected == found and found["steps_offset"] == 1
 
 
 def test_image_size_of_old_files(copied):
     """diffusers' pipelines take 64 where a file older than 0.9 says 32, and so do we."""
     for version, expected in (("0.6.0.dev0", 128), ("0.9.0", 64), ("0.42.1", 64)):
         change(copied / "unet" / "config.json", sample_size=32, _diffusers_version=version)
-        assert _Source(copied).settings["image_size"] == expected
+        assert _Source(copied).pipeline_config["image_size"] == expected
 
 
 # ------------------------------------------------------------------------------------------------- what is refused
@@ -439,22 +459,31 @@ UNSUPPORTED = [
     (spoil_index(scheduler=["diffusers", "LCMScheduler"]), "says the scheduler is a LCMScheduler, and .*PNDMScheduler"),
     (spoil_scheduler(_class_name="LCMScheduler"), "scheduler_config.json describes a LCMScheduler"),
     (spoil_scheduler(beta_schedule="sigmoid"), "says beta_schedule is 'sigmoid', where linear, scaled_linear"),
-    (spoil_scheduler(skip_prk_steps=False), "says skip_prk_steps is False, where ours have True"),
-    (spoil_scheduler(trained_betas=[0.1]), r"says trained_betas is \[0.1\], where ours have None"),
-    (spoil_config("unet", class_embed_type="timestep"), "says class_embed_type is 'timestep', where ours have None"),
-    (spoil_config("unet", num_attention_heads=2), "says num_attention_heads is 2, where ours have None"),
+    (spoil_scheduler(skip_prk_steps=False), "says skip_prk_steps is False, where only True is supported"),
+    (spoil_scheduler(trained_betas=[0.1]), r"says trained_betas is \[0.1\], where only None is supported"),
+    (
+        spoil_config("unet", class_embed_type="timestep"),
+        "says class_embed_type is 'timestep', where only None is supported",
+    ),
+    (spoil_config("unet", num_attention_heads=2), "says num_attention_heads is 2, where only None is supported"),
     (spoil_config("unet", cross_attention_dim=16), "cross_attention_dim of the unet is 16, where 12 was expected"),
     (spoil_config("unet", in_channels=8), "in_channels of the unet is 8, where 4 or 9 was expected"),
     (spoil_config("unet", attention_head_dim=[2]), r"says attention_head_dim is \[2\], where one for each of 2 levels"),
     (spoil_config("unet", block_out_channels="wide"), "says block_out_channels is 'wide', where a list was expected"),
-    (spoil_config("unet", up_block_types=["UpBlock2D"] * 2), "up_block_types .*, which ours have to mirror"),
+    (spoil_config("unet", up_block_types=["UpBlock2D"] * 2), "up_block_types .*, which have to mirror each other"),
     (spoil_config("unet", down_block_types=["Down", "DownBlock2D"]), "where CrossAttnDownBlock2D or DownBlock2D for"),
     (spoil_config("unet", sample_size=[64, 32]), r"says sample_size is \[64, 32\], where one whole number"),
-    (spoil_config("unet", norm_num_groups=5), "unet.config.json describes no model that can be built: widths must be"),
-    (spoil_config("vae", latents_mean=[0.0]), r"says latents_mean is \[0.0\], where ours have None"),
+    (
+        spoil_config("unet", norm_num_groups=5),
+        "unet.config.json describes no model that can be built: block_out_channels must",
+    ),
+    (spoil_config("vae", latents_mean=[0.0]), r"says latents_mean is \[0.0\], where only None is supported"),
     (spoil_config("vae", down_block_types=["AttnDownEncoderBlock2D"] * 2), "where DownEncoderBlock2D for each of 2"),
     (spoil_config("vae", scaling_factor="big"), "says scaling_factor is 'big', where a number was expected"),
-    (spoil_config("text_encoder", model_type="clip"), "says model_type is 'clip', where ours have 'clip_text_model'"),
+    (
+        spoil_config("text_encoder", model_type="clip"),
+        "says model_type is 'clip', where only 'clip_text_model' is supported",
+    ),
     (spoil_config("text_encoder", hidden_act="relu"), "activation must be one of quick_gelu, gelu, got 'relu'"),
     (spoil_config("text_encoder", vocab_size=100), "tokenizer has a token with the id .*, and vocab_size .* is 100"),
     (spoil_tensors(**{NORM: None}), r"missing text_model.final_layer_norm.weight \(12,\)"),

@@ -1,44 +1,45 @@
-"""Whole drawings against the pipelines of diffusers with the same noise: no pixel differs by more than 2 of 255."""
+"""Images against the pipelines of diffusers with the same noise, no pixel differing by more than 2 of 255; the task."""
 
-import copy
+import collections
 import dataclasses
 import functools
 import importlib
 import json
 import pathlib
+import shutil
 import tempfile
+import threading
 
 import keras
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tiny_diffusion import SCHEDULER, SCHEDULERS, WORDS, feed, tiny
+import zoo
+from tests.tiny_diffusion import SCHEDULER, SCHEDULERS, WORDS, feed_noise, tiny_pipeline
 from zoo.converters import stable_diffusion
 from zoo.errors import UserError
-from zoo.fast_paths.compile import compiled
-from zoo.generation.diffusion.latent_diffusion import Pipeline
-from zoo.generation.diffusion.noise_sampler import random_noise
-from zoo.io import images as pictures
-from zoo.tasks.text_to_image import load_painter, read_settings
+from zoo.generation.diffusion.noise_sampler import seeded_noise
+from zoo.io import cards, images
+from zoo.tasks.text_to_image import TextToImage, load_pipeline_config
 
 pytest.importorskip("diffusers"), pytest.importorskip("transformers"), pytest.importorskip("torch")
 
-WIDTH, HEIGHT = 24, 16  # of the pictures; diffusers takes multiples of 8 only
+WIDTH, HEIGHT = 24, 16  # of the images; diffusers takes multiples of 8 only
 LATENTS = (HEIGHT // 2, WIDTH // 2, 4)
 PROMPT, NEGATIVE, SEED = "a red fox in the snow", "blurry photograph", 5
 RNG = np.random.default_rng(0)
 PICTURE = np.kron(RNG.integers(0, 256, (4, 6, 3)), np.ones((4, 4, 1))).astype("uint8")
 MASK = np.zeros((HEIGHT, WIDTH), bool)
 MASK[3:12, 6:17] = True
-CLOSE = 2
+TOLERANCE = 2
 
 
 @functools.cache
 def saved(channels):
     """A folder in the layout of diffusers."""
     folder = pathlib.Path(tempfile.mkdtemp())
-    tiny(channels).save_pretrained(folder)
+    tiny_pipeline(channels).save_pretrained(folder)
     return folder
 
 
@@ -46,57 +47,58 @@ def saved(channels):
 def folder():
     """A converted folder."""
     out = pathlib.Path(tempfile.mkdtemp())
-    stable_diffusion.convert(saved(4), out, say=lambda line: None)
+    stable_diffusion.convert(saved(4), out, log=lambda line: None)
     return out
 
 
 @functools.cache
-def painter(channels):
-    """A painter; `calls` counts how often Python calls its denoiser. All else is the same for 4 channels and 9."""
+def task(channels):
+    """A task whose `calls` counts how often Python calls its denoiser. All else is the same for 4 channels and 9."""
     if channels == 4:
-        made = load_painter(folder())
+        made = TextToImage.from_preset(folder())
     else:
-        made = copy.copy(painter(4))
         denoiser = stable_diffusion._Source(saved(channels)).build("denoiser")
-        made.pipeline = Pipeline(None, None, None, denoiser, made.settings, compiled=compiled)
-        made.pipeline._parts = painter(4).pipeline._parts
-    denoiser, made.calls = made.pipeline._denoiser, []
-    made.pipeline._denoiser = lambda *args, **options: made.calls.append(1) or denoiser(*args, **options)
+        made = TextToImage(task(4).components | {"denoiser": denoiser}, task(4).tokenizer, task(4).pipeline_config)
+    denoiser, made.calls = made._pipeline._denoiser, []
+    made._pipeline._denoiser = lambda *args, **options: made.calls.append(1) or denoiser(*args, **options)
     return made
 
 
+OPTIONS = {"negative_prompt": NEGATIVE, "seed": SEED, "num_steps": 6, "width": WIDTH, "height": HEIGHT}
+
+
 def ours(channels=4, prompt=PROMPT, **options):
-    options = {"negative": NEGATIVE, "seed": SEED, "steps": 6, "size": (WIDTH, HEIGHT)} | options
-    *_, last = painter(channels).draw(prompt, **options)
-    return painter(channels).pictures(last.latents)
+    """Images (B, H, W, 3)."""
+    found = task(channels).generate(prompt, **OPTIONS | options)
+    return found if found.ndim == 4 else found[None]
 
 
 def theirs(monkeypatch, kind, sampler, noise, channels=4, config=None, **options):
-    """Pictures of a pipeline of diffusers, (B, H, W, 3) uint8, with noise from an iterator."""
+    """Images of a pipeline of diffusers, (B, H, W, 3) uint8, with noise from an iterator."""
     import diffusers
 
-    made = tiny(channels)
+    made = tiny_pipeline(channels)
     scheduler = getattr(diffusers, SCHEDULERS[sampler]).from_config(SCHEDULER | (config or {}))
     pipeline = getattr(diffusers, kind)(**made.components | {"scheduler": scheduler}, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
-    feed(monkeypatch, noise)
+    feed_noise(monkeypatch, noise)
     size = {} if "Img2Img" in kind else {"width": WIDTH, "height": HEIGHT}
     options = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "num_inference_steps": 6} | size | options
-    return np.stack([np.asarray(picture) for picture in pipeline(**options).images])
+    return np.stack([np.asarray(image) for image in pipeline(**options).images])
 
 
-def draws(seed=SEED, skip=()):
-    """The noise that ours takes of a seed, one after the other; zeros at the places where only diffusers draws."""
-    draw, place = random_noise([seed]), 0
+def noises(seed=SEED, skip=()):
+    """The noise that ours takes of a seed, in order; zeros where only diffusers takes some."""
+    sample_noise, index = seeded_noise([seed]), 0
     while True:
-        yield np.zeros((1, *LATENTS), "float32") if place in skip else draw(LATENTS)
-        place += 1
+        yield np.zeros((1, *LATENTS), "float32") if index in skip else sample_noise(LATENTS)
+        index += 1
 
 
 def assert_same(ours, theirs):
     assert ours.shape == theirs.shape and ours.dtype == np.uint8
-    assert np.abs(ours.astype(int) - theirs).max() <= CLOSE
-    assert theirs.std() > 20  # anything but grey
+    assert np.abs(ours.astype(int) - theirs).max() <= TOLERANCE
+    assert theirs.std() > 20  # anything but gray
 
 
 # ---------------------------------------------------------------------------------------------------------- diffusers
@@ -104,39 +106,42 @@ def assert_same(ours, theirs):
 
 @pytest.mark.parametrize("sampler", SCHEDULERS)
 def test_text_to_image(sampler, monkeypatch):
-    assert_same(ours(sampler=sampler), theirs(monkeypatch, "StableDiffusionPipeline", sampler, draws()))
+    assert_same(ours(sampler=sampler), theirs(monkeypatch, "StableDiffusionPipeline", sampler, noises()))
 
 
 def test_other_guidance(monkeypatch):
-    expected = theirs(monkeypatch, "StableDiffusionPipeline", "plms", draws(), guidance_scale=3.0)
-    assert_same(ours(guidance=3.0), expected)
+    expected = theirs(monkeypatch, "StableDiffusionPipeline", "plms", noises(), guidance_scale=3.0)
+    assert_same(ours(guidance_scale=3.0), expected)
     assert np.abs(expected.astype(int) - ours()).max() > 20
 
 
-def test_two_pictures_without_guidance(monkeypatch):
-    """Each is the one that diffusers draws alone."""
-    drawn, run = ours(guidance=1.0, count=2), functools.partial(theirs, monkeypatch, "StableDiffusionPipeline", "plms")
-    for place in range(2):
-        assert_same(drawn[place : place + 1], run(draws(SEED + place), guidance_scale=1.0))
-    assert np.abs(drawn[0].astype(int) - drawn[1]).max() > 20
+def test_two_images_without_guidance(monkeypatch):
+    """Each is the one that diffusers generates alone."""
+    options = {"guidance_scale": 1.0, "num_images_per_prompt": 2}
+    found, run = ours(**options), functools.partial(theirs, monkeypatch, "StableDiffusionPipeline", "plms")
+    for index in range(2):
+        assert_same(found[index : index + 1], run(noises(SEED + index), guidance_scale=1.0))
+    assert np.abs(found[0].astype(int) - found[1]).max() > 20
 
 
 def test_prompts_and_negative_prompts_make_a_difference():
-    drawn = [ours(), ours(prompt="the fox"), ours(negative="")]
-    assert all(np.abs(drawn[0].astype(int) - other).max() > 20 for other in drawn[1:])
+    found = [ours(), ours(prompt="the fox"), ours(negative_prompt="")]
+    assert all(np.abs(found[0].astype(int) - other).max() > 20 for other in found[1:])
 
 
-@pytest.mark.parametrize("prediction, sampler, spacing", [("v", "ddim", "trailing"), ("x0", "euler", "linspace")])
-def test_predictions_and_spacings(prediction, sampler, spacing, monkeypatch):
-    for key, value in (("prediction", prediction), ("spacing", spacing)):
-        monkeypatch.setitem(painter(4).settings, key, value)
-    config = {"prediction_type": {"v": "v_prediction", "x0": "sample"}[prediction], "timestep_spacing": spacing}
-    expected = theirs(monkeypatch, "StableDiffusionPipeline", sampler, draws(), config=config)
+@pytest.mark.parametrize(
+    "prediction_type, sampler, spacing", [("v_prediction", "ddim", "trailing"), ("sample", "euler", "linspace")]
+)
+def test_prediction_types_and_spacings(prediction_type, sampler, spacing, monkeypatch):
+    config = {"prediction_type": prediction_type, "timestep_spacing": spacing}
+    for key, value in config.items():
+        monkeypatch.setitem(task(4).pipeline_config, key, value)
+    expected = theirs(monkeypatch, "StableDiffusionPipeline", sampler, noises(), config=config)
     assert_same(ours(sampler=sampler), expected)
 
 
 def test_ddim_with_noise(monkeypatch):
-    expected = theirs(monkeypatch, "StableDiffusionPipeline", "ddim", draws(), eta=0.8)
+    expected = theirs(monkeypatch, "StableDiffusionPipeline", "ddim", noises(), eta=0.8)
     assert_same(ours(sampler="ddim", eta=0.8), expected)
 
 
@@ -147,7 +152,7 @@ def test_image_to_image(sampler, strength, monkeypatch):
         monkeypatch,
         "StableDiffusionImg2ImgPipeline",
         sampler,
-        draws(),
+        noises(),
         image=Image.fromarray(PICTURE),
         strength=strength,
     )
@@ -160,54 +165,190 @@ INPAINTING = [("plms", 1.0), ("plms", 0.7), ("euler", 0.7), ("heun", 1.0)]
 @pytest.mark.parametrize("sampler, strength", INPAINTING)
 @pytest.mark.parametrize("channels, count", [(4, 2), (9, 1)])
 def test_inpainting(sampler, strength, channels, count, monkeypatch):
-    """Two pictures with 4 channels, each of which is the one that diffusers draws alone."""
+    """Two images with 4 channels, each of which is the one that diffusers generates alone."""
     options = {"sampler": sampler, "strength": strength}
-    drawn = ours(channels, image=PICTURE, mask=MASK, count=count, **options)
-    for place in range(count):
+    found = ours(channels, image=PICTURE, mask_image=MASK, num_images_per_prompt=count, **options)
+    for index in range(count):
         expected = theirs(
             monkeypatch,
             "StableDiffusionInpaintPipeline",
-            noise=draws(SEED + place, skip=(2,) if channels == 4 else ()),  # the masked picture, not used with 4
+            noise=noises(SEED + index, skip=(2,) if channels == 4 else ()),  # the masked image, not used with 4
             channels=channels,
             image=Image.fromarray(PICTURE),
             mask_image=Image.fromarray(MASK),
             **options,
         )
-        assert_same(drawn[place : place + 1], expected)
+        assert_same(found[index : index + 1], expected)
 
 
 # -------------------------------------------------------------------------------------------------------------- steps
 
 
 def test_every_step_is_shown():
-    steps = list(painter(4).draw(PROMPT, steps=5, sampler="euler", size=(WIDTH, HEIGHT)))
-    assert [(step.number, step.total) for step in steps] == [(k, 5) for k in range(1, 6)]
+    steps = list(task(4).stream(PROMPT, num_steps=5, sampler="euler", width=WIDTH, height=HEIGHT))
+    assert [(step.step, step.num_evaluations) for step in steps] == [(k, 5) for k in range(1, 6)]
     assert [step.timestep for step in steps] == [999, 749.25, 499.5, 249.75, 0]
     for step in steps:
-        assert step.latents.shape == step.expected.shape == (1, *LATENTS)
+        assert step.latents.shape == step.pred_x0.shape == (1, *LATENTS)
         assert isinstance(step.latents, np.ndarray) and step.latents.dtype == np.float32
-    scale = [painter(4).pipeline.plan(5, sampler="euler").scales[place] for place in (1, 2, 3, 4)] + [1]
+    scale = [task(4)._pipeline.plan(5, sampler="euler").input_scales[index] for index in (1, 2, 3, 4)] + [1]
     states = [np.asarray(keras.ops.convert_to_numpy(step._state[0])) for step in steps]
     for step, factor, state in zip(steps, scale, states):  # the decoder knows no latents with a σ of 80
         np.testing.assert_allclose(step.latents, factor * state, rtol=1e-6)
-    np.testing.assert_allclose(steps[-1].latents, steps[-1].expected, atol=1e-5)
+    np.testing.assert_allclose(steps[-1].latents, steps[-1].pred_x0, atol=1e-5)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        steps[0].number = 3
+        steps[0].step = 3
 
 
 def test_latents_of_the_caller():
-    latents = random_noise([SEED])(LATENTS)
+    latents = seeded_noise([SEED])(LATENTS)
     np.testing.assert_array_equal(ours(latents=latents), ours())
-    with pytest.raises(UserError, match=r"must have shape \(1, 8, 12, 4\), got \(8, 12, 4\)"):
+    with pytest.raises(UserError, match=r"must have shape \(1, 8, 12, 4\), got \(1, 12, 4\)"):
         ours(latents=latents[0])
 
 
 def test_a_step_is_compiled_once_for_all_samplers_and_numbers():
     ours()
-    before = len(painter(4).calls)
-    for sampler, steps, guidance in (("plms", 3, 7.5), ("heun", 2, 2.0), ("dpm++", 5, 4.0)):
-        assert ours(sampler=sampler, steps=steps, guidance=guidance).std() > 20
-    assert len(painter(4).calls) == before
+    before = len(task(4).calls)
+    for sampler, num_steps, guidance_scale in (("plms", 3, 7.5), ("heun", 2, 2.0), ("dpmpp_2m", 5, 4.0)):
+        assert ours(sampler=sampler, num_steps=num_steps, guidance_scale=guidance_scale).std() > 20
+    assert len(task(4).calls) == before
+
+
+# ----------------------------------------------------------------------------------------------------- one item or many
+
+
+def test_one_prompt_is_one_image_and_a_list_is_a_batch():
+    """Image i has the noise of seed + i, whatever else is in the batch and whatever the batch size."""
+    options = OPTIONS | {"num_steps": 3}
+    one = task(4).generate(PROMPT, **options)
+    assert one.shape == (HEIGHT, WIDTH, 3) and one.dtype == np.uint8
+    many = task(4).generate([PROMPT, "the fox", PROMPT], **options)
+    assert many.shape == (3, HEIGHT, WIDTH, 3) and many.dtype == np.uint8
+    alone = [
+        task(4).generate(prompt, **options | {"seed": SEED + index}) for index, prompt in enumerate([PROMPT, "the fox"])
+    ]
+    for found, expected in zip(many, alone):
+        assert np.abs(found.astype(int) - expected).max() <= 1
+    assert np.abs(many[0].astype(int) - many[2]).max() > 20
+    assert np.abs(task(4).generate([PROMPT], **options)[0].astype(int) - one).max() <= 1
+    for batch_size in (1, 2):
+        batched = task(4).generate([PROMPT, "the fox", PROMPT], batch_size=batch_size, **options)
+        assert np.abs(batched.astype(int) - many).max() <= 1
+
+
+def test_images_of_one_prompt_stand_in_a_row():
+    options = OPTIONS | {"num_steps": 3, "num_images_per_prompt": 2}
+    many = task(4).generate(
+        [PROMPT, "the fox"],
+        negative_prompt=[NEGATIVE, ""],
+        **{k: options[k] for k in options if k != "negative_prompt"},
+    )
+    last = task(4).generate("the fox", **options | {"negative_prompt": "", "seed": SEED + 2})
+    assert many.shape == (4, HEIGHT, WIDTH, 3) and last.shape == (2, HEIGHT, WIDTH, 3)
+    assert np.abs(many[2:].astype(int) - last).max() <= 1
+
+
+def test_no_prompt_is_no_image():
+    assert task(4).generate([]).shape == (0, 16, 16, 3) and task(4).generate([]).dtype == np.uint8
+    assert task(4).preprocess([]).shape == (0, 12)
+
+
+def test_the_last_step_is_what_generate_gives():
+    options = OPTIONS | {"num_steps": 3}
+    (last,) = collections.deque(task(4).stream(PROMPT, **options), maxlen=1)
+    np.testing.assert_array_equal(last.decode()[0], task(4).generate(PROMPT, **options))
+    np.testing.assert_array_equal(task(4).postprocess(last.latents), last.decode())
+    with pytest.raises(UserError, match="stream takes one prompt"):
+        task(4).stream([PROMPT])
+
+
+def test_seeds():
+    """0 unless said, None for a fresh one; global seeds are neither used nor changed."""
+    options = {key: value for key, value in OPTIONS.items() if key != "seed"} | {"num_steps": 2}
+    before = np.random.get_state()[1].tolist()
+    first = task(4).generate(PROMPT, **options)
+    np.random.seed(1), keras.utils.set_random_seed(1)
+    state = np.random.get_state()[1].tolist()
+    np.testing.assert_array_equal(task(4).generate(PROMPT, **options), first)
+    np.testing.assert_array_equal(task(4).generate(PROMPT, seed=0, **options), first)
+    assert np.random.get_state()[1].tolist() == state != before
+    fresh = [task(4).generate(PROMPT, seed=None, **options) for _ in range(2)]
+    assert np.abs(fresh[0].astype(int) - fresh[1]).max() > 20
+
+
+def test_several_threads():
+    expected, found = [ours(seed=seed, num_steps=3)[0] for seed in range(3)], {}
+    threads = [
+        threading.Thread(target=lambda seed=seed: found.setdefault(seed, ours(seed=seed, num_steps=3)[0]))
+        for seed in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed in range(3):
+        np.testing.assert_array_equal(found[seed], expected[seed])
+
+
+# ------------------------------------------------------------------------------------------------- settings and presets
+
+
+def test_settings_taken_when_nothing_is_said(tmp_path, monkeypatch):
+    assert TextToImage.DEFAULTS == {
+        **{"num_steps": 50, "guidance_scale": 7.5, "negative_prompt": "", "eta": 0.0, "sampler": None}
+    }
+    assert task(4)._sampling_settings() == TextToImage.DEFAULTS | {"sampler": "plms"}
+    made = TextToImage(
+        *(task(4).components, task(4).tokenizer, task(4).pipeline_config),
+        generation_config={"num_steps": 3, "guidance_scale": 2, "sampler": "euler"},
+    )
+    made.save_to_preset(tmp_path / "mine")
+    loaded = TextToImage.from_preset(tmp_path / "mine")
+    size = {"width": WIDTH, "height": HEIGHT}
+    expected = task(4).generate(PROMPT, num_steps=3, guidance_scale=2, sampler="euler", **size)
+    np.testing.assert_array_equal(loaded.generate(PROMPT, **size), expected)
+    np.testing.assert_array_equal(
+        loaded.generate(PROMPT, num_steps=2, **size),
+        task(4).generate(PROMPT, num_steps=2, guidance_scale=2, sampler="euler", **size),
+    )
+    assert zoo.load_task(tmp_path / "mine").generation_config == loaded.generation_config
+    assert zoo.TextToImage is TextToImage and "diffusion_captions" in TextToImage.presets
+    card = cards.read_card(tmp_path / "mine")
+    assert card["task"] == "text-to-image" and set(card["files"]) == {
+        *(f"{name}.keras" for name in stable_diffusion.MODELS),
+        "tokenizer.json",
+        "pipeline.json",
+    }
+
+
+def test_components_can_be_trained():
+    made = TextToImage.from_preset(folder())
+    denoiser = made.components["denoiser"]
+    before = made.generate(PROMPT, **OPTIONS | {"num_steps": 2})
+    inputs = [np.zeros((2, 4, 4, 4), "float32"), np.array([3.0, 500.0], "float32"), np.ones((2, 12, 24), "float32")]
+    expected = [np.array(keras.ops.convert_to_numpy(weight)) for weight in denoiser.weights]
+    denoiser.compile(keras.optimizers.SGD(0.05), "mse")
+    denoiser.fit(inputs, np.ones((2, 4, 4, 4), "float32"), verbose=0)
+    changed = [np.abs(keras.ops.convert_to_numpy(one) - old).max() for one, old in zip(denoiser.weights, expected)]
+    assert sum(change > 0 for change in changed) > len(changed) / 2
+    after = made.generate(PROMPT, **OPTIONS | {"num_steps": 2})
+    assert np.abs(after.astype(int) - before).max() > 0
+    assert type(denoiser).call is keras.Model.call or "call" not in vars(denoiser.layers[-1])
+
+
+@pytest.mark.once
+def test_wrong_presets(tmp_path):
+    with pytest.raises(
+        UserError, match="is a preset for image-classification, not for text-to-image: load it with zoo"
+    ):
+        TextToImage.from_preset("cnn_mnist")
+    with pytest.raises(UserError, match="is in the format of diffusers: .*zoo convert stable-diffusion"):
+        TextToImage.from_preset(saved(4))
+    shutil.copytree(folder(), tmp_path / "altered")
+    (tmp_path / "altered" / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="tokenizer.json has sha256"):
+        TextToImage.from_preset(tmp_path / "altered")
 
 
 # ------------------------------------------------------------------------------------------------------------ prompts
@@ -218,22 +359,22 @@ def test_a_step_is_compiled_once_for_all_samplers_and_numbers():
     ["", PROMPT, "A  Red\tFOX!", "unknown words", "the snow in " * 3 + "the end", "red,fox" * 9],
 )
 def test_tokens_are_those_of_clip(prompt):
-    ids, cut = painter(4).tokens(prompt)
-    theirs = tiny(4).tokenizer(prompt, padding="max_length", max_length=12, truncation=True)["input_ids"]
-    assert ids == theirs and len(ids) == 12
-    whole = tiny(4).tokenizer(prompt)["input_ids"]
-    assert bool(cut) == (len(whole) > 12)
-    if cut:
-        assert prompt.endswith(cut)
-        assert tiny(4).tokenizer(cut)["input_ids"][1:-1] == whole[11:-1]
+    token_ids, truncated = task(4).tokenize(prompt)
+    theirs = tiny_pipeline(4).tokenizer(prompt, padding="max_length", max_length=12, truncation=True)["input_ids"]
+    assert token_ids == theirs and len(token_ids) == 12
+    whole = tiny_pipeline(4).tokenizer(prompt)["input_ids"]
+    assert bool(truncated) == (len(whole) > 12)
+    if truncated:
+        assert prompt.endswith(truncated)
+        assert tiny_pipeline(4).tokenizer(truncated)["input_ids"][1:-1] == whole[11:-1]
 
 
 def test_what_a_prompt_is_too_long_by_is_named():
     long = " ".join(WORDS) + " in the snow"
     with pytest.warns(UserWarning, match="^The prompt is longer than 10 tokens: 'the snow' was left out.$"):
-        painter(4).draw(long)
+        task(4).stream(long)
     with pytest.warns(UserWarning, match="^The negative prompt is longer than 10 tokens: 'the snow' was left out.$"):
-        painter(4).draw("", negative=long)
+        task(4).stream("", negative_prompt=long)
 
 
 # ----------------------------------------------------------------------------------------------------------- mistakes
@@ -242,113 +383,121 @@ def test_what_a_prompt_is_too_long_by_is_named():
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"sampler": "dpm+"}, "There is no sampler 'dpm.': choose one of ddpm, .* Did you mean 'dpm..'"),
-        ({"steps": 0}, "The number of steps must be from 1 to 1,000, got 0"),
-        ({"count": 0}, "at least one picture with a seed from 0 up, got 0 and seed 5"),
-        ({"seed": -1}, "got 1 and seed -1"),
-        ({"guidance": float("nan")}, "The guidance must be a number from 0 up, got nan"),
+        ({"sampler": "dpm+"}, "There is no sampler 'dpm.': choose one of ddpm, .* Did you mean 'd"),
+        ({"num_steps": 0}, "num_steps must be an integer from 1 up, got 0"),
+        ({"num_steps": 1001}, "num_steps must be from 1 to 1,000, got 1001"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt must be an integer from 1 up, got 0"),
+        ({"batch_size": 0}, "batch_size must be an integer from 1 up, got 0"),
+        ({"seed": -1}, "seed must be an integer from 0 up, or None for a fresh one, got -1"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be a number from 0 up, got nan"),
+        ({"negative_prompt": ["", ""]}, "Give one negative prompt, or one for each of 1 prompts, got 2"),
         ({"eta": 1.5}, "eta must be from 0 to 1, got 1.5"),
-        ({"size": (24, 15)}, "Width and height must be divisible by 2, got 24x15"),
-        ({"size": (0, 16)}, "Width and height must be divisible by 2, got 0x16"),
-        ({"strength": 0.5}, "A strength of 0.5 is for drawing from an image: give one, too"),
-        ({"image": PICTURE, "strength": 0.0}, "The strength must be above 0 and at most 1, got 0.0"),
-        ({"image": PICTURE, "strength": 1.2}, "The strength must be above 0 and at most 1, got 1.2"),
+        ({"height": 15}, "Width and height must be divisible by 2, got 24x15"),
+        ({"width": 0}, "Width and height must be divisible by 2, got 0x16"),
+        ({"strength": 0.5}, "A strength of 0.5 is for image-to-image generation: give an image as well"),
+        ({"image": PICTURE, "strength": 0.0}, "strength must be above 0 and at most 1, got 0.0"),
+        ({"image": PICTURE, "strength": 1.2}, "strength must be above 0 and at most 1, got 1.2"),
         ({"image": PICTURE, "strength": 0.1}, "A strength of 0.1 leaves none of 6 steps: take 0.167 or more"),
-        ({"image": PICTURE[..., 0]}, r"The image must have shape \(16, 24, 3\), got \(16, 24\)"),
-        ({"mask": MASK}, "A mask says where an image is drawn anew: give the image, too"),
-        ({"image": PICTURE, "mask": MASK[1:]}, "The mask is 24x15 and the image 24x16: make them alike"),
+        ({"image": PICTURE / 255}, r"An image is .* integers from 0 to 255, got float64 of shape \(16, 24, 3\)"),
+        ({"image": "nowhere.png"}, "There is no image at nowhere.png"),
+        ({"mask_image": MASK}, "A mask says which part of an image is repainted: give the image as well"),
+        ({"image": PICTURE, "mask_image": MASK[1:]}, "The mask is 24x15 and the image 24x16: give a mask of the"),
     ],
     ids=str,
 )
-def test_mistakes_are_told_before_anything_is_drawn(options, words):
+def test_mistakes_are_found_before_anything_is_generated(options, words):
     with pytest.raises(UserError, match=words):
-        painter(4).draw(PROMPT, **{"seed": SEED, "steps": 6, "size": (WIDTH, HEIGHT)} | options)
+        task(4).generate(PROMPT, **OPTIONS | options)
 
 
-def test_models_that_cannot_do_what_is_asked(monkeypatch):
-    with pytest.raises(UserError, match="This model draws parts of an image anew: give an image and a mask"):
-        painter(9).draw(PROMPT)
-    monkeypatch.delitem(painter(4).pipeline._parts, "encode")
-    with pytest.raises(UserError, match="takes the encoder, which was not loaded"):
-        painter(4).draw(PROMPT, image=PICTURE)
+def test_models_that_cannot_do_what_is_asked():
+    with pytest.raises(UserError, match="This is an inpainting model: give an image and a mask"):
+        task(9).generate(PROMPT)
+    parts = {name: model for name, model in task(4).components.items() if name != "encoder"}
+    without = TextToImage(parts, task(4).tokenizer, task(4).pipeline_config)
+    with pytest.raises(UserError, match="Image-to-image generation needs the encoder, which was not loaded"):
+        without.generate(PROMPT, image=PICTURE)
+    with pytest.raises(UserError, match=r"not found: \['decoder'\]"):
+        TextToImage(parts | {"decoder": None}, task(4).tokenizer, task(4).pipeline_config)
 
 
 @pytest.mark.once
 def test_folders_that_cannot_be_used(tmp_path):
+    config, load = load_pipeline_config(folder()), lambda: TextToImage.from_preset(tmp_path)
+    (tmp_path / "card.json").write_text("{}")
     with pytest.raises(UserError, match="There is no pipeline.json in .*: give a folder that `zoo convert"):
-        load_painter(tmp_path)
-    settings = read_settings(folder())
+        load()
     for change, words in (
         ({"kind": "other"}, "does not describe a pipeline of kind 'stable_diffusion'"),
         ({"sampler": "lcm"}, "says sampler is 'lcm', where a value one of ddpm"),
-        ({"downsampling": None}, "says downsampling is None, where a value of type int"),
-        ({"offset": True}, "says offset is True, where a value of type int"),
-        ({"schedule": {"kind": "linear"}}, "says beta_start is None"),
+        ({"vae_scale_factor": None}, "says vae_scale_factor is None, where a value of type int"),
+        ({"steps_offset": True}, "says steps_offset is True, where a value of type int"),
+        ({"noise_schedule": {"beta_schedule": "linear"}}, "says beta_start is None"),
     ):
-        (tmp_path / "pipeline.json").write_text(json.dumps(settings | change))
+        (tmp_path / "pipeline.json").write_text(json.dumps(config | change))
         with pytest.raises(UserError, match=words):
-            load_painter(tmp_path)
-    (tmp_path / "pipeline.json").write_text(json.dumps(settings))
+            load()
+    (tmp_path / "pipeline.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="There is no tokenizer.json in"):
-        load_painter(tmp_path)
+        load()
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(UserError, match="tokenizer.json is not a tokenizer"):
-        load_painter(tmp_path)
+        load()
     (tmp_path / "tokenizer.json").write_text((folder() / "tokenizer.json").read_text())
     for name in ("text_encoder", "encoder", "denoiser"):
         (tmp_path / f"{name}.keras").symlink_to(folder() / f"{name}.keras")
     with pytest.raises(UserError, match="has no decoder.keras: convert it again"):
-        load_painter(tmp_path)
+        load()
     (tmp_path / "decoder.keras").symlink_to(folder() / "encoder.keras")
-    with pytest.raises(UserError, match="decoder.keras takes 3 channels of latents, not 4: its files do not belong"):
-        load_painter(tmp_path)
+    with pytest.raises(UserError, match="the decoder takes 3 latent channels, not 4: its components do not belong"):
+        load()
 
 
-# ------------------------------------------------------------------------------------------------------ picture files
+# -------------------------------------------------------------------------------------------------------- image files
 
 
 @pytest.mark.once
 @pytest.mark.parametrize("size", [(24, 16), (37, 29)])
-def test_pictures_are_read_as_diffusers_reads_them(size, tmp_path):
+def test_images_are_loaded_as_diffusers_loads_them(size, tmp_path):
     processor = importlib.import_module("diffusers.image_processor").VaeImageProcessor
     noise = RNG.integers(0, 256, (*size[::-1], 3)).astype("uint8")
-    Image.fromarray(noise).save(tmp_path / "picture.png")
+    Image.fromarray(noise).save(tmp_path / "image.png")
     Image.fromarray(noise[..., 0]).save(tmp_path / "mask.png")
-    pixels, mask = pictures.read_start(tmp_path / "picture.png", tmp_path / "mask.png", multiple=8)
-    expected = processor(vae_scale_factor=8).preprocess(Image.open(tmp_path / "picture.png"))
+    pixels, mask = images.load_init_image(tmp_path / "image.png", tmp_path / "mask.png", multiple=8)
+    expected = processor(vae_scale_factor=8).preprocess(Image.open(tmp_path / "image.png"))
     np.testing.assert_allclose(pixels / 127.5 - 1, expected[0].permute(1, 2, 0), atol=1e-6)
-    grey = processor(vae_scale_factor=8, do_normalize=False, do_binarize=True, do_convert_grayscale=True)
-    expected = grey.preprocess(Image.open(tmp_path / "mask.png"))
+    gray = processor(vae_scale_factor=8, do_normalize=False, do_binarize=True, do_convert_grayscale=True)
+    expected = gray.preprocess(Image.open(tmp_path / "mask.png"))
     np.testing.assert_array_equal(mask, expected[0, 0].numpy() == 1)
 
 
 @pytest.mark.once
-def test_picture_files(tmp_path):
-    frames = [np.stack([PICTURE, 255 - PICTURE]) // (k + 1) for k in range(3)]  # two drawings at three moments
-    pictures.write_png(tmp_path / "a.png", PICTURE, {"prompt": "füchse im Schnee", "seed": "1"})
+def test_image_files(tmp_path):
+    frames = [np.stack([PICTURE, 255 - PICTURE]) // (k + 1) for k in range(3)]  # two images at three steps
+    images.write_png(tmp_path / "a.png", PICTURE, {"prompt": "füchse im Schnee", "seed": "1"})
     with Image.open(tmp_path / "a.png") as image:
         assert image.text == {"prompt": "füchse im Schnee", "seed": "1"}
         np.testing.assert_array_equal(np.asarray(image), PICTURE)
-    pictures.write_strip(tmp_path / "strip.png", frames)
+    images.write_strip(tmp_path / "strip.png", frames)
     with Image.open(tmp_path / "strip.png") as image:
         assert image.size == (3 * WIDTH, 2 * HEIGHT)
         np.testing.assert_array_equal(np.asarray(image)[HEIGHT:, WIDTH : 2 * WIDTH], frames[1][1])
-    pictures.write_gif(tmp_path / "a.gif", frames)
+    images.write_gif(tmp_path / "a.gif", frames)
     with Image.open(tmp_path / "a.gif") as image:
         assert image.n_frames == 3 and image.size == (2 * WIDTH, HEIGHT) and image.info["loop"] == 0
     with pytest.raises(UserError, match="Cannot write .*: name another file"):
-        pictures.write_strip(tmp_path / "strip.txt", frames)
+        images.write_strip(tmp_path / "strip.txt", frames)
     with pytest.raises(UserError, match="Cannot write /nowhere/a.png .No such file or directory.: name another file"):
-        pictures.write_png("/nowhere/a.png", PICTURE, {})
-    assert pictures.moments(30, 4) == {1, 11, 20, 30} and pictures.moments(3, 8) == {1, 2, 3}
-    assert pictures.moments(5, 1) == {5}
+        images.write_png("/nowhere/a.png", PICTURE, {})
+    assert images.frame_steps(30, 4) == {1, 11, 20, 30} and images.frame_steps(3, 8) == {1, 2, 3}
+    assert images.frame_steps(5, 1) == {5}
 
 
 @pytest.mark.once
-def test_pictures_to_begin_with(tmp_path):
+def test_initial_images(tmp_path):
     Image.fromarray(PICTURE).resize((100, 50)).save(tmp_path / "large.png")
     Image.fromarray(MASK).save(tmp_path / "mask.png")
-    assert pictures.read_start(tmp_path / "large.png", multiple=8, largest=60)[0].shape == (24, 56, 3)
-    assert pictures.read_start(tmp_path / "large.png", size=(32, 40))[0].shape == (40, 32, 3)
-    with pytest.raises(UserError, match="The mask .*mask.png is 24x16 and the picture .*large.png 100x50: make them"):
-        pictures.read_start(tmp_path / "large.png", tmp_path / "mask.png")
+    assert images.load_init_image(tmp_path / "large.png", multiple=8, max_side=60)[0].shape == (24, 56, 3)
+    assert images.load_init_image(tmp_path / "large.png", size=(32, 40))[0].shape == (40, 32, 3)
+    with pytest.raises(UserError, match="The mask .*mask.png is 24x16 and the image .*large.png 100x50: give a"):
+        images.load_init_image(tmp_path / "large.png", tmp_path / "mask.png")

@@ -67,7 +67,7 @@ from zoo.io import cards, files, model_files
 from zoo.io.tensor_files import Checkpoint, check_state_dict, config_value, read_float_tensor, read_json
 from zoo.tokenizers.clip import load_clip_tokenizer
 
-KIND, TASK = "stable_diffusion", "text-to-image"
+KIND = "stable_diffusion"
 MODELS = ("text_encoder", "encoder", "decoder", "denoiser")  # files of a preset, each with ".keras"
 
 # Classes in model_index.json that can be converted.
@@ -273,7 +273,7 @@ def convert(folder, out, *, log=print):
 
     Args:
         folder: in the layout of diffusers.
-        out: the preset's folder, created if need be. pipeline.json is written last: a folder with it is complete.
+        out: the preset's folder, created if need be. card.json is written last: a folder with it is complete.
         log: function that is called with each line of progress.
 
     Raises:
@@ -282,7 +282,8 @@ def convert(folder, out, *, log=print):
     source, out = _Source(folder), pathlib.Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / cards.PIPELINE_FILE).unlink(missing_ok=True)
+        for name in (cards.CARD_FILE, cards.PIPELINE_FILE, cards.GENERATION_CONFIG_FILE):
+            (out / name).unlink(missing_ok=True)
         parameters = 0
         for name in MODELS:
             model = source.build(name)
@@ -293,9 +294,9 @@ def convert(folder, out, *, log=print):
             gc.collect()
         files.write_text(out / cards.TOKENIZER_FILE, source.tokenizer.to_str())
         log(f"{out / cards.TOKENIZER_FILE}: {source.tokenizer.get_vocab_size():,} tokens")
-        names = [*(f"{name}.keras" for name in MODELS), cards.TOKENIZER_FILE]
-        cards.write_card(out, {"task": TASK, "parameters": parameters}, names)
         files.write_json(out / cards.PIPELINE_FILE, source.pipeline_config)
+        names = [*(f"{name}.keras" for name in MODELS), cards.TOKENIZER_FILE, cards.PIPELINE_FILE]
+        cards.write_card(out, {"task": "text-to-image", "parameters": parameters}, names)
     except OSError as error:
         raise UserError(f"Cannot write to {out} ({error.strerror or error}): choose another folder.") from error
     config = source.pipeline_config
@@ -332,7 +333,9 @@ def from_diffusers(folder):
             another shape; if a class or a value is not supported. Each is named.
 
     Example:
-        >>> text_encoder, encoder, decoder, denoiser, tokenizer, pipeline_config = from_diffusers("stable-diffusion-v1-5")
+        >>> pipeline = from_diffusers("stable-diffusion-v1-5")
+        >>> pipeline.denoiser.count_params()
+        859520964
     """
     source = _Source(folder)
     return Pipeline(*(source.build(name) for name in MODELS), source.tokenizer, source.pipeline_config)
@@ -512,11 +515,11 @@ def _vae_config(path, config):
     _check_supported(path, config, _VAE_SUPPORTED)
     found = _config_values(path, config, _VAE_DEFAULTS)
     block_out_channels = _whole_numbers(path, "block_out_channels", found["block_out_channels"])
+    num_levels = len(block_out_channels)
     for way, kind in (("down", "DownEncoderBlock2D"), ("up", "UpDecoderBlock2D")):
-        if (kinds := config.get(f"{way}_block_types", [kind])) != [kind] * len(block_out_channels):
+        if (kinds := config.get(f"{way}_block_types", [kind])) != [kind] * num_levels:
             raise UserError(
-                f"{path} says {way}_block_types is {kinds!r}, where {kind} for each of {len(block_out_channels)} levels was "
-                "expected."
+                f"{path} says {way}_block_types is {kinds!r}, where {kind} for each of {num_levels} levels was expected."
             )
     return {
         "block_out_channels": block_out_channels,
@@ -537,7 +540,8 @@ def _unet_config(path, config):
         value = _whole_numbers(path, name, value if isinstance(value, list) else [value] * len(block_out_channels))
         if len(value) != len(block_out_channels):
             raise UserError(
-                f"{path} says {name} is {list(value)}, where one for each of {len(block_out_channels)} levels was expected."
+                f"{path} says {name} is {list(value)}, where one for each of {len(block_out_channels)} levels was "
+                "expected."
             )
         levels[ours] = value
     if len(context := set(levels["cross_attention_dim"])) > 1:

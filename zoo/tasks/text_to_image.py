@@ -404,7 +404,8 @@ class TextToImage(Task):
             name: preset.load_model(f"{name}.keras", dtype=dtype, load_weights=load_weights) for name in COMPONENTS
         }
         try:
-            return cls(components, tokenizer, config, card=preset.card, generation_config=preset.generation_config)
+            card = {"name": preset.name} | preset.card
+            return cls(components, tokenizer, config, card=card, generation_config=preset.generation_config)
         except UserError as error:
             raise UserError(f"{preset.folder}: {error}") from error
 

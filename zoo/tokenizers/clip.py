@@ -8,20 +8,20 @@ from zoo.io.tensor_files import read_json
 
 # Special tokens: key of pipeline.json -> (key of tokenizer_config.json, default of transformers).
 _SPECIAL_TOKENS = {"start_id": ("bos_token", "<|startoftext|>"), "end_id": ("eos_token", "<|endoftext|>")}
-_SPECIAL_TOKENS |= {"pad_id": ("pad_token", "<|endoftext|>"), "unknown": ("unk_token", "<|endoftext|>")}
+_SPECIAL_TOKENS |= {"pad_id": ("pad_token", "<|endoftext|>"), "unk_id": ("unk_token", "<|endoftext|>")}
 _TOKEN_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 # Words that are encoded as byte pairs each; what does not match are spaces.
 _WORD_PATTERN = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 
-def clip_tokenizer(vocabulary, merges, *, start, end, unknown, special=()):
+def clip_tokenizer(vocabulary, merges, *, bos_token, eos_token, unk_token, special_tokens=()):
     """Build CLIP's tokenizer with the package `tokenizers`: byte pairs of lower-case words, between start and end.
 
     Args:
         vocabulary: dict token -> id.
         merges: list of pairs of tokens.
-        start, end, unknown: tokens of the vocabulary.
-        special: strings or `tokenizers.AddedToken`s that are never split.
+        bos_token, eos_token, unk_token: tokens of the vocabulary.
+        special_tokens: strings or `tokenizers.AddedToken`s that are never split.
 
     Returns:
         `tokenizers.Tokenizer`, which gives the ids of transformers' CLIPTokenizer; it neither pads nor truncates.
@@ -29,7 +29,7 @@ def clip_tokenizer(vocabulary, merges, *, start, end, unknown, special=()):
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     tokenizer = Tokenizer(
-        models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>", unk_token=unknown, fuse_unk=False)
+        models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>", unk_token=unk_token, fuse_unk=False)
     )
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
@@ -41,8 +41,8 @@ def clip_tokenizer(vocabulary, merges, *, start, end, unknown, special=()):
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(special))
-    around = ((token, vocabulary[token]) for token in (end, start))
+    tokenizer.add_special_tokens(list(special_tokens))
+    around = ((token, vocabulary[token]) for token in (eos_token, bos_token))
     tokenizer.post_processor = processors.RobertaProcessing(*around, trim_offsets=False, add_prefix_space=False)
     return tokenizer
 
@@ -86,7 +86,7 @@ def load_clip_tokenizer(folder, vocabulary_size):
             f"{folder} has a token with the id {max(vocabulary.values())}, and vocab_size of the text encoder is "
             f"{vocabulary_size}: they belong to different models."
         )
-    special = [
+    special_tokens = [
         AddedToken(
             token,
             special=True,
@@ -98,10 +98,10 @@ def load_clip_tokenizer(folder, vocabulary_size):
         tokenizer = clip_tokenizer(
             vocabulary,
             merges,
-            start=named["start_id"],
-            end=named["end_id"],
-            unknown=named.pop("unknown"),
-            special=special,
+            bos_token=named["start_id"],
+            eos_token=named["end_id"],
+            unk_token=named.pop("unk_id"),
+            special_tokens=special_tokens,
         )
     except Exception as error:  # tokenizers raises many kinds; all mean that the files do not fit one another
         raise UserError(

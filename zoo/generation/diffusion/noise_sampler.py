@@ -378,8 +378,8 @@ def dpmpp_2m(config):
     if config.timestep_spacing == "trailing":
         timesteps = space_timesteps("trailing", num_steps, num_train_timesteps)
     else:  # those of one step more, without the last
-        spacing = config.timestep_spacing or "linspace"
-        timesteps = space_timesteps(spacing, num_steps + 1, num_train_timesteps, config.steps_offset)[:-1]
+        timestep_spacing = config.timestep_spacing or "linspace"
+        timesteps = space_timesteps(timestep_spacing, num_steps + 1, num_train_timesteps, config.steps_offset)[:-1]
     timesteps = np.round(timesteps)
     sigmas = np.interp(timesteps, np.arange(num_train_timesteps), train_sigmas)
     if config.use_karras_sigmas:
@@ -393,8 +393,13 @@ def dpmpp_2m(config):
             d = x_0 + np.log(ratio) / np.log(ratio_prev) / 2 * (x_0 - PRED_X0)  # 1 / r_i = h_{i+1} / h_i
         x = alphas[i + 1] * (ratio / alphas[i] * X + (1 - ratio) * d)
         matrices.append((x, x_0, ZERO, ZERO, ZERO))
-    scales = np.stack([alphas, alphas * sigmas], axis=1)[start:]
-    return SamplingPlan(np.round(timesteps[start:]), np.ones(num_steps - start), np.array(matrices), scales, 1.0)
+    return SamplingPlan(
+        timesteps=np.round(timesteps[start:]),
+        input_scales=np.ones(num_steps - start),
+        step_matrices=np.array(matrices),
+        signal_and_noise_scales=np.stack([alphas, alphas * sigmas], axis=1)[start:],
+        init_noise_sigma=1.0,
+    )
 
 
 SAMPLERS = {
