@@ -46,7 +46,7 @@ _MODULES = {
     "load_model": "zoo.presets",
     "load_task": "zoo.tasks",
     "strategy": "zoo.distribution.strategy",
-    "verify": "zoo.parity.verify",
+    "verify": "zoo.tasks.verify",
 }
 
 

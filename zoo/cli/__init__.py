@@ -10,7 +10,7 @@ import sys
 from zoo.backends import skip_optional_imports
 from zoo.errors import UserError, did_you_mean, run_command
 
-VERBS = ("list", "summary", "quiz", "classify", "generate", "translate", "verify", "convert")
+VERBS = ("list", "summary", "quiz", "classify", "generate", "translate", "verify", "convert", "publish")
 BACKEND_HELP = "The backend is chosen by the environment: KERAS_BACKEND=tensorflow, jax or torch."
 
 

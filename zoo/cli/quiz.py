@@ -33,7 +33,7 @@ def run(args):
     from zoo.parameter_ledger import quiz
 
     if args.answers == "":
-        log(quiz.sheet(model, seed=args.seed, count=args.questions))
+        log(quiz.worksheet(model, seed=args.seed, count=args.questions))
         return 0
-    right, asked = quiz.run(model, seed=args.seed, count=args.questions, answers=answers, say=log)
-    return 0 if right == asked else 1
+    right, total = quiz.run_quiz(model, seed=args.seed, count=args.questions, answers=answers, log=log)
+    return 0 if right == total else 1

@@ -18,8 +18,6 @@ def add_arguments(parser):
 
 
 def run(args):
-    from zoo.parity.verify import verify_file
-    from zoo.presets import resolve_model_path
+    from zoo.tasks.verify import verify
 
-    report = verify_file(resolve_model_path(args.model), backends=args.backends, tolerance=args.tolerance, log=log)
-    return 0 if report.passed else 1
+    return 0 if verify(args.model, backends=args.backends, tolerance=args.tolerance, log=log).passed else 1

@@ -1,0 +1,202 @@
+"""Publishing a run: what is written, what the card says, and what is said to a run that is not whole."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+import zoo
+from zoo import cli
+from zoo.cli import publish
+from zoo.errors import UserError
+from zoo.io import cards, files, model_files
+from zoo.models.rnn_language_model import rnn_language_model
+from zoo.models.transformer import transformer
+from zoo.parity.records import ParityRecord
+from zoo.tokenizers.shared_bpe import SharedBPETokenizer
+from zoo.tokenizers.text import save_tokenizer, train_tokenizer
+
+pytestmark = pytest.mark.once
+
+COMMAND = "KERAS_BACKEND=jax python recipes/any.py --data-dir 'a folder --resume' --resume --epochs 7"
+
+
+def write_metrics(folder, score="test_accuracy", **changes):
+    """metrics.json of a finished run, as far as `changes` leave it right; None leaves a key out."""
+    metrics = dict.fromkeys(publish.CARD_KEYS[score], 1) | {"command": COMMAND, "first_losses": [1.0]} | changes
+    metrics = {key: value for key, value in metrics.items() if value is not None}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+
+
+@pytest.fixture
+def image_run(tmp_path):
+    image = keras.Input((6, 6, 1), name="image")
+    logits = keras.layers.Dense(3, name="logits")(keras.layers.Flatten(name="flat")(image))
+    task = zoo.ImageClassifier(keras.Model(image, logits, name="tiny"), class_names=("a", "b", "c"))
+    folder = task.save_to_preset(tmp_path / "image_run")
+    write_metrics(folder, class_names=["a", "b", "c"])
+    return folder
+
+
+@pytest.fixture
+def language_run(tmp_path):
+    """A run on a text without capitals and most marks."""
+    tokenizer = train_tokenizer("the quick brown fox jumps over a lazy dog,\n", "char")
+    model = rnn_language_model(cell="gru", vocabulary_size=tokenizer.get_vocab_size(), embedding_dim=4, units=5)
+    folder = zoo.CausalLM(model, tokenizer).save_to_preset(tmp_path / "language_run")
+    write_metrics(folder, "test_bits_per_character", cell="gru")
+    return folder
+
+
+@pytest.fixture
+def translation_run(tmp_path):
+    tokenizer = SharedBPETokenizer.train(list(publish.SENTENCES.values()), vocabulary_size=300)
+    model = transformer(
+        vocabulary_size=tokenizer.vocabulary_size,
+        num_layers=1,
+        hidden_dim=8,
+        intermediate_dim=8,
+        num_heads=2,
+        pad_id=tokenizer.pad_id,
+        name="tiny_translator",
+    )
+    folder = zoo.Translator(model, tokenizer).save_to_preset(tmp_path / "translation_run")
+    write_metrics(folder, "test_bleu_beam_5", source_lang="de", target_lang="en")
+    return folder
+
+
+def publish_run(folder, target):
+    cli.run(["publish", str(folder), "--output", str(target), "--input", "numbers", "--data-license", "none"])
+    return cards.read_card(target)
+
+
+@pytest.mark.parametrize("kind", ["image_run", "language_run", "translation_run"])
+def test_the_card_describes_the_files_and_the_record_is_of_the_same(kind, request, tmp_path):
+    folder = tmp_path / "saved" / "published"
+    target = folder / "model.keras"
+    card = publish_run(request.getfixturevalue(kind), folder)
+    assert card["name"] == "published" and card["files"]["model.keras"]["bytes"] == target.stat().st_size
+    assert card["input"] == "numbers" and card["data_license"] == "none"
+    assert "first_losses" not in card
+    record = ParityRecord.load(folder / "parity.npz")
+    assert record.metadata["sha256"] == card["files"]["model.keras"]["sha256"] == files.sha256(target)
+    assert model_files.load_model(target).count_params() > 0  # checked against its card
+    tokenizer = set() if kind == "image_run" else {"tokenizer.json"}
+    assert {path.name for path in folder.iterdir()} == {"model.keras", "card.json", "parity.npz"} | tokenizer
+    assert zoo.load_task(folder).card["task"] == card["task"]
+
+
+def test_an_image_card_names_the_classes(image_run, tmp_path):
+    card = publish_run(image_run, tmp_path / "p")
+    assert card["class_names"] == ["a", "b", "c"] and "tokenizer.json" not in card["files"]
+
+
+def test_a_language_model_is_published_with_its_tokenizer(language_run, tmp_path):
+    card = publish_run(language_run, tmp_path / "p")
+    assert card["cell"] == "gru" and "class_names" not in card
+    assert card["files"]["tokenizer.json"]["sha256"] == files.sha256(tmp_path / "p" / "tokenizer.json")
+    task = zoo.CausalLM.from_preset(tmp_path / "p")
+    (ids,) = ParityRecord.load(tmp_path / "p" / "parity.npz").inputs
+    known = "".join(character for character in publish.TEXT if character in task.tokenizer.get_vocab())
+    assert ids.dtype == np.int32 and ids.shape == (1, len(known)) and len(known) > 100
+    assert task.tokenizer.decode(ids[0]) == known and ids.max() < task.model.output_shape[-1]
+
+
+def test_a_translation_model_is_published_with_its_tokenizer(translation_run, tmp_path):
+    card = publish_run(translation_run, tmp_path / "p")
+    assert card["files"]["tokenizer.json"]["sha256"] == files.sha256(tmp_path / "p" / "tokenizer.json")
+    assert card["source_lang"] == "de"
+    tokenizer = zoo.Translator.from_preset(tmp_path / "p").tokenizer
+    source, target = ParityRecord.load(tmp_path / "p" / "parity.npz").inputs
+    assert source.dtype == target.dtype == np.int32
+    assert tokenizer.decode(source[0]) == publish.SENTENCES["de"]
+    assert target[0, 0] == tokenizer.start_id and tokenizer.decode(target[0, 1:]) == publish.SENTENCES["en"]
+
+
+def test_a_tokenizer_that_knows_nothing_of_the_text(tmp_path):
+    """Its model's record is of synthetic ids."""
+    save_tokenizer(train_tokenizer("\u03b1\u03b2\u03b3", "char"), tmp_path / "tokenizer.json")
+    assert publish._parity_inputs(tmp_path, {}) is None
+
+
+def test_the_command_is_the_one_from_scratch(image_run, tmp_path):
+    """The flag goes, the folder that is called like it stays."""
+    card = publish_run(image_run, tmp_path / "p")
+    assert card["command"] == COMMAND.replace(" --resume --epochs", " --epochs")
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"test_loss": None}, "metrics.json lacks test_loss: run the recipe again"),
+        (
+            {"test_bits_per_character": None},
+            "metrics.json holds 0 of test_accuracy, test_bits_per_character, test_bleu",
+        ),
+        ({"test_accuracy": 1}, "metrics.json holds 2 of test_accuracy, test_bits_per_character"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_run_that_is_not_whole_leaves_nothing(language_run, tmp_path, changes, words):
+    write_metrics(language_run, "test_bits_per_character", **changes)
+    with pytest.raises(UserError, match=words):
+        publish_run(language_run, tmp_path / "saved" / "p")
+    assert not (tmp_path / "saved").exists()
+
+
+@pytest.mark.parametrize("name", ["model.keras", "tokenizer.json"])
+def test_files_that_the_card_does_not_describe_are_refused(language_run, tmp_path, name):
+    with (language_run / name).open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(UserError, match=f"{name} is missing or not the file that its card describes"):
+        publish_run(language_run, tmp_path / "saved" / "p")
+    assert not (tmp_path / "saved").exists()
+
+
+def test_other_mistakes(language_run, tmp_path):
+    with pytest.raises(UserError, match="holds no metrics.json: give the folder of a finished run"):
+        publish_run(tmp_path, tmp_path / "p")
+    for target in (tmp_path / "p.keras", language_run):
+        with pytest.raises(UserError, match="--output is .*: give another folder to write"):
+            publish_run(language_run, target)
+    with pytest.raises(UserError, match="does not say what the model takes: give it with --input"):
+        cli.run(["publish", str(language_run), "--output", str(tmp_path / "p"), "--data-license", "none"])
+    (language_run / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="tokenizer.json is missing"):
+        publish_run(language_run, tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.fixture
+def diffusion_run(tmp_path):
+    """A scored run of a latent diffusion, with texts in the place of models."""
+    folder = tmp_path / "diffusion_run"
+    folder.mkdir()
+    for name in publish.COMPONENT_FILES:
+        (folder / name).write_text(name)
+    files.write_json(folder / "generation_config.json", {"num_steps": 20})
+    entry = {"command": COMMAND, "parameters": 1}
+    card = {"task": "text-to-image", "input": "a caption", "command": COMMAND, "parameters": 4, "scores": {"all": 1.0}}
+    card["components"] = dict.fromkeys(publish.COMPONENTS, entry)
+    cards.write_card(folder, card, publish.COMPONENT_FILES)
+    return folder
+
+
+def test_a_latent_diffusion_is_published_with_one_card(diffusion_run, tmp_path):
+    card = publish_run(diffusion_run, tmp_path / "p")
+    assert set(card["files"]) == set(publish.COMPONENT_FILES) and set(card["components"]) == set(publish.COMPONENTS)
+    assert card["name"] == "p" and card["scores"] == {"all": 1.0} and card["data_license"] == "none"
+    assert "--resume --epochs" not in card["command"] + card["components"]["denoiser"]["command"]
+    published = {path.name for path in (tmp_path / "p").iterdir()}
+    assert published == {*publish.COMPONENT_FILES, "card.json", "generation_config.json"}
+
+
+@pytest.mark.parametrize("key", ["scores", "components"])
+def test_a_latent_diffusion_that_is_not_finished(diffusion_run, tmp_path, key):
+    card = cards.read_json(diffusion_run / "card.json")
+    del card[key]
+    files.write_json(diffusion_run / "card.json", card)
+    with pytest.raises(UserError, match="lacks .*: finish and score the run with recipes/diffusion_captions.py"):
+        publish_run(diffusion_run, tmp_path / "saved" / "p")
+    assert not (tmp_path / "saved").exists()

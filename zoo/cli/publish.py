@@ -1,0 +1,176 @@
+"""zoo publish: a finished training run as a preset with a card and a parity record."""
+
+import json
+import pathlib
+import shutil
+
+from zoo.errors import UserError
+
+HELP = "turn the folder of a finished training run into a preset"
+
+_RUN = (
+    *("command", "backend", "versions", "machine", "dataset", "data_sha256", "seed", "epochs", "learning_rate"),
+    *("schedule", "parameters", "training_seconds"),
+)
+# What a card takes over from metrics.json, in this order, by the score that the recipe measured.
+CARD_KEYS = {
+    "test_accuracy": (
+        *(*_RUN, "batch_size", "weight_decay", "optimizer", "test_images", "test_accuracy", "test_loss"),
+        *("validation_accuracy", "class_names"),
+    ),
+    "test_bits_per_character": (
+        *(*_RUN, "batch_size", "weight_decay", "epochs_trained", "sequence_length", "dropout", "global_clipnorm"),
+        *("patience", "stateless", "cell", "tokenizer", "vocabulary_size", "embedding_dim", "units", "num_layers"),
+        *("tie_embeddings", "validation_loss", "validation_perplexity", "validation_bits_per_character"),
+        *("validation_tokens", "test_loss", "test_perplexity", "test_bits_per_character", "test_tokens"),
+    ),
+    "test_bleu_beam_5": (
+        *(*_RUN, "source_lang", "target_lang", "variant", "num_layers", "hidden_dim", "intermediate_dim"),
+        *("num_heads", "pre_norm", "vocabulary_size", "batch_tokens", "warmup_steps", "dropout", "label_smoothing"),
+        *("average_checkpoints", "validation_bleu", "test_bleu_beam_1", "test_bleu_beam_5", "signature", "test_pairs"),
+    ),
+}
+# A latent diffusion: the parts that its card must describe, and the files of its preset.
+COMPONENTS = ("classifier", "autoencoder", "text_encoder", "denoiser")
+COMPONENT_FILES = (
+    *("text_encoder.keras", "encoder.keras", "decoder.keras", "denoiser.keras", "classifier.keras"),
+    *("tokenizer.json", "pipeline.json"),
+)
+# Inputs of the parity record of a translation model: a source and a target sentence.
+SENTENCES = {
+    "de": "Ein brauner Hund läuft mit einem Ball im Maul über den nassen Strand.",
+    "en": "A brown dog is running across the wet beach with a ball in its mouth.",
+}
+# Input of the parity record of a language model: real text, so that its states are those of real use.
+TEXT = """HAMLET:
+To be, or not to be, that is the question:
+Whether 'tis nobler in the mind to suffer
+The slings and arrows of outrageous fortune,
+Or to take arms against a sea of troubles
+And by opposing end them.
+"""
+
+
+def add_arguments(parser):
+    add = parser.add_argument
+    add("run_folder", metavar="RUN_FOLDER", help="folder that a recipe wrote")
+    add("--output", metavar="FOLDER", help="preset folder to write; default saved_models/ and the run folder's name")
+    add("--input", metavar="TEXT", help="what the model takes, for the card; default as the run's card says")
+    add("--data-license", required=True, metavar="TEXT", help="license or terms of the training data, for the card")
+
+
+def run(args):
+    from zoo import backends
+
+    run_folder = pathlib.Path(args.run_folder)
+    target = pathlib.Path(args.output or pathlib.Path("saved_models", run_folder.resolve().name))
+    if target.suffix == ".keras" or target.resolve() == run_folder.resolve():
+        raise UserError(f"--output is {target}: give another folder to write, such as saved_models/cnn_mnist.")
+    card, names = _read_run(run_folder)
+    takes = args.input or card.get("input")
+    if not takes:
+        raise UserError(f"The card of {run_folder} does not say what the model takes: give it with --input.")
+    card |= {"input": takes, "data_license": args.data_license}
+    backends.import_keras()
+    publish(run_folder, target, card, names)
+
+
+def publish(run_folder, target, card, names):
+    """Copy files of a run into a preset folder, write its card and, for one model, its parity record."""
+    from zoo.io import cards, files
+    from zoo.parity.records import write_parity_record
+
+    files.prepare_folder(target)
+    for name in (cards.CARD_FILE, cards.PARITY_FILE, cards.GENERATION_CONFIG_FILE):  # of what was published before
+        files.remove(target / name)
+    config = [cards.GENERATION_CONFIG_FILE] if (run_folder / cards.GENERATION_CONFIG_FILE).is_file() else []
+    for name in (*names, *config):
+        with files.atomic_write(target / name) as temporary:
+            shutil.copyfile(run_folder / name, temporary)
+    cards.write_card(target, {"name": target.resolve().name} | card, names)
+    record = ""
+    if cards.MODEL_FILE in names:
+        write_parity_record(target / cards.MODEL_FILE, _parity_inputs(target, card))
+        record = f", its parity record {cards.PARITY_FILE}"
+    size = sum(path.stat().st_size for path in target.iterdir())
+    print(f"{target} ({size / 1e6:.1f} MB){record} and its card {cards.CARD_FILE} are in place.")
+
+
+def _read_run(run_folder):
+    """(the card to write, names of the files to publish) of a finished run.
+
+    Raises:
+        UserError: if the run is not finished, or a file is not the one that its card describes.
+    """
+    from zoo.io import cards, files
+
+    card = cards.read_card(run_folder) if run_folder.is_dir() else {}
+    names, published = sorted(card.get("files", {})), {"task": card.get("task")}
+    if card.get("task") == "text-to-image":
+        parts = card.get("components", {})
+        if missing := [part for part in COMPONENTS if part not in parts] + ([] if "scores" in card else ["scores"]):
+            raise UserError(
+                f"The card of {run_folder} lacks {', '.join(missing)}: finish and score the run with "
+                "recipes/diffusion_captions.py first."
+            )
+        names = list(COMPONENT_FILES)
+        published |= {key: value for key, value in card.items() if key not in ("name", "files")}
+        published["components"] = {part: _with_clean_command(entry) for part, entry in parts.items()}
+    else:
+        published |= {"input": card.get("input"), "output": "logits; softmax gives probabilities"}
+        published |= _read_metrics(run_folder / "metrics.json")
+    described = card.get("files", {})
+    if cards.MODEL_FILE not in names and published["task"] != "text-to-image":
+        raise UserError(f"{run_folder} has no card that describes {cards.MODEL_FILE}: run the recipe again.")
+    for name in names:
+        path = run_folder / name
+        if not path.is_file() or files.sha256(path) != described.get(name, {}).get("sha256"):
+            raise UserError(f"{path} is missing or not the file that its card describes: run the recipe again.")
+    return _with_clean_command(published), names
+
+
+def _read_metrics(path):
+    """What the card takes over from a run's metrics.json.
+
+    Raises:
+        UserError: if the file is missing, or lacks something.
+    """
+    if not path.is_file():
+        raise UserError(f"{path.parent} holds no metrics.json: give the folder of a finished run.")
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    kinds = [keys for score, keys in CARD_KEYS.items() if score in metrics]
+    if len(kinds) != 1:
+        raise UserError(f"{path} holds {len(kinds)} of {', '.join(CARD_KEYS)}: one says which card is to be written.")
+    if missing := [key for key in kinds[0] if key not in metrics]:
+        raise UserError(f"{path} lacks {', '.join(missing)}: run the recipe again.")
+    return {key: metrics[key] for key in kinds[0]}
+
+
+def _with_clean_command(entry):
+    """A card, or a component's entry, whose command repeats the run from the start."""
+    from zoo.io.cards import without_resume_flag
+
+    return entry | {"command": without_resume_flag(entry["command"])}
+
+
+def _parity_inputs(folder, card):
+    """Inputs of the parity record of a preset: real text for models of text, None (synthetic ones) for others.
+
+    Of a character tokenizer, the characters of `TEXT` that it knows; None if it knows none.
+    """
+    import numpy as np
+
+    from zoo.io.cards import TOKENIZER_FILE
+    from zoo.tokenizers import load_tokenizer
+    from zoo.tokenizers.text import encode, tokenizer_kind
+
+    if not (folder / TOKENIZER_FILE).is_file():
+        return None
+    tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
+    if "source_lang" in card:
+        source, target = (SENTENCES.get(card[key], SENTENCES["en"]) for key in ("source_lang", "target_lang"))
+        decoder_input = [tokenizer.start_id, *tokenizer.encode_target(target)[:-1]]
+        return [np.array([ids], "int32") for ids in (tokenizer.encode(source), decoder_input)]
+    known = set(tokenizer.get_vocab()) if tokenizer_kind(tokenizer) == "char" else set(TEXT)
+    ids = encode(tokenizer, "".join(character for character in TEXT if character in known))
+    return [np.array([ids], "int32")] if ids else None

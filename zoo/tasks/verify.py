@@ -1,0 +1,45 @@
+"""Check that a preset gives the same numbers on every backend."""
+
+import os
+
+from zoo.parity.verify import TOLERANCE, VerificationReport, verify_file
+from zoo.presets import find_preset
+
+
+def verify(preset, *, tolerance=TOLERANCE, backends=None, log=None):
+    """Run each model of a preset on every backend and compare the numbers, layer by layer.
+
+    Each backend runs in a process of its own; the numbers are compared with the preset's parity record, or where there
+    is none with those of the other backends.
+
+    Args:
+        preset: a preset's name or folder, "hf://owner/name", or the path of a `.keras` file.
+        tolerance: the largest difference that passes, as a fraction of the largest value (or of 1, if that is larger).
+        backends: names of backends; those installed if None.
+        log: function that takes each line of the report as soon as it is known.
+
+    Returns:
+        `zoo.parity.verify.VerificationReport`: `passed`, `rows` and, by `print(report)`, a text.
+
+    Raises:
+        UserError: if there is no such preset, a file is altered or unusable on every backend, the tolerance is no
+            number from 0 up, or a backend is not installed.
+
+    Example:
+        >>> zoo.verify("cnn_mnist", backends=["torch"]).passed
+        True
+    """
+    found = find_preset(preset)
+    paths = [found.model_path]
+    if not found.model_path.is_file() and not os.fspath(preset).endswith(".keras"):  # a preset of several models
+        paths = sorted(path for path in found.folder.glob("*.keras") if not path.name.startswith(".")) or paths
+    reports = []
+    for path in paths:
+        if reports and log:
+            log("")
+        reports.append(verify_file(path, tolerance=tolerance, backends=backends, log=log))
+    return VerificationReport(
+        passed=all(report.passed for report in reports),
+        rows=tuple(row for report in reports for row in report.rows),
+        text="\n\n".join(report.text for report in reports),
+    )
