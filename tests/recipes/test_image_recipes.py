@@ -185,13 +185,19 @@ def test_truncated_altered_and_foreign_files(tmp_path, good_file):
         train(tmp_path, *evaluate)
 
     target.write_bytes(whole)
-    files.write_json(target.with_suffix(".json"), {"sha256": "0" * 64})
-    with pytest.raises(UserError, match="its card m.json says"):
+    files.write_json(tmp_path / "card.json", {"files": {"m.keras": {"sha256": "0" * 64}}})
+    with pytest.raises(UserError, match="card.json beside it says 0000"):
         train(tmp_path, *evaluate)
-    target.with_suffix(".json").unlink()
+    (tmp_path / "card.json").unlink()
 
     tokens = keras.Input((7,))
     model_files.save_model(keras.Model(tokens, keras.layers.Dense(3)(tokens)), target)
+    with pytest.raises(UserError, match=r"maps \(None, 7\) to \(None, 3\), but an image classifier maps"):
+        train(tmp_path, *evaluate)
+
+    image = keras.Input((None, None, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(image)
+    model_files.save_model(keras.Model(image, keras.layers.Dense(3)(pooled)), target)
     with pytest.raises(UserError, match="another architecture"):
         train(tmp_path, *evaluate)
 
@@ -242,7 +248,7 @@ def test_control_c_in_mid_epoch(tmp_path, run):
         (["--dataset", "mnist", "--data-dir", "/nowhere"], 2, "/nowhere"),
         (["--dataset", "gtsrb", "--data-dir", "/nowhere"], 2, "/nowhere"),
         (["--dataset", "digits", "--output", "/proc/run"], 2, "Cannot write to /proc/run"),
-        (["--dataset", "digits", "--evaluate", "README.md"], 2, "not a whole .keras file"),
+        (["--dataset", "digits", "--evaluate", "README.md"], 2, "There is no folder README.md"),
         ([*TINY, "--learning-rate", "1e30", "--schedule", "constant", "--limit", "320"], 1, "The loss is"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

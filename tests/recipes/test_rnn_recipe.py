@@ -14,9 +14,9 @@ from recipes import rnn_shakespeare
 from tests.conftest import not_on, write_verses
 from zoo.errors import UserError
 from zoo.evaluation.reports import token_nll
-from zoo.generation import recurrent as writing
 from zoo.io import model_files
 from zoo.models.rnn_language_model import rnn_language_model
+from zoo.tasks.causal_lm import CausalLM
 from zoo.tokenizers import text as tokenizers
 from zoo.training.initial_weights import set_initial_weights
 
@@ -80,28 +80,30 @@ def test_loss_does_not_depend_on_how_the_text_is_cut():
         np.testing.assert_allclose(token_nll(model, ids, sequence_length=length), whole, atol=1e-5)
 
 
-def test_writing_is_the_full_models_choice():
+def test_generation_is_the_full_models_choice():
     """The greedy text, character by character, from the whole text each time."""
     text = "abcdefgh"
     tokenizer = tokenizers.train_tokenizer(text, "char")
     model = rnn_language_model(cell="gru", vocabulary_size=8, embedding_dim=6, units=9)
     model.set_weights([np.random.default_rng(3).normal(size=w.shape) for w in model.get_weights()])
-    written = "".join(writing.generate(model, tokenizer, "ab", length=12, greedy=True))
+    task = CausalLM(model, tokenizer)
+    generated = task.generate("ab", max_new_tokens=12, greedy=True)
     so_far = "ab"
     for _ in range(12):
         logits = keras.ops.convert_to_numpy(model(np.array([tokenizers.encode(tokenizer, so_far)])))
         so_far += text[int(logits[0, -1].argmax())]
-    assert "ab" + written == so_far
-    (first, p), *_ = writing.top_next_tokens(model, tokenizer, "ab", count=3)
-    assert first == written[0] and 0 < p <= 1
+    assert generated == so_far
+    (first, p), *_ = task.top_next_tokens("ab", count=3)
+    assert first == generated[2] and 0 < p <= 1
 
 
 WRITE = """
 from zoo import backends
 backends.import_keras()
 import sys
-from zoo.generation.recurrent import generate, load_with_tokenizer
-print("".join(generate(*load_with_tokenizer(sys.argv[1]), "the ", length=80, seed=4, temperature=0.7, top_p=0.9)))
+import zoo
+task = zoo.CausalLM.from_preset(sys.argv[1])
+print(task.generate("the ", max_new_tokens=80, seed=4, temperature=0.7, top_p=0.9))
 """
 
 
@@ -115,7 +117,7 @@ def test_same_losses_and_same_text_on_every_backend(text, tmp_path, run):
         ended = run([RECIPE, *arguments, "--epochs", "1"], backend=backend)
         assert ended.returncode == 0, ended.stderr
         losses[backend] = json.loads((folder / "metrics.json").read_text())["first_losses"]
-        texts[backend] = run(["-c", WRITE, tmp_path / "tensorflow" / "model.keras"], backend=backend).stdout
+        texts[backend] = run(["-c", WRITE, tmp_path / "tensorflow"], backend=backend).stdout
     assert len(losses["jax"]) == 20
     for backend in ("jax", "torch"):
         np.testing.assert_allclose(losses[backend], losses["tensorflow"], atol=1e-3, rtol=0)
@@ -162,12 +164,13 @@ def test_mistakes(tmp_path, content, extra, message):
 @pytest.mark.once
 def test_files_that_do_not_belong_together(tmp_path):
     model = rnn_language_model(cell="gru", vocabulary_size=5, embedding_dim=4, units=4)
-    model_files.save_model(model, tmp_path / "m.keras")
+    model_files.save_model(model, tmp_path / "model.keras")
     with pytest.raises(UserError, match="There is no tokenizer"):
-        writing.load_with_tokenizer(tmp_path / "m.keras")
-    tokenizers.save_tokenizer(tokenizers.train_tokenizer("abcdef", "char"), tmp_path / "m.tokenizer.json")
+        CausalLM.from_preset(tmp_path)
+    tokenizer = tokenizers.train_tokenizer("abcdef", "char")
+    tokenizers.save_tokenizer(tokenizer, tmp_path / "tokenizer.json")
     with pytest.raises(UserError, match="6 entries but the model has 5"):
-        writing.load_with_tokenizer(tmp_path / "m.keras")
-    mnist = pathlib.Path(__file__).resolve().parent.parent.parent / "saved_models" / "cnn_mnist.keras"
+        CausalLM.from_preset(tmp_path)
+    mnist = pathlib.Path(__file__).resolve().parent.parent.parent / "saved_models" / "cnn_mnist" / "model.keras"
     with pytest.raises(UserError, match="not a recurrent language model"):
-        writing.load_with_tokenizer(mnist)
+        CausalLM(model_files.load_model(mnist), tokenizer)
