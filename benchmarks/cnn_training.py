@@ -1,10 +1,10 @@
-"""Images a second when training the 48x48 CNN, on each backend and beside plain eager PyTorch.
+"""Training speed of the 48x48 CNN in images per second, on each backend and in plain eager PyTorch.
 
     python benchmarks/cnn_training.py --rounds 3
 
-Every measurement is a process of its own, and contenders take turns, so that a machine that slows down slows all of
-them. All train the same architecture (dropout included) on the same float32 batches of 64 with Adam and weight decay;
-the first steps (compilation, caches) are not counted. "zoo" is what the recipes do; "stock" is Keras as it comes:
+Every measurement is a process of its own, and contenders are interleaved, so that a machine that slows down slows all
+of them. All train the same architecture (dropout included) on the same float32 batches of 64 with Adam and weight
+decay; the first steps (compilation, caches) are not counted. "zoo" is what the recipes do; "stock" is plain Keras:
 `keras.optimizers.Adam` and no fast paths.
 """
 
@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.side_by_side import ratios, run_interleaved
 
-BATCH, WARM_UP = 64, 8
+BATCH, WARMUP_STEPS = 64, 8
 CONTENDERS = (
     "pytorch",
     *(f"{kind} {backend}" for kind in ("stock", "zoo") for backend in ("tensorflow", "jax", "torch")),
@@ -37,7 +37,7 @@ FORWARD_MACS = 48 * 48 * 9 * (3 * 32 + 32 * 64) + 24 * 24 * 9 * 64 * 128 + 18432
 STEP_GFLOP = 2 * BATCH * (3 * FORWARD_MACS - 48 * 48 * 9 * 3 * 32) / 1e9
 
 
-def examples(count):
+def random_examples(count):
     rng = np.random.default_rng(0)
     return rng.standard_normal((count, 48, 48, 3)).astype("float32"), rng.integers(0, 10, count)
 
@@ -55,18 +55,18 @@ def measure_pytorch(steps):
         *(nn.Flatten(), nn.Dropout(0.5), nn.Linear(18432, 512), nn.ReLU(), nn.Dropout(0.5), nn.Linear(512, 10)),
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-4)
-    x, y = examples(BATCH * 4)
+    x, y = random_examples(BATCH * 4)
     x, y = torch.tensor(x).permute(0, 3, 1, 2).contiguous(), torch.tensor(y)
-    for step in range(WARM_UP + steps):
-        if step == WARM_UP:
-            began = time.perf_counter()
+    for step in range(WARMUP_STEPS + steps):
+        if step == WARMUP_STEPS:
+            start_time = time.perf_counter()
         rows = slice(step % 4 * BATCH, (step % 4 + 1) * BATCH)
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(x[rows]), y[rows])
         loss.backward()
         optimizer.step()
         loss.item()
-    return (time.perf_counter() - began) / steps
+    return (time.perf_counter() - start_time) / steps
 
 
 def measure_keras(kind, steps):
@@ -77,12 +77,12 @@ def measure_keras(kind, steps):
     from zoo.models.cnn import cnn
     from zoo.training.optimizers import TorchAdam
 
-    class Clock(keras.callbacks.Callback):
+    class StepTimer(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
             float(logs["loss"])  # wait for the step to end
-            if batch == WARM_UP - 1:
-                self.began = time.perf_counter()
-            self.ended = time.perf_counter()
+            if batch == WARMUP_STEPS - 1:
+                self.start_time = time.perf_counter()
+            self.end_time = time.perf_counter()
 
     if kind == "zoo":
         set_compiler_flags()
@@ -91,21 +91,21 @@ def measure_keras(kind, steps):
     model.compile(optimizer=optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     if kind == "zoo":
         use_fast_paths(model)
-    x, y = examples(BATCH * 4)
-    rows = np.arange(BATCH * (WARM_UP + steps)) % len(x)
-    clock = Clock()
-    model.fit(x[rows], y[rows], batch_size=BATCH, epochs=1, shuffle=False, verbose=0, callbacks=[clock])
-    return (clock.ended - clock.began) / steps
+    x, y = random_examples(BATCH * 4)
+    rows = np.arange(BATCH * (WARMUP_STEPS + steps)) % len(x)
+    timer = StepTimer()
+    model.fit(x[rows], y[rows], batch_size=BATCH, epochs=1, shuffle=False, verbose=0, callbacks=[timer])
+    return (timer.end_time - timer.start_time) / steps
 
 
-def matrix_rate(size=3072, repeats=4):
+def matmul_rate(size=3072, repeats=4):
     """The machine's float32 rate in GFLOP/s: the best of a few large matrix products in NumPy."""
     a = np.random.default_rng(0).standard_normal((size, size)).astype("float32")
     seconds = []
     for _ in range(repeats + 1):
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         a @ a
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start_time)
     return 2 * size**3 / min(seconds[1:]) / 1e9
 
 
@@ -126,7 +126,7 @@ def main():
         CONTENDERS,
         rounds=args.rounds,
         arguments=["--steps", args.steps],
-        before_round=lambda: rates.append(matrix_rate()),
+        before_round=lambda: rates.append(matmul_rate()),
     )
     rate = max(rates)
     floor = STEP_GFLOP / rate

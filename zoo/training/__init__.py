@@ -1,1 +1,1 @@
-"""Everything between data and a trained model: optimizers, checkpoints, callbacks, what recipes share."""
+"""What training recipes share: flags, run folders, optimizers, losses, schedules, callbacks, checkpoints."""

@@ -48,14 +48,18 @@ def load_checkpoint(path, model, *, settings):
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged ({error}): remove it and start the run again.") from error
     for key in sorted(settings.keys() | meta["settings"].keys()):
-        was, now = meta["settings"].get(key), settings.get(key)
-        if was != now:
-            raise UserError(f"{path} was written by a run with {key}={was}, this one has {key}={now}: use the same.")
+        saved, current = meta["settings"].get(key), settings.get(key)
+        if saved != current:
+            raise UserError(
+                f"{path} was written by a run with {key}={saved}, this one has {key}={current}: use the same."
+            )
     model.optimizer.build(model.trainable_variables)
     state = dict(_state(model))
     if state.keys() != arrays.keys():
-        odd = sorted(state.keys() ^ arrays.keys())
-        raise UserError(f"{path} holds the state of another model (it differs in {odd[0]} and {len(odd) - 1} more).")
+        different = sorted(state.keys() ^ arrays.keys())
+        raise UserError(
+            f"{path} holds the state of another model (it differs in {different[0]} and {len(different) - 1} more)."
+        )
     for key, variable in state.items():
         if tuple(variable.shape) != arrays[key].shape:
             raise UserError(f"{path}: {key} has shape {arrays[key].shape}, the model's is {tuple(variable.shape)}.")
@@ -64,10 +68,10 @@ def load_checkpoint(path, model, *, settings):
 
 
 def _state(model):
-    """(key, variable) for everything that training changes; metrics and carried states start afresh each epoch.
+    """(key, variable) for everything that training changes; metrics and carried states are reset in each epoch.
 
-    Weights go by position and path: two models within a model may have layers of the same name. Random streams and
-    optimizer slots go by position alone, since their automatic names count up within a process.
+    Weights are identified by position and path: two models within a model may have layers of the same name. Random
+    streams and optimizer slots by position alone, since their automatic names count up within a process.
     """
     yield from ((f"weight {i} {v.path}", v) for i, v in enumerate(model.weights) if v.name != "rnn_state")
     yield from ((f"random stream {i}", v) for i, v in enumerate(random_streams(model)))

@@ -1,4 +1,4 @@
-"""Initial weights and random streams made by NumPy: one seed gives the same start on every backend."""
+"""Initial weights drawn by NumPy: one seed gives the same weights on every backend."""
 
 import math
 
@@ -8,7 +8,7 @@ INITIALIZERS = ("glorot", "he", "recurrent", "transformer")
 
 
 def set_initial_weights(model, *, seed, initializer="glorot"):
-    """Set every kernel to uniform random numbers U(-a, a) and every bias to zero.
+    """Draw every kernel from U(-a, a) and set every bias to zero.
 
     Keras' own initialisers draw different numbers on each backend for the same seed; these do not. Tensors are drawn
     in the order of `model.weights` from one NumPy generator.
@@ -18,12 +18,12 @@ def set_initial_weights(model, *, seed, initializer="glorot"):
         seed: integer seed.
         initializer: "glorot", a = sqrt(6 / (fan_in + fan_out)), Keras' default (Glorot and Bengio 2010, equation 16);
             or "he", a = sqrt(6 / fan_in) for convolutions, made for ReLU (He et al. 2015, equation 10), with
-            a = sqrt(1 / fan_in) for dense kernels as in `torch.nn.Linear`: small first logits, a calm start.
+            a = sqrt(1 / fan_in) for dense kernels as in `torch.nn.Linear`, which keeps the first logits small.
             Fans count the receptive field. Or "recurrent", for language models: kernels as "glorot", recurrent kernels
             orthogonal (Saxe et al. 2014), embeddings U(-0.05, 0.05), biases zero but for the forget gate of an LSTM,
             which is one (Jozefowicz et al. 2015, section 2.2): the distributions that Keras uses. Or "transformer":
-            kernels as "glorot", embeddings normal with deviation 1 / sqrt(width) (Vaswani et al. 2017, section 3.4,
-            scales them back), factors of normalisations one.
+            kernels as "glorot", embeddings normal with standard deviation 1 / sqrt(hidden_dim) (Vaswani et al. 2017,
+            section 3.4, scales them back), scales of normalisations one.
 
     Raises:
         ValueError: if the initializer is unknown.
@@ -35,10 +35,10 @@ def set_initial_weights(model, *, seed, initializer="glorot"):
     for weight in model.weights:
         shape = tuple(weight.shape)
         if initializer == "recurrent" and weight.name != "kernel":
-            values.append(_recurrent(weight, shape, rng))
+            values.append(_initial_recurrent(weight, shape, rng))
             continue
         if initializer == "transformer" and weight.name != "kernel":
-            values.append(_transformer(weight, shape, rng))
+            values.append(_initial_transformer(weight, shape, rng))
             continue
         if len(shape) < 2:
             values.append(np.zeros(shape, "float32"))
@@ -52,8 +52,8 @@ def set_initial_weights(model, *, seed, initializer="glorot"):
     model.set_weights(values)
 
 
-def _recurrent(weight, shape, rng):
-    """The start of a tensor of a language model that is not a kernel."""
+def _initial_recurrent(weight, shape, rng):
+    """The initial value of a recurrent language model's weight that is not a kernel."""
     if weight.name == "recurrent_kernel":
         q, r = np.linalg.qr(rng.normal(size=shape[::-1]))  # (gates·h, h), orthonormal columns
         return (q * np.sign(np.diag(r))).T.astype("float32")
@@ -66,8 +66,8 @@ def _recurrent(weight, shape, rng):
     return values
 
 
-def _transformer(weight, shape, rng):
-    """The start of a tensor of a transformer that is not a kernel."""
+def _initial_transformer(weight, shape, rng):
+    """The initial value of a transformer's weight that is not a kernel."""
     if weight.name in ("embeddings", "reverse_embeddings") and shape[0] > 1:
         return (rng.normal(size=shape) / math.sqrt(shape[-1])).astype("float32")
     return np.full(shape, 1.0 if weight.name == "gamma" else 0.0, "float32")

@@ -71,7 +71,6 @@ class Run:
         self._start_time = time.perf_counter()
         self._stop = StopOnInterrupt()
         self._recorder = None
-        self._unit = None
 
     @property
     def initial_epoch(self):
@@ -107,7 +106,7 @@ class Run:
         Returns:
             list of `keras.callbacks.Callback`.
         """
-        self._recorder, self._unit = LossRecorder(batches, verbose=self.args.parity), unit
+        self._recorder = LossRecorder(batches, verbose=self.args.parity)
         log = TrainingLog(
             self.folder, CHECKPOINT_FILE, settings=self.settings, history=self.history, examples=examples, unit=unit
         )
@@ -138,7 +137,7 @@ class Run:
 
     def metrics(self):
         """What `metrics.json` says of every run: settings, first losses, times, command and versions."""
-        seconds, rate = sum(row["seconds"] for row in self.history), f"{self._unit}_per_second"
+        seconds, rate = sum(row["seconds"] for row in self.history), self._rate_key()
         return {
             **{key: value for key, value in self.settings.items() if key != "data"},
             "data_sha256": self.settings["data"],
@@ -154,9 +153,14 @@ class Run:
         """Write `metrics.json` and remove the checkpoint, which only a run to be resumed needs; returns the metrics."""
         metrics = save_metrics(self.folder, metrics)
         files.remove(self.folder / CHECKPOINT_FILE)
-        speed = metrics[f"{self._unit}_per_second"]
-        print(f"The model and its report are in {self.folder}/ ({speed:,.0f} {self._unit}/s in training).", flush=True)
+        rate = self._rate_key()
+        speed = f"{metrics[rate]:,.0f} {rate.removesuffix('_per_second')}/s in training"
+        print(f"The model and its report are in {self.folder}/ ({speed}).", flush=True)
         return metrics
+
+    def _rate_key(self):
+        """Column of the history that has the examples per second, e.g. "images_per_second"."""
+        return next(key for key in self.history[-1] if key.endswith("_per_second"))
 
 
 def save_metrics(folder, metrics):
