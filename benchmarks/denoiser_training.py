@@ -48,10 +48,10 @@ def timed(step, steps):
 def measure_diffusers(steps):
     import torch
 
-    from benchmarks.diffusers_models import unet
+    from benchmarks.diffusers_models import conditional_unet
     from zoo.models import variants
 
-    model = unet(**variants.DENOISER["tiny"]).train()
+    model = conditional_unet(**variants.DENOISER["tiny"]).train()
     optimizer = torch.optim.Adam(model.parameters())
     (latents, timestep, context), noise = example_batch()
     latents, noise = (torch.tensor(x).permute(0, 3, 1, 2).contiguous() for x in (latents, noise))

@@ -41,7 +41,7 @@ def autoencoder_kl(
     ).eval()
 
 
-def unet(*, has_attention, num_heads, **config):
+def conditional_unet(*, has_attention, num_heads, **config):
     """The `UNet2DConditionModel` of `zoo.models.stable_diffusion.denoiser`."""
     import diffusers
 

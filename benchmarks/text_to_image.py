@@ -25,7 +25,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.diffusers_models import autoencoder_kl, clip_text_encoder, unet
+from benchmarks.diffusers_models import autoencoder_kl, clip_text_encoder, conditional_unet
 from benchmarks.side_by_side import ratios, run_interleaved
 from zoo.models import variants
 
@@ -52,7 +52,7 @@ def make_folder(folder, size):
         tokenizer=clip_tokenizer(text_config["vocabulary_size"], text_config["max_length"]),
         text_encoder=clip_text_encoder(**text_config),
         vae=autoencoder_kl(**vae_config, sample_size=IMAGE_SIZE[size]),
-        unet=unet(**unet_config, sample_size=latent_size),
+        unet=conditional_unet(**unet_config, sample_size=latent_size),
         scheduler=diffusers.DDIMScheduler(
             beta_schedule="scaled_linear",
             beta_start=0.00085,

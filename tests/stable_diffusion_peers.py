@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 import torch
-from zoo.compat.keras import set_initial_value, skip_weight_init
 
-from benchmarks.diffusers_models import autoencoder_kl, clip_text_encoder, unet  # noqa: F401  (for the tests)
+from benchmarks.diffusers_models import autoencoder_kl, clip_text_encoder, conditional_unet  # noqa: F401  (for the tests)
+from zoo.compat.keras import set_initial_value, skip_weight_init
 from zoo.converters.stable_diffusion import to_diffusers
 
 diffusers = pytest.importorskip("diffusers")

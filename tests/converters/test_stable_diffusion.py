@@ -18,6 +18,7 @@ from tests.stable_diffusion_peers import (
     channels_first,
     channels_last,
     clip_text_encoder,
+    conditional_unet,
     diffusers,
     images,
     transformers,
@@ -148,7 +149,7 @@ def make_folder(folder, *, text=None, unet=None, variant=None, shard="1GB", pad=
     peers = {
         "text_encoder": random_peer(clip_text_encoder, 0, **TEXT | (text or {})),
         "vae": random_peer(autoencoder_kl, 1, **VAE),
-        "unet": random_peer(unet, 2, **UNET | (unet or {})),
+        "unet": random_peer(conditional_unet, 2, **UNET | (unet or {})),
     }
     for name, peer in peers.items():
         peer = peer.half() if variant == "fp16" else peer

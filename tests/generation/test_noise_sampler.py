@@ -327,7 +327,7 @@ def test_a_perfect_model_gives_back_the_picture(sampler):
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda: betas("cosine"), "must be one of linear, scaled_linear, squared_cosine, got 'cosine'"),
+        (lambda: betas("cosine"), "must be one of linear, scaled_linear, squaredcos_cap_v2, got 'cosine'"),
         (lambda: space_timesteps("even", 10), "must be one of leading, trailing, linspace, got 'even'"),
         (lambda: space_timesteps("leading", 0), "must be from 1 to 1,000, got 0"),
         (lambda: space_timesteps("leading", 1001), "must be from 1 to 1,000, got 1001"),

@@ -13,10 +13,10 @@ from tests.stable_diffusion_peers import (
     channels_first,
     channels_last,
     clip_text_encoder,
+    conditional_unet,
     images,
     predict,
     random_model,
-    unet,
     with_weights_of,
 )
 from zoo.blocks.residual import flatten_spatial, pixel_indices, unflatten_spatial, upsample_nearest
@@ -236,7 +236,9 @@ def test_denoiser_equals_diffusers(config):
     attention = numbers["has_attention"] or (False,) * levels
     ours = random_model(denoiser, **{key: value for key, value in numbers.items() if key != "use_linear_projection"})
     linear = numbers.get("use_linear_projection", False)
-    peer = with_weights_of(unet(**numbers | {"has_attention": attention}), denoiser=ours, use_linear_projection=linear)
+    peer = with_weights_of(
+        conditional_unet(**numbers | {"has_attention": attention}), denoiser=ours, use_linear_projection=linear
+    )
     latents = images(0, 3, *size, numbers.get("in_channels", 4))
     timestep, context = np.array([0, 333.5, 999], "float32"), images(1, 3, 5, numbers["cross_attention_dim"])
     with torch.no_grad():
@@ -290,7 +292,7 @@ def test_the_ledger_counts_the_work_that_pytorch_counts():
             ledger(text_encoder(**TEXT), input_shape=(7,)),
         )
     for book, peer, call in (
-        (books[0], unet(**UNET), (latents, 1, context)),
+        (books[0], conditional_unet(**UNET), (latents, 1, context)),
         (books[1], autoencoder_kl(**VAE).decode, (latents,)),
         (books[2], clip_text_encoder(**TEXT), (torch.zeros(1, 7).long(),)),
     ):

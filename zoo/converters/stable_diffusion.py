@@ -519,7 +519,8 @@ def _vae_config(path, config):
     for way, kind in (("down", "DownEncoderBlock2D"), ("up", "UpDecoderBlock2D")):
         if (kinds := config.get(f"{way}_block_types", [kind])) != [kind] * num_levels:
             raise UserError(
-                f"{path} says {way}_block_types is {kinds!r}, where {kind} for each of {num_levels} levels was expected."
+                f"{path} says {way}_block_types is {kinds!r}, where {kind} for each of {num_levels} levels was "
+                "expected."
             )
     return {
         "block_out_channels": block_out_channels,

@@ -12,6 +12,7 @@ A preset's files are those that `zoo convert stable-diffusion` writes; `zoo.conv
 
 import collections
 import math
+import os
 import pathlib
 import time
 import warnings
@@ -31,7 +32,7 @@ from zoo.io import cards, files, images, model_files
 from zoo.tasks.base import Task
 
 COMPONENTS = ("text_encoder", "encoder", "decoder", "denoiser")  # files of a preset, each with ".keras"
-SMALL_IMAGE_SIZE = 128  # pixels: up to this size, `save_images` writes a strip of the steps as well
+_SMALL_IMAGE_SIZE = 128  # pixels: up to this size, `save_images` writes a strip of the steps as well
 _KIND = "stable_diffusion"
 # The entries of pipeline.json: a type, or the possible values.
 _PIPELINE_CONFIG = {
@@ -80,7 +81,8 @@ class TextToImage(Task):
     def __init__(self, components, tokenizer, pipeline_config, *, card=None, generation_config=None):
         super().__init__(None, tokenizer, card=card, generation_config=generation_config)
         del self.model  # there are several
-        self.components, self.pipeline_config = dict(components), dict(pipeline_config)
+        self.components = {name: model for name, model in components.items() if model is not None}
+        self.pipeline_config = dict(pipeline_config)
         _check_components(self.components, self.pipeline_config)
         self._pipeline = LatentDiffusion(*(self.components.get(name) for name in COMPONENTS), self.pipeline_config)
 
@@ -197,7 +199,7 @@ class TextToImage(Task):
             UserError: as in `generate`; if a file cannot be written.
         """
         path, log = pathlib.Path(path), log or (lambda line: None)
-        if save_strip is None and self.pipeline_config["image_size"] <= SMALL_IMAGE_SIZE:
+        if save_strip is None and self.pipeline_config["image_size"] <= _SMALL_IMAGE_SIZE:
             save_strip = path.with_stem(f"{path.stem}-steps")
         outputs = ((path, [".png"]), (save_gif, [".gif"]), (save_strip, [".png", ".jpg", ".jpeg", ".webp"]))
         for output, suffixes in outputs:
@@ -297,7 +299,7 @@ class TextToImage(Task):
             for texts, kind in ((prompts, "prompt"), (negative, "negative prompt"))
         )
         if image is not None:
-            strength = (0.8 if mask_image is None else 1.0) if strength is None else strength
+            strength = _default_strength(mask_image) if strength is None else strength
             image, mask_image = self._load_init_image(image, mask_image, height, width)
 
         def denoise(part):
@@ -351,10 +353,10 @@ class TextToImage(Task):
                 raise UserError(f"A {kind} must be a str, got {text!r}.")
             if truncated := self.tokenize(text)[1]:
                 limit = self._max_length - 2
-                warnings.warn(f"The {kind} is longer than {limit} tokens: {truncated!r} was left out.", stacklevel=4)
+                warnings.warn(f"The {kind} is longer than {limit} tokens: {truncated!r} was left out.", stacklevel=5)
             if words := self.unknown_words(text):
                 listed = ", ".join(map(repr, words))
-                warnings.warn(f"The {kind} has words that this model does not know: {listed}.", stacklevel=4)
+                warnings.warn(f"The {kind} has words that this model does not know: {listed}.", stacklevel=5)
         token_ids = self.preprocess(texts)
         return token_ids if len(texts) == 1 else np.repeat(token_ids, repeats, axis=0)
 
@@ -383,25 +385,24 @@ class TextToImage(Task):
         metadata = {"model": self.card.get("name", ""), "prompt": prompt} | settings
         metadata["size"] = f"{shape[2]}x{shape[1]}"
         if image is not None:
-            metadata |= {
-                "image": image,
-                "strength": (0.8 if mask_image is None else 1.0) if strength is None else strength,
-            }
-        if mask_image is not None:
-            metadata["mask_image"] = mask_image
+            metadata["strength"] = _default_strength(mask_image) if strength is None else strength
+        for name, value in (("image", image), ("mask_image", mask_image)):
+            if value is not None:
+                metadata[name] = value if isinstance(value, (str, os.PathLike)) else type(value).__name__
         return metadata | {"Software": f"zoo {__version__}"}
 
     @classmethod
     def _from_preset(cls, preset, *, dtype, load_weights):
         config = load_pipeline_config(preset.folder)
         tokenizer = load_tokenizer(preset.file(cards.TOKENIZER_FILE), config)
-        for name in COMPONENTS:  # all are looked for before the first is loaded, which takes time
-            if not (preset.folder / f"{name}.keras").is_file():
+        found = [name for name in COMPONENTS if (preset.folder / f"{name}.keras").is_file()]
+        for name in COMPONENTS:  # before the first is loaded, which takes time
+            if name not in found and (name != "encoder" or "encoder.keras" in preset.card.get("files", {})):
                 raise UserError(
                     f"{preset.folder} has no {name}.keras: convert it again with `zoo convert stable-diffusion`."
                 )
         components = {
-            name: preset.load_model(f"{name}.keras", dtype=dtype, load_weights=load_weights) for name in COMPONENTS
+            name: preset.load_model(f"{name}.keras", dtype=dtype, load_weights=load_weights) for name in found
         }
         try:
             card = {"name": preset.name} | preset.card
@@ -421,6 +422,11 @@ class TextToImage(Task):
 
     def _count_params(self):
         return sum(model.count_params() for model in self.components.values())
+
+
+def _default_strength(mask_image):
+    """As in diffusers' pipelines for image-to-image and inpainting."""
+    return 0.8 if mask_image is None else 1.0
 
 
 def load_pipeline_config(folder):
