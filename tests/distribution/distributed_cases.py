@@ -23,6 +23,7 @@ from zoo import data
 from zoo.blocks.random_streams import set_random_streams
 from zoo.distribution import strategy as distribution
 from zoo.distribution.launch import run_recipe
+from zoo.errors import UserError
 from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
 from zoo.io import files
 from zoo.models import transformer as transformers
@@ -138,7 +139,9 @@ def run(case, folder, *, devices, parallel="data", dropout=0.0, precision="float
         first = callbacks.LossRecorder(batches)
         more = [callbacks.ResetStates()] if case == "rnn" else []
         model.fit(batches, shuffle=False, callbacks=[*more, first, log], validation_data=validation, verbose=2)
-        shards = {v.path: v.value.addressable_shards[0].data.shape for v in model.weights} if parallel == "model" else {}
+        shards = (
+            {v.path: v.value.addressable_shards[0].data.shape for v in model.weights} if parallel == "model" else {}
+        )
         weights = [np.asarray(keras.ops.convert_to_numpy(v)) for v in model.trainable_variables]
         plain = distribution.to_single_device(model)
         assert {layer.compute_dtype for layer in plain.layers} == {"float32"}
@@ -158,7 +161,72 @@ def run(case, folder, *, devices, parallel="data", dropout=0.0, precision="float
             )
 
 
+class RowBatches(keras.utils.PyDataset):
+    """Batches of 8 rows as a user writes them."""
+
+    def __init__(self, x, y):
+        super().__init__()
+        self.x, self.y = x, y
+
+    def __len__(self):
+        return -(-len(self.x) // ROWS)
+
+    def __getitem__(self, index):
+        rows = slice(index * ROWS, (index + 1) * ROWS)
+        return self.x[rows], self.y[rows]
+
+
+def run_plain_fit(folder, *, devices):
+    """Keras' own optimizer and `fit` as any user calls them; writes every number that `fit` and `evaluate` give."""
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(64, 6)).astype("float32"), rng.integers(0, 3, 64)
+    importance = rng.uniform(0.5, 2, 64).astype("float32")
+    calls = {
+        "arrays": ((x, y), {"batch_size": ROWS, "validation_split": 0.25}),
+        "class weights": ((x, y), {"batch_size": ROWS, "class_weight": {0: 2.0, 2: 0.5}}),
+        "sample weights": (
+            (x, y),
+            {"batch_size": ROWS, "sample_weight": importance, "validation_data": (x[:16], y[:16])},
+        ),
+        "batches": ((RowBatches(x, y),), {"shuffle": False, "validation_data": RowBatches(x[:24], y[:24])}),
+        "rows left over": ((x[:59], y[:59]), {"batch_size": ROWS, "shuffle": False, "class_weight": {1: 3.0}}),
+    }
+    results = {}
+    with distribution.strategy(devices) as on:
+        for name, (data, options) in calls.items():
+            keras.utils.set_random_seed(0)
+            layers = [keras.Input((6,)), keras.layers.Dense(8, activation="relu"), keras.layers.Dense(3)]
+            model = keras.Sequential(layers)
+            loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            model.compile(optimizer=keras.optimizers.Adam(1e-2), loss=loss, metrics=["accuracy"])
+            history = model.fit(*data, epochs=2, verbose=0, **options).history
+            if name != "rows left over":  # whose epoch means count the rows that are added
+                results |= {f"{name} {key}": values for key, values in history.items()}
+            results[f"{name} evaluate"] = model.evaluate(x, y, batch_size=ROWS, verbose=0)
+            results[f"{name} weights"] = np.concatenate([np.ravel(w) for w in model.get_weights()])
+        for method, options in ((model.fit, {"batch_size": 9}), (model.evaluate, {"batch_size": 9})):
+            try:
+                method(x, y, verbose=0, **options)
+            except UserError as error:
+                assert "A batch of 9 rows cannot be divided by" in str(error) and on.num_devices > 1
+            else:
+                assert on.num_devices == 1
+        if on.num_devices > 1:  # nothing was computed
+            np.testing.assert_array_equal(
+                np.concatenate([np.ravel(w) for w in model.get_weights()]), results["rows left over weights"]
+            )
+    assert not hasattr(keras.Model.fit, "outside_scope")
+    if not files.discarding():
+        with files.atomic_write(folder.with_suffix(".npz")) as temporary:
+            np.savez(temporary, **results)
+
+
 def main(args):
+    if args.plain_fit:
+        return [
+            run_plain_fit(pathlib.Path(args.folder) / devices.replace(":", ""), devices=devices)
+            for devices in ([args.devices] if args.counts is None else [f"cpu:{n}" for n in args.counts])
+        ]
     for devices in [args.devices] if args.counts is None else [f"cpu:{n}" for n in args.counts]:
         for case in args.cases:
             name = f"{case}-{devices.replace(':', '')}{'' if args.parallel == 'data' else '-model'}"
@@ -177,6 +245,7 @@ if __name__ == "__main__":
     parser.add_argument("folder")
     parser.add_argument("--counts", type=int, nargs="+", default=None)
     parser.add_argument("--cases", nargs="+", default=list(CASES))
+    parser.add_argument("--plain-fit", action="store_true")
     parser.add_argument("--dropout", type=float, default=0.0)
     distribution.add_flags(parser.add_argument)
     run_recipe(main, parser.parse_args())
