@@ -16,6 +16,7 @@ import pytest
 
 import zoo
 from tests.conftest import not_on
+from zoo import cli
 from zoo.data import captions
 from zoo.errors import UserError
 from zoo.evaluation import diffusion as evaluation
@@ -170,6 +171,40 @@ def test_the_evaluation_writes_what_it_chose(finished, tmp_path, monkeypatch):
     task = zoo.TextToImage.from_preset(folder)
     assert task.generation_config == {"num_steps": 3, "guidance_scale": 1.5}
     assert task.card["scores"] == {"num_steps": 3, "guidance_scale": 1.5, "seen": 0.5, "held_out": 0.5}
+
+
+@pytest.mark.heavy
+def test_published(finished, tmp_path):
+    """A preset whose files are checked, with the number of steps and the guidance that the scores chose."""
+    run, target = tmp_path / "run", tmp_path / "published"
+    shutil.copytree(finished()[0], run)
+
+    def publish():
+        cli.run(["publish", str(run), "--output", str(target), "--data-license", "none"])
+
+    with pytest.raises(UserError, match="lacks scores: finish and score the run"):
+        publish()
+    card = cards.read_card(run)
+    cards.write_card(run, card | {"scores": {"all": 0.5}}, sorted(card["files"]))
+    files.write_json(run / "generation_config.json", {"num_steps": 3, "guidance_scale": 1.5})
+    target.mkdir()
+    files.write_json(target / "card.json", {"files": {"classifier.keras": {"sha256": "0" * 64}}})  # of an earlier one
+    publish()
+    assert zoo.TextToImage.from_preset(target).generation_config == {"num_steps": 3, "guidance_scale": 1.5}
+    card = cards.read_card(target)
+    assert set(card["components"]) == {part_folder(stage) for stage in PARTS} and card["scores"] == {"all": 0.5}
+    for entry in (card, *card["components"].values()):
+        assert "--resume" not in entry["command"] and "--output" not in entry["command"]
+    for name in sorted(card["files"]):
+        path = target / name
+        assert card["files"][name]["bytes"] == path.stat().st_size
+        if path.suffix == ".keras":
+            path.write_bytes(path.read_bytes() + b" ")
+            with pytest.raises(UserError, match="was altered or cut short"):
+                model_files.load_model(path)
+    (run / "decoder.keras").write_bytes(b"")
+    with pytest.raises(UserError, match="decoder.keras is missing or not the file that its card describes"):
+        publish()
 
 
 @pytest.mark.heavy

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shlex
 import shutil
 
 from zoo.errors import UserError
@@ -147,10 +148,14 @@ def _read_metrics(path):
 
 
 def _with_clean_command(entry):
-    """A card, or a component's entry, whose command repeats the run from the start."""
+    """A card, or a component's entry, with the command that repeats the run from the start, in the usual folder."""
     from zoo.io.cards import without_resume_flag
 
-    return entry | {"command": without_resume_flag(entry["command"])}
+    words = shlex.split(without_resume_flag(entry["command"]))
+    while "--output" in words:
+        index = words.index("--output")
+        del words[index : index + 2]
+    return entry | {"command": shlex.join(words)}
 
 
 def _parity_inputs(folder, card):
