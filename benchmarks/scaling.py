@@ -26,6 +26,7 @@ import numpy as np
 
 from zoo.data import Batches
 from zoo.distribution import strategy as distribution
+from zoo.distribution.devices import parse_devices
 from zoo.distribution.launch import run_recipe
 from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
 from zoo.io import files
@@ -33,14 +34,12 @@ from zoo.models import transformer as transformers
 from zoo.models import variants
 from zoo.models.cnn import cnn
 from zoo.models.stable_diffusion import denoiser as denoisers
-from zoo.training import callbacks
 from zoo.training.diffusion import IndexedBatches
 from zoo.training.initial_weights import set_initial_weights
-from zoo.training.loop import train
 from zoo.training.optimizers import TorchAdam
 
 set_compiler_flags()
-WARM_UP = 3
+WARMUP_STEPS = 3
 
 
 def make_cnn(rows, steps):
@@ -56,7 +55,7 @@ def make_transformer(rows, steps):
     model = transformers.transformer(vocabulary_size=8000, **variants.TRANSFORMER["tiny"])
     set_initial_weights(model, seed=0, initializer="transformer")
 
-    def make(places, rng, key):
+    def make(indices, rng, key):
         source, target, wanted = rng.integers(1, 8000, (3, rows, 32)).astype("int32")
         return (source, target), wanted
 
@@ -67,7 +66,7 @@ def make_denoiser(rows, steps):
     model = denoisers.denoiser(**variants.DENOISER["tiny"])
     set_initial_weights(model, seed=0, initializer="transformer")
 
-    def make(places, rng, key):
+    def make(indices, rng, key):
         latents, noise = rng.standard_normal((2, rows, 12, 12, 4), dtype="float32")
         timestep = rng.integers(0, 1000, rows).astype("float32")
         return (latents, timestep, rng.standard_normal((rows, 16, 128), dtype="float32")), noise
@@ -83,8 +82,8 @@ MODELS = {"cnn": make_cnn, "transformer": make_transformer, "denoiser": make_den
 LAYOUTS = {"transformer": transformers.TENSOR_PARALLEL_LAYOUT_MAP, "denoiser": denoisers.TENSOR_PARALLEL_LAYOUT_MAP}
 
 
-class Times(keras.callbacks.Callback):
-    """The moments at which steps ended."""
+class StepTimes(keras.callbacks.Callback):
+    """Records when each step ended, `time.perf_counter()`."""
 
     def __init__(self):
         super().__init__()
@@ -97,32 +96,30 @@ class Times(keras.callbacks.Callback):
 def measure(args):
     """One number of devices: seconds a step, and the gradient of the first batch."""
     with distribution.strategy(
-        args.devices, kind=args.parallel, layout=LAYOUTS.get(args.model), precision=args.precision
+        args.devices, parallel=args.parallel, layout_map=LAYOUTS.get(args.model), precision=args.precision
     ):
         model, batches, loss = MODELS[args.model](args.rows, 1)
         before = [np.array(keras.ops.convert_to_numpy(v)) for v in model.trainable_variables]
         _fit(model, batches, loss, keras.optimizers.SGD(1.0), [])
         after = [np.array(keras.ops.convert_to_numpy(v)) for v in model.trainable_variables]
         gradient = np.concatenate([(a - b).ravel() for a, b in zip(before, after)])
-        model, batches, loss = MODELS[args.model](args.rows, WARM_UP + args.steps)
-        times = Times()
+        model, batches, loss = MODELS[args.model](args.rows, WARMUP_STEPS + args.steps)
+        times = StepTimes()
         _fit(model, batches, loss, TorchAdam(1e-3), [times])
     if not files.discarding():
-        np.savez(args.measured, gradient=gradient, seconds=statistics.median(np.diff(times.at[WARM_UP - 1 :])))
+        np.savez(args.measured, gradient=gradient, seconds=statistics.median(np.diff(times.at[WARMUP_STEPS - 1 :])))
 
 
-def _fit(model, batches, loss, optimizer, more):
+def _fit(model, batches, loss, optimizer, callbacks):
     model.compile(optimizer=optimizer, loss=loss)
     use_fast_paths(model)
-    with tempfile.TemporaryDirectory() as folder:
-        log = callbacks.TrainingLog(pathlib.Path(folder), "checkpoint.npz", history=[], settings={}, examples=1)
-        train(model, batches, log=log, epochs=1, callbacks=more)
+    model.fit(batches, shuffle=False, callbacks=callbacks, verbose=0)
 
 
 def main(args):
     if args.measured:
         return measure(args)
-    platform, count = distribution.parse_devices(args.devices)
+    platform, count = parse_devices(args.devices)
     counts = sorted({1, *(2**k for k in range(20) if 2**k < (count or 1)), count or 1})
     print(f"{keras.backend.backend()}, {args.model}, {args.rows} rows a batch, {os.cpu_count()} cores\n")
     print("| devices | ms/step | rows/s | efficiency | gradients |\n| ---: | ---: | ---: | ---: | ---: |")

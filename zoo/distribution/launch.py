@@ -1,8 +1,8 @@
-"""Start a recipe in as many processes as its devices need, and say in one sentence when one of them is lost.
+"""Start a recipe in as many processes as its devices need; exit with a one-line error when one of them is killed.
 
-PyTorch has a process for each device: the recipe starts itself again so many times, by torchrun's own launcher. JAX
-ends a process in which it misses another one from within, without Python having a say: where several hosts work
-together, the recipe runs in a process of its own, and the first one only watches it.
+PyTorch has a process for each device: the recipe starts itself again so many times, by torchrun's launcher. JAX aborts
+a process that misses another one, from C++, where Python cannot catch it: with several hosts the recipe runs in a child
+process, which the first process watches.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ from zoo.distribution.jax import num_processes
 from zoo.distribution.strategy import PEER_FAILURE_MESSAGE
 from zoo.errors import TrainingError, run_command
 
-WATCHED = "ZOO_WATCHED"  # set in processes that another one watches
+_WATCHED = "ZOO_WATCHED"  # set in child processes
 
 
 def run_recipe(main, args):
@@ -32,16 +32,16 @@ def run_recipe(main, args):
 
 
 def _run(main, args):
-    if os.environ.get(WATCHED) or "LOCAL_RANK" in os.environ:
+    if os.environ.get(_WATCHED) or "LOCAL_RANK" in os.environ:
         _end_with_parent()
-    elif keras.backend.backend() == "torch" and (count := _processes(args.devices)) > 1:
+    elif keras.backend.backend() == "torch" and (count := _num_local_processes(args.devices)) > 1:
         return _launch(count)
     elif keras.backend.backend() == "jax" and num_processes() > 1:
         return _watch()
     return main(args)
 
 
-def _processes(devices):
+def _num_local_processes(devices):
     """How many processes PyTorch needs on this host.
 
     Raises:
@@ -49,8 +49,8 @@ def _processes(devices):
     """
     import torch
 
-    platform, wanted = parse_devices(devices)
-    return wanted if platform == "cpu" else resolve_num_accelerators(wanted, torch.cuda.device_count())
+    platform, requested = parse_devices(devices)
+    return requested if platform == "cpu" else resolve_num_accelerators(requested, torch.cuda.device_count())
 
 
 def _launch(count):
@@ -59,7 +59,7 @@ def _launch(count):
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    os.environ[WATCHED] = "1"
+    os.environ[_WATCHED] = "1"
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
     logging.disable(logging.ERROR)  # the launcher's own account of a failure, a page long
     config = LaunchConfig(
@@ -81,28 +81,29 @@ def _launch(count):
         # The launcher ends the others by SIGTERM.
         killed = [rank for rank, code in codes.items() if code < 0 and code != -signal.SIGTERM]
         if killed:
-            raise _lost(f"Process {killed[0]} of {count}", codes[killed[0]]) from None
-        os._exit(codes.get(0, max(codes.values())))  # it has said itself why
+            raise _killed_error(f"Process {killed[0]} of {count}", codes[killed[0]]) from None
+        os._exit(codes.get(0, max(codes.values())))  # it has printed the reason
 
 
 def _watch():
     """Run this command in a process of its own and wait for its end."""
-    child = subprocess.Popen([sys.executable, *sys.argv], env=os.environ | {WATCHED: "1"})
+    child = subprocess.Popen([sys.executable, *sys.argv], env=os.environ | {_WATCHED: "1"})
     while True:
         try:
             code = child.wait()
             break
-        except KeyboardInterrupt:  # the child has got it too, and says what was kept
+        except KeyboardInterrupt:  # the child got it too, and prints what was kept
             continue
     if code == -signal.SIGABRT:
         raise TrainingError(f"{PEER_FAILURE_MESSAGE}: start all of them again with --resume.")
     if code < 0:
-        raise _lost("This process", code)
+        raise _killed_error("This process", code)
     if code:
         os._exit(code)
 
 
-def _lost(which, code):
+def _killed_error(which, code):
+    """The error for a process that a signal ended; `code` is its negative exit status."""
     name = signal.Signals(-code).name
     return TrainingError(f"{which} was ended by {name}: start the run again with --resume.")
 

@@ -47,7 +47,7 @@ class ArrayBatches(keras.utils.PyDataset):
         count = num_rows(self.data)
         self.order = epoch_order(count, seed=0, epoch=epoch) if self.shuffle else np.arange(count)
 
-    def rows(self, indices):
+    def take(self, indices):
         """The batch of some rows."""
         return _map(lambda array: array[indices], self.data)
 
@@ -60,7 +60,7 @@ class ArrayBatches(keras.utils.PyDataset):
         return -(-len(self.order) // self.batch_size)
 
     def __getitem__(self, index):
-        return self.rows(self.order[index * self.batch_size : (index + 1) * self.batch_size])
+        return self.take(self.order[index * self.batch_size : (index + 1) * self.batch_size])
 
 
 class ShardedBatches(keras.utils.PyDataset):

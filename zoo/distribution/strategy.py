@@ -257,7 +257,7 @@ def _split(data, fraction):
         raise UserError(f"validation_split={fraction} needs arrays and a number between 0 and 1: give validation_data.")
     batches = ArrayBatches(*data, batch_size=1)
     at = math.floor(len(batches) * (1 - fraction))
-    return batches.rows(slice(None, at)), batches.rows(slice(at, None))
+    return batches.take(slice(None, at)), batches.take(slice(at, None))
 
 
 # --------------------------------------------------------------------------------------------------- several processes

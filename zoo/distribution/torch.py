@@ -165,7 +165,7 @@ def shuffled_loader(batches, shard):
 
     class Rows:
         def __getitems__(self, indices):
-            return keras.tree.map_structure(keras.ops.convert_to_tensor, shard(batches.rows(indices)))
+            return keras.tree.map_structure(keras.ops.convert_to_tensor, shard(batches.take(indices)))
 
         def __len__(self):
             return len(batches.order)
