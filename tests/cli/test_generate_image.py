@@ -108,10 +108,10 @@ def test_a_folder_by_its_name(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ([".", "--sampler", "dpm+"], "There is no sampler 'dpm.': choose one of ddpm, .* Did you mean 'dpm..'"),
-        ([".", "--num-steps", "0"], "--num-steps must be at least 1, got 0"),
-        ([".", "--num-images", "0"], "--num-images must be at least 1, got 0"),
-        ([".", "--seed", "-1"], "--seed must be at least 0, got -1"),
+        ([".", "--sampler", "dpmpp"], "There is no sampler 'dpmpp': choose one of ddpm, .* Did you mean 'dpmpp_2m'"),
+        ([".", "--num-steps", "0"], "--num-steps: must be at least 1, got 0"),
+        ([".", "--num-images", "0"], "--num-images: must be at least 1, got 0"),
+        ([".", "--seed", "-1"], "--seed: must be at least 0, got -1"),
         ([".", "--size", "512"], "'512' is not a size such as 768x512"),
         (
             [".", "--mask-image", "mask.png"],

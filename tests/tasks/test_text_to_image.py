@@ -383,7 +383,7 @@ def test_what_a_prompt_is_too_long_by_is_named():
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"sampler": "dpm+"}, "There is no sampler 'dpm.': choose one of ddpm, .* Did you mean 'd"),
+        ({"sampler": "dpmpp"}, "There is no sampler 'dpmpp': choose one of ddpm, .* Did you mean 'dpmpp_2m'"),
         ({"num_steps": 0}, "num_steps must be an integer from 1 up, got 0"),
         ({"num_steps": 1001}, "num_steps must be from 1 to 1,000, got 1001"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt must be an integer from 1 up, got 0"),

@@ -57,15 +57,15 @@ class RandomAffine(keras.layers.Layer):
     def call(self, images, training=False):
         if not training:
             return images
-        # One draw of (B, 5) numbers in [-1, 1]: rotation, shear, scale, shift in x, shift in y.
-        draw = keras.random.uniform((ops.shape(images)[0], 5), -1.0, 1.0, seed=self.seed_generator)
-        angle = draw[:, 0] * math.radians(self.rotation)
-        shear = ops.tan(draw[:, 1] * math.radians(self.shear))
-        factor = 1.0 + draw[:, 2] * self.scale
+        # (B, 5) random numbers in [-1, 1]: rotation, shear, scale, shift in x, shift in y.
+        uniform = keras.random.uniform((ops.shape(images)[0], 5), -1.0, 1.0, seed=self.seed_generator)
+        angle = uniform[:, 0] * math.radians(self.rotation)
+        shear = ops.tan(uniform[:, 1] * math.radians(self.shear))
+        factor = 1.0 + uniform[:, 2] * self.scale
         cos, sin = ops.cos(angle) / factor, ops.sin(angle) / factor
         # rotation @ [[1, shear], [0, 1]] / scale, one 2x2 matrix an image
         matrix = ops.stack([cos, cos * shear - sin, sin, sin * shear + cos], axis=1)  # (B, 4)
-        return affine_resample(images, matrix, draw[:, 3:] * self.translation)
+        return affine_resample(images, matrix, uniform[:, 3:] * self.translation)
 
     def get_config(self):
         config = super().get_config()
