@@ -116,10 +116,13 @@ class TorchAdam(keras.optimizers.Adam):
 
         from zoo.compat.torch import fused_adam
 
+        weight = variable.value
+        if weight.stride() != momentum.value.stride():  # `zoo.fast_paths.inference_call` has reordered it
+            weight.data = weight.data.contiguous()
         with torch.no_grad():
-            fused_adam(
-                [variable.value],
-                [gradient],
+            fused_adam(  # which goes through the memory of all of these alike
+                [weight],
+                [gradient.contiguous()],
                 [momentum.value],
                 [velocity.value],
                 [],
