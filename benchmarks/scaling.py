@@ -34,6 +34,7 @@ from zoo.models import transformer as transformers
 from zoo.models import variants
 from zoo.models.cnn import cnn
 from zoo.models.stable_diffusion import denoiser as denoisers
+from zoo.training import flags
 from zoo.training.diffusion import IndexedBatches
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.optimizers import TorchAdam
@@ -151,6 +152,6 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, default=64, help="of a global batch")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--measured", help="measure here, and write this file")
-    distribution.add_flags(parser.add_argument)
+    flags.add(parser, "devices", "parallel", "precision")
     arguments = parser.parse_args()
     run_recipe(main, arguments) if arguments.measured else main(arguments)

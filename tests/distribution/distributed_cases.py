@@ -30,7 +30,7 @@ from zoo.models import transformer as transformers
 from zoo.models.cnn import cnn
 from zoo.models.rnn_language_model import rnn_language_model
 from zoo.models.stable_diffusion import denoiser as denoisers
-from zoo.training import callbacks
+from zoo.training import callbacks, flags
 from zoo.training.diffusion import IndexedBatches
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.losses import LabelSmoothingCrossEntropy
@@ -247,5 +247,5 @@ if __name__ == "__main__":
     parser.add_argument("--cases", nargs="+", default=list(CASES))
     parser.add_argument("--plain-fit", action="store_true")
     parser.add_argument("--dropout", type=float, default=0.0)
-    distribution.add_flags(parser.add_argument)
+    flags.add(parser, "devices", "parallel", "precision")
     run_recipe(main, parser.parse_args())

@@ -46,13 +46,6 @@ _current = _single_device
 _num_barriers = 0
 
 
-def add_flags(add):
-    """The flags of a recipe that say what it runs on; `add` is `ArgumentParser.add_argument`."""
-    add("--devices", default="auto", help="auto: all accelerators, else one CPU; a number; cpu:4 simulates four")
-    add("--parallel", choices=PARALLEL, default="data", help="what the devices divide: the rows of a batch or weights")
-    add("--precision", choices=PRECISIONS, default="float32", help="Keras' dtype policy in training")
-
-
 def current():
     """The `Devices` of the scope that is open, or those of one device."""
     return _current
@@ -144,10 +137,13 @@ def single_device():
     global _current
     before = _current
     with outside_scope():
-        _current = _single_device
+        _current = Devices()
+        _current.precision = keras.config.dtype_policy().name
+        _enter(_current)
         try:
             yield
         finally:
+            _leave(_current)
             _current = before
 
 
@@ -179,8 +175,9 @@ def _in_scope(method):
 
     @functools.wraps(method)
     def wrapper(model, *args, **kwargs):
-        if model.built and model.optimizer and not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)  # TensorFlow takes longer when the first step does it
+        optimizer = getattr(model, "optimizer", None)
+        if model.built and optimizer and not optimizer.built:
+            optimizer.build(model.trainable_variables)  # TensorFlow takes longer when the first step does it
         if keras.backend.backend() == "torch":
             _backend().fix_zero_grad(model)
         call = signature.bind(model, *args, **kwargs)
@@ -210,23 +207,29 @@ def _shard_arguments(arguments, is_fit):
         validation = keras.utils.unpack_x_y_sample_weight(validation)
         batches = _batches(validation, arguments.get("validation_batch_size") or batch_size)
         arguments["validation_data"] = ShardedBatches(batches, _current)
-    batches = _batches(data, batch_size, shuffle=is_fit and arguments.get("shuffle", True))
+    batches = _batches(data, batch_size)
     _check_batch_size(batches, single_is_fine=not is_fit)
     if _current.num_processes == 1 and isinstance(batches, ArrayBatches) and batches.divides(_current.num_replicas):
         arguments |= dict(zip(("x", "y", "sample_weight"), data))  # Keras shuffles as on one device
         return
     sharded = ShardedBatches(batches, _current, arguments.pop("class_weight", None))
     arguments["x"] = sharded
-    if isinstance(batches, ArrayBatches) and batches.shuffle:
+    if not is_fit or not arguments.get("shuffle", True):
+        return
+    if keras.backend.backend() == "torch":  # every process draws the order that Keras draws on one device
+        start_epoch = _backend().synchronize_random_states
+        if isinstance(batches, ArrayBatches):
+            arguments |= {"x": _backend().shuffled_loader(batches, sharded.shard), "shuffle": False}
+    elif isinstance(batches, ArrayBatches) or _current.num_processes > 1:
+        start_epoch = sharded.shuffle
         arguments["shuffle"] = False
-        if keras.backend.backend() == "torch":
-            arguments["x"] = _backend().shuffled_loader(batches, sharded.shard)
-        else:
-            set_epoch = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: batches.set_epoch(epoch))
-            arguments["callbacks"] = [set_epoch, *keras.tree.flatten(arguments.get("callbacks") or ())]
+    else:
+        return
+    callback = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: start_epoch(epoch))
+    arguments["callbacks"] = [callback, *keras.tree.flatten(arguments.get("callbacks") or ())]
 
 
-def _batches(data, batch_size, *, shuffle=False):
+def _batches(data, batch_size):
     """A `PyDataset` of global batches of what `fit` takes as (x, y, sample_weight)."""
     x, y, sample_weight = data
     if isinstance(x, keras.utils.PyDataset):
@@ -238,7 +241,7 @@ def _batches(data, batch_size, *, shuffle=False):
             f"model.fit and model.evaluate on {_current.num_devices} devices take arrays or a keras.utils.PyDataset of "
             f"global batches, got {type(x).__name__}: wrap it in a PyDataset."
         )
-    return ArrayBatches(x, y, sample_weight, batch_size=batch_size, shuffle=shuffle)
+    return ArrayBatches(x, y, sample_weight, batch_size=batch_size)
 
 
 def _check_batch_size(batches, *, single_is_fine):

@@ -17,7 +17,7 @@ def evaluate_classifier(model, dataset, folder, *, limit=None):
     """Evaluate on the test images, or the first `limit`.
 
     Args:
-        model: from raw images (N, H, W, C) to logits (N, K).
+        model: an image classifier, from raw images (N, H, W, C) to logits (N, K).
         dataset: `zoo.data.ImageDataset`.
         folder: where report.txt, confusion_matrix.png and worst_mistakes.png go.
 
@@ -27,15 +27,11 @@ def evaluate_classifier(model, dataset, folder, *, limit=None):
     Raises:
         UserError: if the model does not fit the data set.
     """
-    channels, classes = dataset.x_test.shape[-1], len(dataset.class_names)
-    input_shape, output_shape = model.input_shape, model.output_shape
-    one_in_one_out = isinstance(input_shape, tuple) and isinstance(output_shape, tuple)
-    if not (
-        one_in_one_out and len(input_shape) == 4 and input_shape[-1] == channels and output_shape[1:] == (classes,)
-    ):
+    channels, num_classes = dataset.x_test.shape[-1], len(dataset.class_names)
+    if (model.input_shape[-1], model.output_shape[-1]) != (channels, num_classes):
         raise UserError(
-            f"The model {model.name} maps {input_shape} to {output_shape}, but {dataset.name} needs a classifier from "
-            f"(batch, height, width, {channels}) to (batch, {classes}): this is a model of another architecture."
+            f"{model.name} maps {model.input_shape} to {model.output_shape}, but {dataset.name} needs a classifier from "
+            f"(batch, height, width, {channels}) to (batch, {num_classes}): this is a model of another architecture."
         )
     folder = files.prepare_folder(folder)
     images, labels = dataset.x_test[:limit], dataset.y_test[:limit]

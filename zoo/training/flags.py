@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 
 from zoo.data import IMAGE_DATASETS
+from zoo.distribution.devices import PARALLEL, PRECISIONS
 from zoo.errors import UserError
 from zoo.models.rnn_language_model import CELLS
 from zoo.models.variants import TRANSFORMER
@@ -48,7 +49,6 @@ def _flag(help, default=None, type=str, minimum=None, below=None, defines_run=Tr
 
 SCHEDULES = ("cosine", "inverse-sqrt", "constant")
 OPTIMIZERS = ("adam", "adamw")
-PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 FLAGS = {
     # data
@@ -109,7 +109,7 @@ FLAGS = {
     "parallel": _flag(
         "what the devices divide: the rows of a batch or the weights",
         "data",
-        choices=("data", "model"),
+        choices=PARALLEL,
         defines_run=False,
     ),
     "precision": _flag("Keras dtype policy of the training", "float32", choices=PRECISIONS, defines_run=False),
