@@ -30,8 +30,8 @@ def evaluate_classifier(model, dataset, folder, *, limit=None):
     channels, num_classes = dataset.x_test.shape[-1], len(dataset.class_names)
     if (model.input_shape[-1], model.output_shape[-1]) != (channels, num_classes):
         raise UserError(
-            f"{model.name} maps {model.input_shape} to {model.output_shape}, but {dataset.name} needs a classifier from "
-            f"(batch, height, width, {channels}) to (batch, {num_classes}): this is a model of another architecture."
+            f"{model.name} maps {model.input_shape} to {model.output_shape}, but {dataset.name} needs (batch, height, "
+            f"width, {channels}) to (batch, {num_classes}): this is a model of another architecture."
         )
     folder = files.prepare_folder(folder)
     images, labels = dataset.x_test[:limit], dataset.y_test[:limit]

@@ -64,7 +64,7 @@ FLAGS = {
     "tokenizer": _flag("what a token is", "char", choices=TOKENIZER_KINDS),
     "vocabulary_size": _flag("upper bound of the tokenizer's entries", type=int, minimum=1),
     # model
-    "variant": _flag("size of the model", "tiny", choices=tuple(TRANSFORMER)),
+    "variant": _flag("sizes of the model, which single flags replace", "tiny", choices=tuple(TRANSFORMER)),
     "cell": _flag("recurrent cell", "lstm", choices=tuple(CELLS)),
     "num_layers": _flag("number of layers", type=int, minimum=1),
     "num_heads": _flag("attention heads", type=int, minimum=1),
@@ -128,7 +128,6 @@ def parser(doc):
     return argparse.ArgumentParser(
         description=doc.strip().splitlines()[0],
         epilog="The backend is chosen by the environment: KERAS_BACKEND=tensorflow, jax or torch.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
 
 
@@ -138,7 +137,8 @@ def add(parser, *names, **defaults):
         flag = FLAGS[name]
         options = {"action": "store_true"} if flag.type is bool else {"type": flag.type}
         default = defaults.get(name, flag.default)
-        parser.add_argument(_spelling(name), default=default, help=flag.help, **options, **flag.options)
+        help = flag.help if default in (None, False) else f"{flag.help} (default: %(default)s)"
+        parser.add_argument(_spelling(name), default=default, help=help, **options, **flag.options)
 
 
 def check(args):
