@@ -137,7 +137,7 @@ def add(parser, *names, **defaults):
         flag = FLAGS[name]
         options = {"action": "store_true"} if flag.type is bool else {"type": flag.type}
         default = defaults.get(name, flag.default)
-        help = flag.help if default in (None, False) else f"{flag.help} (default: %(default)s)"
+        help = flag.help if default is None or default is False else f"{flag.help} (default: %(default)s)"
         parser.add_argument(_spelling(name), default=default, help=help, **options, **flag.options)
 
 
