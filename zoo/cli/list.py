@@ -5,10 +5,10 @@ import shutil
 import textwrap
 
 HELP, EPILOG = "show every model: its task, size and result", None
-# Where a card holds one of these, it is shown as the result.
+# Where a card holds one of these, it is shown as the result: accuracy, bits per character, BLEU.
 METRICS = (
-    ("test_accuracy", "{:.2%} accuracy"),
-    ("test_bits_per_character", "{:.3f} bits/char"),
+    ("test_accuracy", "{:.2%} acc"),
+    ("test_bits_per_character", "{:.3f} bpc"),
     ("test_bleu_beam_5", "{:.1f} BLEU"),
 )
 _ARCHITECTURES = "Architectures, built with fresh weights"
@@ -41,8 +41,8 @@ def run(args):
 
 def _result(card):
     results = [text.format(card[key]) for key, text in METRICS if key in card]
-    if "scores" in card:  # of images: the share that shows what the prompt says
-        results.append(f"{card['scores']['held_out']['all']:.1%} right")
+    if "scores" in card:  # the share of images that show what their prompt says
+        results.append(f"{card['scores']['held_out']['all']:.1%} acc")
     return ", ".join(results)
 
 
