@@ -120,7 +120,7 @@ def test_plain_fit_on_two_replicas_gives_the_numbers_of_one_device(tmp_path, run
         ended = run(command)
         assert ended.returncode == 0, ended.stderr
     one, two = results(tmp_path, "cpu1"), results(tmp_path, "cpu2")
-    assert len(one) == len(two) == 24
+    assert len(one) == len(two) == 25
     for key, values in one.items():
         np.testing.assert_allclose(two[key], values, atol=1e-5, rtol=1e-5, err_msg=key)
 
@@ -339,6 +339,10 @@ def test_parts_of_a_batch_weigh_what_the_whole_weighs():
         means = [(part[2] * part[0]).mean() for part in got]
         np.testing.assert_allclose(np.mean(means), x[4 * index : 4 * index + 4].mean(), rtol=1e-6)
         assert {len(part[0]) for part in got} == {4 if tensorflow else 2}
+    parts = [ShardedBatches(batches, Devices(4), training=False)[index] for index in range(3)]
+    assert {len(part[0]) for part in parts} == {4}
+    sums = np.sum([[(part[2] * part[0]).sum(), len(part[0]), part[2].sum()] for part in parts], axis=0)
+    np.testing.assert_allclose(sums[0] / sums[1:], x.mean(), rtol=1e-6)  # Keras' loss of an epoch, a weighted metric
     whole = ShardedBatches(Batches(x[:8], y[:8], batch_size=4), Devices(4))
     assert len(whole[0]) == 2  # no weights where none are needed
 

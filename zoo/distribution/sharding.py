@@ -31,21 +31,16 @@ def class_weight_to_sample_weights(y, class_weight):
 
 
 class ArrayBatches(keras.utils.PyDataset):
-    """Global batches of nested arrays (x, y, sample_weight), None where there are none; the last may be smaller.
+    """Global batches of nested arrays x, y and sample_weight, None where there are none; the last may be smaller."""
 
-    Args:
-        shuffle: whether the order of the rows is another in each epoch, a function of the epoch alone.
-    """
-
-    def __init__(self, x, y=None, sample_weight=None, *, batch_size, shuffle=False):
+    def __init__(self, x, y=None, sample_weight=None, *, batch_size):
         super().__init__()
         self.data = _map(keras.ops.convert_to_numpy, (x, y, sample_weight))
-        self.batch_size, self.shuffle = batch_size, shuffle
-        self.set_epoch(0)
+        self.batch_size, self.order = batch_size, np.arange(num_rows(x))
 
-    def set_epoch(self, epoch):
-        count = num_rows(self.data)
-        self.order = epoch_order(count, seed=0, epoch=epoch) if self.shuffle else np.arange(count)
+    def shuffle(self, epoch):
+        """Move to the order of an epoch, a function of its number alone."""
+        self.order = epoch_order(len(self.order), seed=0, epoch=epoch)
 
     def take(self, indices):
         """The batch of some rows."""
@@ -66,36 +61,43 @@ class ArrayBatches(keras.utils.PyDataset):
 class ShardedBatches(keras.utils.PyDataset):
     """Batches that devices can divide, of which a process takes its part.
 
-    Rows that are missing for equal parts are added and weigh nothing; the others weigh so much more that means over the
-    batch stay what they were. Means over an epoch, which Keras takes by numbers of rows, count the added ones.
+    Rows that are missing for equal parts are added and weigh nothing. In training the others weigh so much more that
+    the mean over their batch stays what it was, as gradients need; means over an epoch, which Keras takes by numbers of
+    rows, then count the added ones. In evaluation all rows weigh so much more that the mean over the epoch is exact.
 
     Args:
         batches: global batches, a `PyDataset`.
         devices: `zoo.distribution.devices.Devices`.
         class_weight: {class: weight}, or None.
+        training: whether gradients are taken.
     """
 
-    def __init__(self, batches, devices, class_weight=None):
+    def __init__(self, batches, devices, class_weight=None, training=True):
         one_process = devices.num_processes == 1
         super().__init__(
             workers=batches.workers if one_process else 1,  # several workers may change the order
             use_multiprocessing=batches.use_multiprocessing and one_process,
             max_queue_size=batches.max_queue_size,
         )
-        self.batches, self.devices, self.class_weight = batches, devices, class_weight
-        if hasattr(batches, "batch_size"):
-            sizes = {num_rows(batches[index]) for index in (0, (batches.num_batches or 1) - 1)}
-            self.weighted = any(size % devices.num_replicas for size in sizes)
-        else:
-            self.weighted = True
+        self.batches, self.devices, self.class_weight, self.order = batches, devices, class_weight, None
+        self.weighted, self.scale = True, None
+        if hasattr(batches, "batch_size") and batches.num_batches:
+            sizes = [num_rows(batches[0])] * (batches.num_batches - 1) + [num_rows(batches[batches.num_batches - 1])]
+            added = sum(-size % devices.num_replicas for size in sizes)
+            self.weighted = added > 0
+            if added and not training:
+                self.scale = 1 + added / sum(sizes)
 
     @property
     def num_batches(self):
         return self.batches.num_batches
 
-    def set_epoch(self, epoch):
-        if hasattr(self.batches, "set_epoch"):
-            self.batches.set_epoch(epoch)
+    def shuffle(self, epoch):
+        """Move to the order of an epoch: of the rows of arrays, else of whole batches."""
+        if isinstance(self.batches, ArrayBatches):
+            self.batches.shuffle(epoch)
+        else:
+            self.order = epoch_order(self.num_batches, seed=0, epoch=epoch)
 
     def on_epoch_begin(self):
         self.batches.on_epoch_begin()
@@ -104,7 +106,7 @@ class ShardedBatches(keras.utils.PyDataset):
         self.batches.on_epoch_end()
 
     def __getitem__(self, index):
-        return self.shard(self.batches[index])
+        return self.shard(self.batches[index if self.order is None else self.order[index]])
 
     def shard(self, batch):
         """The part of a global batch that this process works on."""
@@ -120,15 +122,13 @@ class ShardedBatches(keras.utils.PyDataset):
         if added:
             indices = np.concatenate([np.arange(rows), np.zeros(added, int)])
             x, y, weights = _map(lambda array: np.asarray(array)[indices], (x, y, weights))
-            weights = _map(self._pad_weights(rows, added), weights)
+        if added or self.scale:
+            factors = np.full(rows + added, self.scale or 1 + added / rows, "float32")
+            factors[rows:] = 0
+            weights = _map(lambda array: array * factors.reshape(-1, *[1] * (array.ndim - 1)), weights)
         batch = keras.utils.pack_x_y_sample_weight(x, y, weights)
         if self.devices.num_processes == 1 or keras.backend.backend() == "tensorflow":  # which divides by itself
             return batch
         size = (rows + added) // self.devices.num_processes
         mine = slice(self.devices.process_id * size, (self.devices.process_id + 1) * size)
         return _map(lambda array: array[mine], batch)
-
-    @staticmethod
-    def _pad_weights(rows, added):
-        factor = np.r_[np.full(rows, (rows + added) / rows), np.zeros(added)].astype("float32")
-        return lambda weights: weights * factor.reshape(-1, *[1] * (weights.ndim - 1))

@@ -206,13 +206,13 @@ def _shard_arguments(arguments, is_fit):
     if validation is not None:
         validation = keras.utils.unpack_x_y_sample_weight(validation)
         batches = _batches(validation, arguments.get("validation_batch_size") or batch_size)
-        arguments["validation_data"] = ShardedBatches(batches, _current)
+        arguments["validation_data"] = ShardedBatches(batches, _current, training=False)
     batches = _batches(data, batch_size)
     _check_batch_size(batches, single_is_fine=not is_fit)
     if _current.num_processes == 1 and isinstance(batches, ArrayBatches) and batches.divides(_current.num_replicas):
         arguments |= dict(zip(("x", "y", "sample_weight"), data))  # Keras shuffles as on one device
         return
-    sharded = ShardedBatches(batches, _current, arguments.pop("class_weight", None))
+    sharded = ShardedBatches(batches, _current, arguments.pop("class_weight", None), training=is_fit)
     arguments["x"] = sharded
     if not is_fit or not arguments.get("shuffle", True):
         return

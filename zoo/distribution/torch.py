@@ -82,7 +82,7 @@ def training(model, devices, batches):
     if hasattr(model, "ddp_model"):
         yield
         return
-    optimizer = model.optimizer
+    optimizer = getattr(model, "optimizer", None)
 
     def apply(gradients, trainable_variables=None):
         _average([gradient for gradient in gradients if gradient is not None])
@@ -100,24 +100,30 @@ def training(model, devices, batches):
 
 
 def _synchronize(model, process_id):
-    """Give every process the first one's weights and orders of rows, but dropout of its own."""
+    """Give every process the first one's weights, but dropout of its own."""
     import torch
 
-    states = [random.getstate(), np.random.get_state(), torch.get_rng_state()]
-    states += [int(np.asarray(stream.numpy())[0]) for stream in random_streams(model)]
     for variable in model.weights:
         if variable.name != "rnn_state":  # of the process's own rows
             torch.distributed.broadcast(variable.value.data, 0)
-    torch.distributed.all_reduce(
-        torch.zeros(1, device=variable.value.device)
-    )  # the first imports what draws from `random`
+    streams = random_streams(model)
+    starts = [0, *(int(np.asarray(stream.numpy())[0]) for stream in streams)]  # an empty list cannot be sent
+    torch.distributed.broadcast_object_list(starts)
+    for stream, start in zip(streams, starts[1:], strict=True):
+        counter = np.asarray(stream.numpy())[1]
+        stream.assign(np.array([(start + 7919 * process_id) % 2**31, counter]))
+    synchronize_random_states()
+
+
+def synchronize_random_states(epoch=None):
+    """Give every process the first one's global random states, of which orders of rows and batches are drawn."""
+    import torch
+
+    states = [random.getstate(), np.random.get_state(), torch.get_rng_state()]
     torch.distributed.broadcast_object_list(states)
     random.setstate(states[0])
     np.random.set_state(states[1])
     torch.set_rng_state(states[2])
-    for stream, start in zip(random_streams(model), states[3:], strict=True):
-        counter = np.asarray(stream.numpy())[1]
-        stream.assign(np.array([(start + 7919 * process_id) % 2**31, counter]))
 
 
 def _average(gradients):
