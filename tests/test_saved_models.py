@@ -1,5 +1,6 @@
-"""The pretrained files: whole, described by their cards, small enough, and the same numbers on every backend."""
+"""The published presets: whole, described by their cards, small enough, and the same numbers on every backend."""
 
+import importlib
 import json
 import pathlib
 
@@ -10,48 +11,78 @@ import pytest
 from zoo import data
 from zoo.evaluation.translation import bleu
 from zoo.io import files, model_files
-from zoo.tasks.translator import load_translator
+from zoo.tasks.translator import Translator
 
 FOLDER = pathlib.Path(__file__).resolve().parent.parent / "saved_models"
-CARDS = files.cards(FOLDER)
+CARDS = sorted(FOLDER.glob("*/card.json"))
+MODELS = sorted(FOLDER.glob("*/model.keras"))  # presets of one model
 LANGUAGE = ["lstm_shakespeare", "gru_shakespeare"]
 TRANSLATION = ["transformer_multi30k_de_en", "transformer_multi30k_en_de"]
-# What a card of either kind says, and what of one kind.
-ALL = {"command", "backend", "versions", "data_sha256", "seed", "input", "data_licence"}
-OF_A_KIND = (
-    {"test_accuracy", "test_images", "class_names"},
-    {"test_loss", "test_bits_per_character", "validation_loss", "cell", "level", "length", "tokenizer_sha256"},
-    {"test_bleu_beam_1", "test_bleu_beam_5", "signature", "test_pairs", "source", "target", "tokenizer_sha256"},
-)
+# What every card says, and what those of a task.
+ALL = {"name", "task", "files", "command", "command_as_run", "backend", "versions", "data_sha256", "seed", "input"}
+ALL |= {"output", "parameters", "data_license"}
+OF_A_TASK = {
+    "image-classification": {"test_accuracy", "test_images", "class_names"},
+    "text-generation": {"test_bits_per_character", "validation_loss", "cell", "tokenizer", "sequence_length"},
+    "translation": {"test_bleu_beam_1", "test_bleu_beam_5", "signature", "test_pairs", "source_lang", "target_lang"},
+    "text-to-image": {"scores", "components"},
+}
 
 
 @pytest.mark.once
-def test_each_file_has_a_card_and_each_card_a_file():
-    assert {path.stem for path in CARDS} == {path.stem for path in FOLDER.glob("*.keras")}
-    assert {"cnn_mnist", "cnn_gtsrb", *LANGUAGE, *TRANSLATION} <= {path.stem for path in CARDS}
-    tokenizers = {path.name for path in FOLDER.glob("*.tokenizer.json")}
-    assert tokenizers == {f"{path.stem}.tokenizer.json" for path in CARDS if "tokenizer_sha256" in path.read_text()}
+def test_each_preset_has_a_card_and_a_parity_record():
+    names = {path.parent.name for path in CARDS}
+    assert names == {path.name for path in FOLDER.iterdir() if path.is_dir()}
+    assert {"cnn_mnist", "cnn_gtsrb", "diffusion_captions", *LANGUAGE, *TRANSLATION} <= names
+    assert all((path.parent / "parity.npz").is_file() for path in MODELS)
 
 
-@pytest.mark.parametrize("card_path", CARDS, ids=lambda path: path.stem)
-def test_card_describes_the_file(card_path):
-    card, path = json.loads(card_path.read_text()), card_path.with_suffix(".keras")
-    assert files.sha256(path) == card["sha256"] and path.stat().st_size == card["bytes"] < 50e6
-    assert ALL <= card.keys() and sum(keys <= card.keys() for keys in OF_A_KIND) == 1
-    assert "--resume" not in card["command"]
+@pytest.mark.once
+@pytest.mark.parametrize("path", CARDS, ids=lambda path: path.parent.name)
+def test_a_card_describes_its_files(path):
+    card, folder = json.loads(path.read_text()), path.parent
+    assert card.keys() >= ALL | OF_A_TASK[card["task"]] and card["name"] == folder.name
+    for name, entry in card["files"].items():
+        file = folder / name
+        assert entry == {"sha256": files.sha256(file), "bytes": file.stat().st_size} and entry["bytes"] < 50e6
+    known = {*card["files"], "card.json", "parity.npz", "generation_config.json"}
+    assert {file.name for file in folder.iterdir()} <= known
+    assert all(file.name in card["files"] for file in folder.glob("*.keras"))
+
+
+def commands():
+    """(name, command) of every card."""
+    for path in CARDS:
+        card = json.loads(path.read_text())
+        for part in (card, *card.get("components", {}).values()):
+            yield card["name"], part["command"]
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("command", sorted({command for _, command in commands()}))
+def test_the_command_of_a_card_runs_today(command):
+    """Its recipe is here and knows its flags."""
+    assert "--resume" not in command
+    backend, python, script, *arguments = command.split()
+    recipe = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    assert (python, backend.partition("=")[0]) == ("python", "KERAS_BACKEND")
+    recipe.parse_args(arguments)
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.parent.name)
+def test_keras_alone_loads_the_file(path):
+    card = json.loads((path.parent / "card.json").read_text())
     model = keras.saving.load_model(path)  # keras alone: no custom objects of ours
     assert model.count_params() == card["parameters"]
-    if "tokenizer_sha256" in card:
-        tokenizer = files.tokenizer_path(path)
-        assert files.sha256(tokenizer) == card["tokenizer_sha256"]
-        vocabulary = json.loads(tokenizer.read_text())["model"]["vocab"]
+    if "tokenizer.json" in card["files"]:
+        vocabulary = json.loads((path.parent / "tokenizer.json").read_text())["model"]["vocab"]
         assert sorted(vocabulary.values()) == list(range(model.output_shape[-1]))
 
 
 def test_a_raw_digit_is_classified_in_one_call():
     """A uint8 image of any size, without any preparation by the caller."""
     digits = data.load_images("digits")  # other scans than MNIST's: 8x8 pixels, another hand
-    model = model_files.load_model(FOLDER / "cnn_mnist.keras")
+    model = model_files.load_model(FOLDER / "cnn_mnist/model.keras")
     predicted = model.predict(digits.x_test[..., 0], verbose=0).argmax(axis=1)
     assert (predicted == digits.y_test).mean() > 0.6
     assert model.predict(np.zeros((1, 28, 28), "uint8"), verbose=0).shape == (1, 10)
@@ -77,13 +108,13 @@ def test_same_logits_on_every_backend(tmp_path, run, name, request):
         dataset = request.getfixturevalue("mnist")
     else:
         dataset = data.load_images("gtsrb", request.getfixturevalue("gtsrb_file"))
-    card = json.loads((FOLDER / f"{name}.json").read_text())
+    card = json.loads((FOLDER / f"{name}/card.json").read_text())
     assert dataset.fingerprint() == card["data_sha256"] and len(dataset.x_test) == card["test_images"]
     logits, some = {}, 2000
     for backend in ("torch", "tensorflow", "jax"):
         target = tmp_path / f"{backend}.npy"
         np.save(tmp_path / "images.npy", dataset.x_test[: None if backend == "torch" else some])
-        ended = run(["-c", PREDICT, FOLDER / f"{name}.keras", tmp_path / "images.npy", target], backend=backend)
+        ended = run(["-c", PREDICT, FOLDER / f"{name}/model.keras", tmp_path / "images.npy", target], backend=backend)
         assert ended.returncode == 0, ended.stderr
         logits[backend] = np.load(target)
     accuracy = (logits["torch"].argmax(axis=1) == dataset.y_test).mean()
@@ -104,9 +135,9 @@ def test_same_language_model_on_every_backend(tmp_path, run, name, shakespeare):
     the states have settled; the first begins with the text.
     """
     dataset, _ = data.load_text(data_dir=shakespeare)
-    card = json.loads((FOLDER / f"{name}.json").read_text())
+    card = json.loads((FOLDER / f"{name}/card.json").read_text())
     assert dataset.fingerprint() == card["data_sha256"]
-    vocabulary = json.loads((FOLDER / f"{name}.tokenizer.json").read_text())["model"]["vocab"]
+    vocabulary = json.loads((FOLDER / f"{name}/tokenizer.json").read_text())["model"]["vocab"]
     ids = np.array([vocabulary[character] for character in dataset.split("validation")], "int32")
     assert len(ids) - 1 == card["validation_tokens"]
     before, wide = 500, 2000
@@ -121,7 +152,7 @@ def test_same_language_model_on_every_backend(tmp_path, run, name, shakespeare):
     logits = {}
     for backend in ("tensorflow", "jax", "torch"):
         target = tmp_path / f"{backend}.npy"
-        ended = run(["-c", PREDICT, FOLDER / f"{name}.keras", tmp_path / "tokens.npy", target], backend=backend)
+        ended = run(["-c", PREDICT, FOLDER / f"{name}/model.keras", tmp_path / "tokens.npy", target], backend=backend)
         assert ended.returncode == 0, ended.stderr
         logits[backend] = np.load(target).astype("float64")
         losses = np.log(np.exp(logits[backend]).sum(axis=-1))
@@ -139,11 +170,11 @@ from zoo import backends
 backends.import_keras()
 import sys
 import keras, numpy as np
-from zoo.tasks.translator import load_translator
+from zoo.tasks.translator import Translator
 file, inputs, sentences, target = sys.argv[1:]
 with np.load(inputs) as stored:
     logits = keras.saving.load_model(file).predict([stored["source"], stored["target"]], verbose=0)
-texts = load_translator(file).translate(open(sentences, encoding="utf-8").read().splitlines(), beams=1)
+texts = Translator.from_preset(file).translate(open(sentences, encoding="utf-8").read().splitlines(), num_beams=1)
 np.savez(target, logits=logits, texts=np.array(texts))
 """
 
@@ -153,10 +184,10 @@ np.savez(target, logits=logits, texts=np.array(texts))
 @pytest.mark.parametrize("name", TRANSLATION)
 def test_same_translation_model_on_every_backend(tmp_path, run, name, multi30k):
     """Each backend in its own process: logits of 64 validation pairs, and the test part translated with its BLEU."""
-    card = json.loads((FOLDER / f"{name}.json").read_text())
-    dataset, _ = data.load_pairs(card["source"], card["target"], data_dir=multi30k)
+    card = json.loads((FOLDER / f"{name}/card.json").read_text())
+    dataset, _ = data.load_pairs(card["source_lang"], card["target_lang"], data_dir=multi30k)
     assert dataset.fingerprint() == card["data_sha256"] and len(dataset.test) == card["test_pairs"]
-    tokenizer = load_translator(FOLDER / f"{name}.keras").tokenizer
+    tokenizer = Translator.from_preset(name).tokenizer
     source, target = (np.full((64, 60), tokenizer.pad_id, "int32") for _ in range(2))
     for row, (read, written) in enumerate(dataset.validation[:64]):
         ids, given = tokenizer.encode(read), [tokenizer.start_id, *tokenizer.encode_target(written)[:-1]]
@@ -168,7 +199,7 @@ def test_same_translation_model_on_every_backend(tmp_path, run, name, multi30k):
         count = len(dataset.test) if backend == "torch" else 32
         (tmp_path / "sentences.txt").write_text("\n".join(source for source, _ in dataset.test[:count]))
         made = tmp_path / f"{backend}.npz"
-        arguments = [FOLDER / f"{name}.keras", tmp_path / "inputs.npz", tmp_path / "sentences.txt", made]
+        arguments = [FOLDER / f"{name}/model.keras", tmp_path / "inputs.npz", tmp_path / "sentences.txt", made]
         ended = run(["-c", TRANSLATE, *arguments], backend=backend)
         assert ended.returncode == 0, ended.stderr
         with np.load(made) as stored:

@@ -55,7 +55,6 @@ import gc
 import math
 import pathlib
 import re
-import shlex
 from typing import NamedTuple
 
 import numpy as np
@@ -305,7 +304,6 @@ def convert(folder, out, *, log=print):
         f"{config['noise_schedule']['num_train_timesteps']} timesteps of the schedule "
         f"{config['noise_schedule']['beta_schedule']}"
     )
-    log(f'Generate with it: zoo generate {shlex.quote(str(out))} "…"')
 
 
 class Pipeline(NamedTuple):

@@ -1,4 +1,4 @@
-"""Loading files of other people: what loads, and what is said about classes that are not here."""
+"""Loading files of other people: what loads, and the errors about classes that are not registered."""
 
 import io
 import os
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from zoo.errors import UserError
-from zoo.io import files
+from zoo.io import model_files
 
 # Two classes of our own, one registered and one not, and a function, nested in a sequential model in a functional one.
 CLASSES = """
@@ -68,12 +68,12 @@ def folder(tmp_path_factory):
 def test_every_missing_class_is_named_and_no_module_is_imported(folder, monkeypatch):
     monkeypatch.syspath_prepend(folder)
     with pytest.raises(UserError) as caught:
-        files.load_model(folder / "custom.keras")
+        model_files.load_model(folder / "custom.keras")
     words = str(caught.value)
     assert "needs the custom classes mine>Scale (of my_layers), mine>cube, Shift (of my_layers)" in words
     assert "import the module that defines them" in words and "\n" not in words
     with pytest.raises(UserError, match=r"needs the custom class mine>Scale \(of my_layers\), .* that defines it"):
-        files.load_model(folder / "one.keras")
+        model_files.load_model(folder / "one.keras")
     assert "my_layers" not in sys.modules
 
 
@@ -82,21 +82,21 @@ def test_classes_that_are_here_are_not_missing(folder):
     exec(CLASSES.replace("@keras.saving.register_keras_serializable", "@(lambda _: lambda c: c)"), space)
     known = {"mine>Scale": space["Scale"], "mine>cube": space["cube"]}
     with keras.saving.custom_object_scope(known), pytest.raises(UserError, match="the custom class Shift"):
-        files.load_model(folder / "custom.keras")
+        model_files.load_model(folder / "custom.keras")
     with keras.saving.custom_object_scope(known | {"Shift": space["Shift"]}):
-        model = files.load_model(folder / "custom.keras")
+        model = model_files.load_model(folder / "custom.keras")
     x = np.ones((2, 4), "float32")
     kernel = model.layers[1].layers[0].layers[1].get_weights()[0]
     np.testing.assert_allclose(model.predict(x, verbose=0), (2 * x @ kernel) ** 3 + 1, rtol=1e-4, atol=1e-5)
 
 
 def test_a_custom_loss_is_not_needed(folder):
-    assert files.load_model(folder / "custom_loss.keras").count_params() == 5
+    assert model_files.load_model(folder / "custom_loss.keras").count_params() == 5
 
 
 def test_python_code_in_a_file_is_never_run(folder):
     with pytest.raises(UserError, match="holds a Lambda layer, which is Python code"):
-        files.load_model(folder / "lambda.keras")
+        model_files.load_model(folder / "lambda.keras")
 
 
 def test_files_of_stock_layers_load(tmp_path):
@@ -113,17 +113,17 @@ def test_files_of_stock_layers_load(tmp_path):
     sequential.save(tmp_path / "sequential.keras")
 
     x = [np.ones((2, 6), "float32"), np.full((2, 6), 2, "float32")]
-    again = files.load_model(tmp_path / "nested.keras").predict(x, verbose=0)
+    again = model_files.load_model(tmp_path / "nested.keras").predict(x, verbose=0)
     for key, value in model.predict(x, verbose=0).items():
         np.testing.assert_allclose(again[key], value, atol=1e-6)
-    assert files.load_model(tmp_path / "sequential.keras").count_params() == sequential.count_params()
+    assert model_files.load_model(tmp_path / "sequential.keras").count_params() == sequential.count_params()
 
 
 def test_a_file_of_something_else(tmp_path):
     np.savez(tmp_path / "arrays.npz", a=np.ones(3))
     (tmp_path / "arrays.npz").rename(tmp_path / "arrays.keras")
     with pytest.raises(UserError, match="arrays.keras cannot be loaded as a Keras model") as caught:
-        files.load_model(tmp_path / "arrays.keras")
+        model_files.load_model(tmp_path / "arrays.keras")
     assert "\n" not in str(caught.value)
 
 
@@ -132,7 +132,7 @@ def test_random_initial_weights_are_not_drawn_while_loading_and_are_again_after(
     model.save(tmp_path / "model.keras")
     drawn = []
     monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", lambda *args, **kwargs: drawn.append(1))
-    loaded = files.load_model(tmp_path / "model.keras")
+    loaded = model_files.load_model(tmp_path / "model.keras")
     assert not drawn
     keras.initializers.GlorotUniform()((2, 2))
     assert drawn
@@ -142,7 +142,7 @@ def test_random_initial_weights_are_not_drawn_while_loading_and_are_again_after(
 
 def test_large_models_are_read_where_they_are(tmp_path, monkeypatch):
     """The same weights, with nothing written beside the file; damaged and incomplete files are told apart as ever."""
-    monkeypatch.setattr(files, "LARGE_MODEL", 1000)
+    monkeypatch.setattr(model_files, "LARGE_MODEL", 1000)
     image = keras.Input((9, 9, 2))
     inner = keras.Sequential([keras.Input((9, 9, 4)), keras.layers.Conv2D(8, 3), keras.layers.GroupNormalization(2)])
     shared = keras.layers.Dense(8, dtype="float16")
@@ -152,9 +152,9 @@ def test_large_models_are_read_where_they_are(tmp_path, monkeypatch):
     for weight in model.weights:
         weight.assign(rng.normal(size=weight.shape))
     path = tmp_path / "large.keras"
-    files.save_model(model, path)
+    model_files.save_model(model, path)
     monkeypatch.setattr(keras.saving, "load_model", None)
-    loaded = files.load_model(path)
+    loaded = model_files.load_model(path)
     assert [file.name for file in tmp_path.iterdir()] == ["large.keras"]
     for ours, theirs in zip(loaded.get_weights(), model.get_weights(), strict=True):
         assert ours.dtype == theirs.dtype and (ours == theirs).all()
@@ -162,9 +162,9 @@ def test_large_models_are_read_where_they_are(tmp_path, monkeypatch):
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="not a whole .keras file"):
-        files.load_model(path)
+        model_files.load_model(path)
     with zipfile.ZipFile(path, "w") as archive, zipfile.ZipFile(io.BytesIO(whole)) as old:
         for name in old.namelist():
             archive.writestr(name, old.read(name).replace(b'"filters": 8', b'"filters": 6'))
     with pytest.raises(UserError, match="cannot be loaded as a Keras model"):
-        files.load_model(path)
+        model_files.load_model(path)
