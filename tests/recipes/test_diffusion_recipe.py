@@ -99,10 +99,7 @@ def test_a_run_leaves_everything_behind(finished):
         assert found == {"history.csv", "metrics.json", "training_curves.png"} | images
         stored = json.loads((folder / part_folder(stage) / "metrics.json").read_text())
         assert stored["epochs"] == 2 and len(stored["first_losses"]) > 3 and stored["dataset"] == "digits"
-        assert list(stored["sha256"]) == [
-            *part_files(stage),
-            *(["generation_config.json"] if stage == "denoiser" else []),
-        ]
+        assert set(stored["sha256"]) - {"generation_config.json"} == set(part_files(stage))
         for name, digest in stored["sha256"].items():
             assert files.sha256(folder / name) == digest
             assert card["files"].get(name, {}).get("sha256", digest) == digest

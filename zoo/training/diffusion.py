@@ -119,7 +119,8 @@ def save_part(run, part, contents, scores):
         the metrics.
     """
     folder, card = run.folder.parent, cards.read_card(run.folder.parent)
-    present = {name for entry in PARTS.values() for name in entry["files"] if (folder / name).is_file()}
+    described = {name for entry in PARTS.values() for name in entry["files"]}
+    present = {name for name in described if (folder / name).is_file()}
     if card:  # which must not describe the files that are being replaced
         cards.write_card(folder, card, sorted(present - set(contents)))
     for name, content in contents.items():
@@ -137,7 +138,7 @@ def save_part(run, part, contents, scores):
     card |= {"task": "text-to-image", "input": "an English caption, at most 14 words"}
     card |= {"output": "images (B, 48, 48, 3) uint8", "command": metrics["command"], **shared}
     card |= {"parameters": sum(one["parameters"] for one in components.values()), "components": components}
-    cards.write_card(folder, card, sorted(present | set(contents)))
+    cards.write_card(folder, card, sorted(present | (described & set(contents))))
     metrics["sha256"] = {name: files.sha256(folder / name) for name in contents}
     print(", ".join(f"{key} {value:.4g}" for key, value in scores.items() if isinstance(value, float)), flush=True)
     return run.save_metrics(metrics)
