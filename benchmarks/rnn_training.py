@@ -1,11 +1,11 @@
-"""Tokens a second when training and writing with recurrent language models, beside plain PyTorch.
+"""Tokens a second when training and generating with recurrent language models, beside plain PyTorch.
 
     python benchmarks/rnn_training.py --rounds 3
 
 Two layers, sequences of 64 tokens, batches of 32, Adam, float32; 65 characters. "zoo" is what the recipe does, "stock"
 is Keras as it comes. Plain PyTorch is `torch.nn.Embedding`, `torch.nn.LSTM` or `GRU` and `torch.nn.Linear` in an eager
-loop; when writing, one character at a time with carried states under `torch.no_grad()`. Every measurement is a process
-of its own, contenders take turns, and the first steps (compilation) are not counted.
+loop; when generating, one character at a time with carried states under `torch.no_grad()`. Every measurement is a
+process of its own, contenders take turns, and the first steps (compilation) are not counted.
 """
 
 import argparse
@@ -23,23 +23,23 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.side_by_side import ratios, run_interleaved
 
-VOCABULARY, BATCH, LENGTH, WARM_UP = 65, 32, 64, 4
+VOCABULARY_SIZE, BATCH_SIZE, SEQUENCE_LENGTH, WARMUP_STEPS = 65, 32, 64, 4
 BACKENDS = ("tensorflow", "jax", "torch")
 
 
 def examples():
     rng = np.random.default_rng(0)
-    return (rng.integers(0, VOCABULARY, (8, BATCH, LENGTH)).astype("int32") for _ in range(2))
+    return (rng.integers(0, VOCABULARY_SIZE, (8, BATCH_SIZE, SEQUENCE_LENGTH)).astype("int32") for _ in range(2))
 
 
-def timed(step, steps):
+def median_seconds(step, steps):
     """Median seconds of `step(k)` after the first few calls."""
     seconds = []
-    for number in range(WARM_UP + steps):
+    for index in range(WARMUP_STEPS + steps):
         began = time.perf_counter()
-        step(number)
+        step(index)
         seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[WARM_UP:])
+    return statistics.median(seconds[WARMUP_STEPS:])
 
 
 def pytorch_model(cell, units):
@@ -49,9 +49,9 @@ def pytorch_model(cell, units):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
-            self.encoder = nn.Embedding(VOCABULARY, units)
+            self.encoder = nn.Embedding(VOCABULARY_SIZE, units)
             self.rnn = {"lstm": nn.LSTM, "gru": nn.GRU}[cell](units, units, 2, batch_first=True)
-            self.decoder = nn.Linear(units, VOCABULARY)
+            self.decoder = nn.Linear(units, VOCABULARY_SIZE)
 
         def forward(self, tokens, states=None):
             outputs, states = self.rnn(self.encoder(tokens), states)
@@ -61,11 +61,11 @@ def pytorch_model(cell, units):
     return Model()
 
 
-def measure_pytorch(cell, units, steps, writing):
+def measure_pytorch(cell, units, steps, generate):
     import torch
 
     model = pytorch_model(cell, units)
-    if writing:
+    if generate:
         state, token = [None], torch.zeros((1, 1), dtype=torch.int64)
 
         def step(_):
@@ -73,7 +73,7 @@ def measure_pytorch(cell, units, steps, writing):
                 logits, state[0] = model(token, state[0])
                 token[0, 0] = int(logits[0, 0].argmax())
 
-        return timed(step, steps * 20)
+        return median_seconds(step, steps * 20)
     optimizer = torch.optim.Adam(model.parameters())
     x, y = (torch.tensor(part, dtype=torch.int64) for part in examples())
 
@@ -85,10 +85,10 @@ def measure_pytorch(cell, units, steps, writing):
         optimizer.step()
         loss.item()
 
-    return timed(step, steps)
+    return median_seconds(step, steps)
 
 
-def measure_keras(kind, cell, units, steps, writing):
+def measure_keras(kind, cell, units, steps, generate):
     import keras
 
     from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
@@ -98,15 +98,17 @@ def measure_keras(kind, cell, units, steps, writing):
 
     if kind == "zoo":
         set_compiler_flags()
-    numbers = {"cell": cell, "vocabulary_size": VOCABULARY, "embedding_dim": units, "units": units}
-    if writing:
-        writer, token = RecurrentGenerator(rnn_language_model(**numbers)), np.zeros(1, "int32")
+    config = {"cell": cell, "vocabulary_size": VOCABULARY_SIZE, "embedding_dim": units, "units": units}
+    if generate:
+        generator, token = RecurrentGenerator(rnn_language_model(**config)), np.zeros(1, "int32")
+        states = [generator.init_states()]
 
         def step(_):
-            token[0] = writer.read(token)[0].argmax()
+            logits, states[0] = generator.step(token, states[0])
+            token[0] = logits[0].argmax()
 
-        return timed(step, steps * 20)
-    model = rnn_language_model(**numbers)
+        return median_seconds(step, steps * 20)
+    model = rnn_language_model(**config)
     model.compile(
         TorchAdam(1e-3) if kind == "zoo" else keras.optimizers.Adam(1e-3),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -114,7 +116,7 @@ def measure_keras(kind, cell, units, steps, writing):
     if kind == "zoo":
         use_fast_paths(model)
     x, y = examples()
-    return timed(lambda number: float(model.train_on_batch(x[number % 8], y[number % 8])), steps)
+    return median_seconds(lambda number: float(model.train_on_batch(x[number % 8], y[number % 8])), steps)
 
 
 def main():
@@ -123,18 +125,18 @@ def main():
     parser.add_argument("--steps", type=int, default=12, help="timed training steps in each process")
     parser.add_argument("--cell", choices=("lstm", "gru"), help="this cell only")
     parser.add_argument("--units", type=int, help="this width only; else 256 and 512")
-    parser.add_argument("--writing", action="store_true", help="writing instead of training")
+    parser.add_argument("--generate", action="store_true", help="generation instead of training")
     parser.add_argument("--stock", action="store_true", help="Keras as it comes too")
     parser.add_argument("--only", help="measure this contender here and print seconds as JSON")
     args = parser.parse_args()
     if args.only:
         kind = args.only.split()[0]
-        numbers = (args.cell, args.units, args.steps, args.writing)
-        return print(json.dumps(measure_pytorch(*numbers) if kind == "pytorch" else measure_keras(kind, *numbers)))
+        case = (args.cell, args.units, args.steps, args.generate)
+        return print(json.dumps(measure_pytorch(*case) if kind == "pytorch" else measure_keras(kind, *case)))
 
-    kinds = ("zoo", "stock") if args.stock and not args.writing else ("zoo",)
+    kinds = ("zoo", "stock") if args.stock and not args.generate else ("zoo",)
     contenders = ("pytorch", *(f"{kind} {backend}" for kind in kinds for backend in BACKENDS))
-    tokens = 1 if args.writing else BATCH * LENGTH
+    tokens = 1 if args.generate else BATCH_SIZE * SEQUENCE_LENGTH
     lines = [
         "| cell, units | contender | s/step | tokens/s | PyTorch = 1 (rounds) |",
         "| --- | --- | ---: | ---: | --- |",
@@ -143,7 +145,7 @@ def main():
         for units in (args.units,) if args.units else (256, 512):
             print(f"\n{cell}, 2 layers of {units}", flush=True)
             arguments = ["--cell", cell, "--units", units, "--steps", args.steps]
-            arguments += ["--writing"] if args.writing else []
+            arguments += ["--generate"] if args.generate else []
             times = run_interleaved(__file__, contenders, rounds=args.rounds, arguments=arguments)
             for name, ratio in ratios(times, "pytorch").items():
                 median = statistics.median(times[name])

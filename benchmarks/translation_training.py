@@ -2,8 +2,8 @@
 
     python benchmarks/translation_training.py --rounds 3
 
-The model published for Multi30k (3 + 3 layers, width 256, inner width 1024, 4 heads, 6,000 entries, pre-norm) and the
-"tiny" variant (4 + 4, 128, 256, 4, post-norm); batches of 2,048 tokens a side in the recipe's own widths, dropout 0.3,
+The model published for Multi30k (3 + 3 layers, hidden width 256, intermediate width 1024, 4 heads, 6,000 entries,
+pre-norm) and the "tiny" variant (4 + 4, 128, 256, 4, post-norm); batches of 2,048 tokens a side in the recipe's own buckets, dropout 0.3,
 label smoothing 0.1, Adam, float32. "zoo" is what the recipe does, "stock" is Keras' own optimizer in its place. Plain
 PyTorch is `torch.nn.Transformer` between a tied `torch.nn.Embedding` with sinusoidal positions and its transpose, in an
 eager loop; its dropouts of attention weights and inner activations, which the recipe's model does not have, are off.
@@ -12,6 +12,7 @@ and a first pass over the batches (compilation) is not counted.
 """
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -28,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.side_by_side import ratios, run_interleaved
 
 BACKENDS = ("tensorflow", "jax", "torch")
-VOCABULARY, PAD, START, DROPOUT, SMOOTHING, RATE = 6_000, 0, 1, 0.3, 0.1, 1e-3
+VOCABULARY_SIZE, PAD_ID, START_ID, DROPOUT, LABEL_SMOOTHING, LEARNING_RATE = 6_000, 0, 1, 0.3, 0.1, 1e-3
 SIZES = {
     "published": {"num_layers": 3, "hidden_dim": 256, "intermediate_dim": 1024, "num_heads": 4, "pre_norm": True},
     "tiny": {"num_layers": 4, "hidden_dim": 128, "intermediate_dim": 256, "num_heads": 4, "pre_norm": False},
@@ -42,15 +43,15 @@ def make_batches(count):
     rng = np.random.default_rng(0)
 
     def sentence(length):
-        return rng.integers(3, VOCABULARY, length)
+        return rng.integers(3, VOCABULARY_SIZE, length)
 
     lengths = np.clip(rng.normal(15, 5, (200 * count, 1)) + rng.normal(0, 1.5, (200 * count, 2)), 4, 40).astype(int)
     pairs = [(sentence(source), sentence(target)) for source, target in lengths]
-    batches = BucketedBatches(pairs, batch_tokens=2048, pad_id=PAD, start_id=START, seed=0)
-    return [batches[place] for place in range(count)]
+    batches = BucketedBatches(pairs, batch_tokens=2048, pad_id=PAD_ID, start_id=START_ID, seed=0)
+    return [batches[index] for index in range(count)]
 
 
-def seconds_a_token(step, batches):
+def seconds_per_token(step, batches):
     """Of a pass over the batches, after one that is not counted."""
     for batch in batches:
         step(batch)
@@ -60,7 +61,7 @@ def seconds_a_token(step, batches):
     return (time.perf_counter() - began) / sum(int((weights > 0).sum()) for *_, weights in batches)
 
 
-def pytorch_model(num_layers, width, inner, num_heads, pre_norm):
+def pytorch_model(num_layers, hidden_dim, intermediate_dim, num_heads, pre_norm):
     import torch
     from torch import nn
 
@@ -69,11 +70,18 @@ def pytorch_model(num_layers, width, inner, num_heads, pre_norm):
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
-            self.embedding = nn.Embedding(VOCABULARY, width)
-            self.register_buffer("positions", torch.as_tensor(sinusoidal_embedding(np.arange(512), width)))
+            self.embedding = nn.Embedding(VOCABULARY_SIZE, hidden_dim)
+            self.register_buffer("positions", torch.as_tensor(sinusoidal_embedding(np.arange(512), hidden_dim)))
             self.dropout = nn.Dropout(DROPOUT)
             self.transformer = nn.Transformer(
-                width, num_heads, num_layers, num_layers, inner, DROPOUT, norm_first=pre_norm, batch_first=True
+                hidden_dim,
+                num_heads,
+                num_layers,
+                num_layers,
+                intermediate_dim,
+                DROPOUT,
+                norm_first=pre_norm,
+                batch_first=True,
             )
             if not pre_norm:  # nn.Transformer ends each stack with one more, which the paper does not have
                 self.transformer.encoder.norm = self.transformer.decoder.norm = None
@@ -84,10 +92,10 @@ def pytorch_model(num_layers, width, inner, num_heads, pre_norm):
                     module.dropout = nn.Identity()
 
         def embed(self, tokens):
-            return self.dropout(self.embedding(tokens) * math.sqrt(width) + self.positions[: tokens.shape[1]])
+            return self.dropout(self.embedding(tokens) * math.sqrt(hidden_dim) + self.positions[: tokens.shape[1]])
 
         def forward(self, source, target):
-            padding = source == PAD
+            padding = source == PAD_ID
             causal = nn.Transformer.generate_square_subsequent_mask(target.shape[1], dtype=torch.bool)
             hidden = self.transformer(
                 self.embed(source),
@@ -101,7 +109,7 @@ def pytorch_model(num_layers, width, inner, num_heads, pre_norm):
 
     torch.manual_seed(0)
     model = Model()
-    nn.init.normal_(model.embedding.weight, std=width**-0.5)
+    nn.init.normal_(model.embedding.weight, std=hidden_dim**-0.5)
     return model
 
 
@@ -109,7 +117,7 @@ def measure_pytorch(size, count):
     import torch
 
     model = pytorch_model(**SIZES[size]).train()
-    optimizer = torch.optim.Adam(model.parameters(), lr=RATE, betas=(0.9, 0.98), eps=1e-9)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.98), eps=1e-9)
     batches = make_batches(count)
 
     def step(batch):
@@ -119,13 +127,13 @@ def measure_pytorch(size, count):
         optimizer.zero_grad()
         logits = model(source, given)
         loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), wanted.flatten(), ignore_index=-100, label_smoothing=SMOOTHING
+            logits.flatten(0, 1), wanted.flatten(), ignore_index=-100, label_smoothing=LABEL_SMOOTHING
         )
         loss.backward()
         optimizer.step()
         loss.item()
 
-    return seconds_a_token(step, batches), sum(part.numel() for part in model.parameters())
+    return seconds_per_token(step, batches), sum(part.numel() for part in model.parameters())
 
 
 def measure_keras(kind, size, count):
@@ -138,10 +146,10 @@ def measure_keras(kind, size, count):
     from zoo.training.optimizers import TorchAdam
 
     set_compiler_flags()
-    model = transformer(vocabulary_size=VOCABULARY, dropout=DROPOUT, pad_id=PAD, **SIZES[size])
+    model = transformer(vocabulary_size=VOCABULARY_SIZE, dropout=DROPOUT, pad_id=PAD_ID, **SIZES[size])
     set_initial_weights(model, seed=0, initializer="transformer")
     adam = TorchAdam if kind == "zoo" else keras.optimizers.Adam
-    model.compile(adam(RATE, beta_2=0.98, epsilon=1e-9), LabelSmoothingCrossEntropy(SMOOTHING))
+    model.compile(adam(LEARNING_RATE, beta_2=0.98, epsilon=1e-9), LabelSmoothingCrossEntropy(LABEL_SMOOTHING))
     if kind == "zoo":
         use_fast_paths(model)
     batches = make_batches(count)
@@ -150,7 +158,7 @@ def measure_keras(kind, size, count):
         inputs, wanted, weights = batch
         float(model.train_on_batch(inputs, wanted, weights))
 
-    return seconds_a_token(step, batches), model.count_params()
+    return seconds_per_token(step, batches), model.count_params()
 
 
 def main():
@@ -159,12 +167,12 @@ def main():
     parser.add_argument("--steps", type=int, default=20, help="timed training steps in each process")
     parser.add_argument("--size", choices=tuple(SIZES), help="this size only")
     parser.add_argument("--stock", action="store_true", help="Keras' own optimizer too")
-    parser.add_argument("--only", help="measure this contender here and print seconds a token as JSON")
+    parser.add_argument("--only", help="measure this contender here and print seconds per token as JSON")
     args = parser.parse_args()
     if args.only:
         kind = args.only.split()[0]
-        own = measure_pytorch if kind == "pytorch" else lambda *numbers: measure_keras(kind, *numbers)
-        seconds, parameters = own(args.size, args.steps)
+        measure = measure_pytorch if kind == "pytorch" else functools.partial(measure_keras, kind)
+        seconds, parameters = measure(args.size, args.steps)
         print(f"{args.only}: {parameters:,} parameters", file=sys.stderr)
         return print(json.dumps(seconds))
 
