@@ -10,6 +10,7 @@ import os
 import numpy as np
 
 from zoo.errors import UserError
+from zoo.fast_paths import inference_function
 from zoo.io.images import load_image
 from zoo.tasks.base import Task
 
@@ -36,6 +37,7 @@ class ImageClassifier(Task):
     def __init__(self, model, *, class_names=None, card=None, generation_config=None):
         super().__init__(model, card=card, generation_config=generation_config)
         _check_classifier(model)
+        self._run_model = inference_function(model)
         num_classes = model.output_shape[1]
         names = class_names if class_names is not None else self.card.get("class_names") or range(num_classes)
         self.class_names = [str(name) for name in names]
@@ -124,7 +126,7 @@ class ImageClassifier(Task):
         probabilities = np.zeros((len(arrays), len(self.class_names)))
         for indices in groups.values():
             batch = np.stack([arrays[index] for index in indices])
-            outputs = self.model(keras.ops.convert_to_tensor(batch), training=False)
+            outputs = self._run_model(batch)
             probabilities[indices] = self.postprocess(keras.ops.convert_to_numpy(outputs))
         return probabilities
 
