@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from zoo import __main__ as command
-from zoo.converters.marian import SETTINGS, from_marian, marian_config, to_marian
+import zoo
+from zoo.cli import run as run_zoo
+from zoo.converters.marian import GENERATION_DEFAULTS, load_marian, marian_config, marian_state_dict
 from zoo.errors import UserError
-from zoo.io import files
 from zoo.models.transformer import transformer
+from zoo.tokenizers import load_tokenizer
 from zoo.tokenizers.marian import MarianTokenizer
 
 sentencepiece = pytest.importorskip("sentencepiece")
@@ -208,7 +209,7 @@ def test_logits_equal(name, small_models, tmp_path):
     peer = make_folder(tmp_path, small_models, **CONFIGS[name])
     if name == "words ignored":
         assert json.loads((tmp_path / "config.json").read_text())["normalize_before"]
-    model, tokenizer = from_marian(tmp_path)
+    model, tokenizer, _ = load_marian(tmp_path)
     same_logits(model, peer)
     same_logits(model, peer, seed=1, texts=1, length=30)
     shared = "separate" not in name
@@ -217,7 +218,7 @@ def test_logits_equal(name, small_models, tmp_path):
     assert (tokenizer.vocabulary_size == tokenizer.source_vocabulary_size) == shared
 
     # There and back: every tensor is what it was.
-    back = to_marian(model, positions=32)
+    back = marian_state_dict(model, positions=32)
     again = transformers.MarianMTModel(transformers.MarianConfig(**marian_config(model, positions=32))).eval()
     again.load_state_dict({name: torch.from_numpy(array) for name, array in back.items()}, strict=True)
     assert back.keys() == peer.state_dict().keys()
@@ -240,11 +241,15 @@ def test_logits_equal(name, small_models, tmp_path):
 )
 def test_our_own_models_go_to_transformers(numbers):
     keras.utils.set_random_seed(0)
-    model = transformer(**({"vocabulary_size": 11, "num_layers": 2, "width": 8, "inner": 12, "num_heads": 2} | numbers))
+    model = transformer(
+        **({"vocabulary_size": 11, "num_layers": 2, "hidden_dim": 8, "intermediate_dim": 12, "num_heads": 2} | numbers)
+    )
     rng = np.random.default_rng(0)
     model.set_weights([rng.normal(0, 1, weight.shape) for weight in model.get_weights()])
     peer = transformers.MarianMTModel(transformers.MarianConfig(**marian_config(model))).eval()
-    peer.load_state_dict({name: torch.from_numpy(array) for name, array in to_marian(model).items()}, strict=True)
+    peer.load_state_dict(
+        {name: torch.from_numpy(array) for name, array in marian_state_dict(model).items()}, strict=True
+    )
     source = rng.integers(1, 9, (3, 7)).astype("int32")
     source[1, 4:] = 0
     target = rng.integers(0, 11, (3, 5)).astype("int32")
@@ -261,8 +266,8 @@ def test_our_own_models_go_to_transformers(numbers):
     ids=str,
 )
 def test_models_that_marian_cannot_be(numbers, named):
-    model = transformer(vocabulary_size=11, num_layers=1, width=8, inner=12, num_heads=2, **numbers)
-    for call in (to_marian, marian_config):
+    model = transformer(vocabulary_size=11, num_layers=1, hidden_dim=8, intermediate_dim=12, num_heads=2, **numbers)
+    for call in (marian_state_dict, marian_config):
         with pytest.raises(UserError, match=re.escape(named)):
             call(model)
 
@@ -270,11 +275,11 @@ def test_models_that_marian_cannot_be(numbers, named):
 def test_other_models_do_not_go_to_transformers():
     plain = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)], name="plain")
     with pytest.raises(UserError, match="plain is not a transformer encoder-decoder"):
-        to_marian(plain)
-    model = transformer(vocabulary_size=11, num_layers=1, width=8, inner=12, num_heads=2)
+        marian_state_dict(plain)
+    model = transformer(vocabulary_size=11, num_layers=1, hidden_dim=8, intermediate_dim=12, num_heads=2)
     longer = keras.Model(model.inputs, keras.layers.Dense(2, name="more")(model.output), name="longer")
-    with pytest.raises(UserError, match="longer also holds more/kernel, more/bias"):
-        to_marian(longer)
+    with pytest.raises(UserError, match="longer also has more/kernel, more/bias"):
+        marian_state_dict(longer)
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -321,8 +326,8 @@ MODEL = "model.safetensors"
 )
 def test_kinds_of_files(rewrite, opus, copied):
     rewrite(copied, opus[1])
-    model, _ = from_marian(copied)
-    for ours, expected in zip(model.get_weights(), from_marian(opus[0])[0].get_weights(), strict=True):
+    model, *_ = load_marian(copied)
+    for ours, expected in zip(model.get_weights(), load_marian(opus[0])[0].get_weights(), strict=True):
         np.testing.assert_array_equal(ours, expected)
 
 
@@ -332,9 +337,9 @@ def test_dtypes_become_float32(dtype, opus, copied):
     rounded.save_pretrained(copied)
     torch.save(rounded.state_dict(), copied / "pytorch_model.bin")  # this one holds rounded positions, too
     peer = transformers.MarianMTModel.from_pretrained(copied, dtype=torch.float32).eval()
-    models = [from_marian(copied)[0]]
+    models = [load_marian(copied)[0]]
     (copied / MODEL).unlink()
-    models.append(from_marian(copied)[0])
+    models.append(load_marian(copied)[0])
     for model in models:
         assert {weight.dtype for weight in model.weights} == {"float32"}
         same_logits(model, peer)
@@ -342,8 +347,8 @@ def test_dtypes_become_float32(dtype, opus, copied):
 
 def test_no_bias_of_the_logits_means_zeros(opus, copied, small_models, tmp_path):
     rewrite_tensors(copied, lambda tensors: tensors.pop("final_logits_bias"))
-    model, _ = from_marian(copied)
-    biased, _ = from_marian(opus[0])
+    model, *_ = load_marian(copied)
+    biased, *_ = load_marian(opus[0])
     assert "logits_bias" not in [layer.name for layer in model.layers]
     source, target = batch(opus[1])
     bias = opus[1].final_logits_bias.numpy()
@@ -352,7 +357,7 @@ def test_no_bias_of_the_logits_means_zeros(opus, copied, small_models, tmp_path)
 
     make_folder(tmp_path, small_models, **UNTIED)
     rewrite_tensors(tmp_path, lambda tensors: tensors.pop("final_logits_bias"))
-    assert not from_marian(tmp_path)[0].get_layer("logits").get_weights()[1].any()
+    assert not load_marian(tmp_path)[0].get_layer("logits").get_weights()[1].any()
 
 
 def rewrite_tensors(folder, change):
@@ -398,7 +403,7 @@ def test_tensors_that_do_not_fit(spoil, named, copied):
 
 def refused(folder, named):
     with pytest.raises(UserError, match=re.escape(named)) as caught:
-        from_marian(folder)
+        load_marian(folder)
     assert len(re.findall(r"[.!?]( |$)", str(caught.value))) == 1, caught.value  # one sentence
 
 
@@ -446,11 +451,17 @@ def words(edit):
         (config(model_type=None), "describes a model of type None, where 'marian' was expected"),
         (config(d_model="16"), "says d_model is '16', where a whole number from 0 up was expected"),
         (config(scale_embedding=1), "says scale_embedding is 1, where true or false was expected"),
-        (config(d_model=18), "describes no model that can be built: width must be even and divisible by num_heads"),
+        (
+            config(d_model=18),
+            "describes no model that can be built: hidden_dim must be even and divisible by num_heads",
+        ),
         (config(encoder_layers=0), "num_layers must be at least 1, got 0"),
         (config(decoder_ffn_dim=32), "says encoder_ffn_dim is 24 and decoder_ffn_dim 32, which have to be the same"),
         (config(decoder_attention_heads=2), "says encoder_attention_heads is 4 and decoder_attention_heads 2, which"),
-        (config(activation_function="gelu_new"), "says activation_function is 'gelu_new', and our models have swish,"),
+        (
+            config(activation_function="gelu_new"),
+            "says activation_function is 'gelu_new', and the zoo's models have swish,",
+        ),
         (config(d_model=32), "model.shared.weight has shape (80, 16), expected (80, 32)"),
         (config(encoder_layers=3), "missing model.encoder.layers.2.self_attn.q_proj.weight (16, 16), "),
         (config(tie_word_embeddings=False), f"missing {LM_HEAD} (80, 16): "),
@@ -459,7 +470,7 @@ def words(edit):
         (config(pad_token_id=3), "says pad_token_id is 3, and <pad> has the id 79 in vocab.json"),
         (generation(decoder_start_token_id=90), "says decoder_start_token_id is 90, where an id below 80"),
         (generation(eos_token_id=[0, 1]), "says eos_token_id is [0, 1], where a whole number"),
-        (lambda folder: write(folder / "tokenizer_config.json", {"pad_token": 5}), "says pad_token is 5, where a name"),
+        (lambda folder: write(folder / "tokenizer_config.json", {"pad_token": 5}), "says pad_token is 5, where a string"),
         (generation(num_beams="6"), "generation_config.json says num_beams is '6', where a whole number"),
         (generation(bad_words_ids=[3]), "says bad_words_ids is [3], where a list of lists of ids"),
         (without("source.spm"), "There is no source.spm, the SentencePiece model of the source, in"),
@@ -498,48 +509,46 @@ def test_code_in_a_torch_file_is_not_run(copied):
 # ------------------------------------------------------------------------------------------------------------ settings
 
 
-def test_settings(opus, copied):
-    _, tokenizer = from_marian(copied)
+def test_generation_config(opus, copied):
+    _, tokenizer, settings = load_marian(copied)
     pad = opus[1].config.pad_token_id
-    assert tokenizer.settings == SETTINGS | {
+    assert settings == GENERATION_DEFAULTS | {
         "decoder_start_token_id": pad,
         "suppress_tokens": [pad],
         "renormalize_logits": True,
         "num_beams": 6,
-        "source_lang": "aa",
-        "target_lang": "bb",
-        "model_max_length": 512,
     }
-    assert (tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id, tokenizer.suppressed_ids) == (pad, 0, pad, [pad])
+    assert (tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id, tokenizer.suppress_tokens) == (pad, 0, pad, [pad])
+    assert (tokenizer.source_lang, tokenizer.target_lang) == ("aa", "bb")
 
     # Older folders have them in config.json; without it, these are transformers' defaults.
     generation(bad_words_ids=[[pad], [3, 4]], forced_eos_token_id=None, eos_token_id=[0], early_stopping="never")(
         copied
     )
-    settings = from_marian(copied)[1].settings
+    settings = load_marian(copied)[2]
     assert settings["suppress_tokens"] == [pad] and settings["bad_words_ids"] == [[3, 4]]
     assert settings["forced_eos_token_id"] is None and settings["eos_token_id"] == 0
     assert settings["early_stopping"] == "never"
     (copied / "generation_config.json").unlink()
     (copied / "tokenizer_config.json").unlink()
     config(num_beams=4, bad_words_ids=[[pad]], length_penalty=0.6)(copied)
-    settings = from_marian(copied)[1].settings
+    _, tokenizer, settings = load_marian(copied)
     assert (settings["num_beams"], settings["length_penalty"], settings["suppress_tokens"]) == (4, 0.6, [pad])
-    assert (settings["source_lang"], settings["model_max_length"], settings["max_length"]) == (None, 512, 512)
+    assert (tokenizer.source_lang, settings["max_length"]) == (None, 512)
 
 
-def test_settings_are_enough_to_translate(copied):
-    """Greedily, as transformers' generate does it: <pad>, the likeliest token by far, is never written."""
+def test_the_generation_config_is_enough_to_translate(copied):
+    """Greedily, as transformers' generate does it: <pad>, the likeliest token by far, is never generated."""
     rewrite_tensors(copied, lambda tensors: tensors["final_logits_bias"][0, -1].add_(20))
     peer = transformers.MarianMTModel.from_pretrained(copied).eval()
-    model, tokenizer = from_marian(copied)
+    model, tokenizer, settings = load_marian(copied)
     for text in ("balomi re", "su relo"):
         source, written = tokenizer.encode(text), [tokenizer.start_id]
         while len(written) < 6 and (len(written) == 1 or written[-1] != tokenizer.end_id):
             logits = our_logits(model, np.array([source], "int32"), np.array([written], "int32"))[0, -1]
-            logits[tokenizer.suppressed_ids] = -np.inf
+            logits[settings["suppress_tokens"]] = -np.inf
             last = len(written) == 5
-            written.append(tokenizer.settings["forced_eos_token_id"] if last else int(logits.argmax()))
+            written.append(settings["forced_eos_token_id"] if last else int(logits.argmax()))
         theirs = peer.generate(torch.tensor([source]), num_beams=1, max_length=6)
         assert written == theirs[0].tolist()
 
@@ -633,7 +642,10 @@ def test_texts_equal(tokenizers):
         "Ein Mann schläft."
     )
     assert ours.decode([ours.vocabulary_size + 5, ours.end_id]) == ""
-    for pieces, ids in ((ours.pieces, ours.encode("A man")), (ours.target_pieces, ours.encode_target("A man"))):
+    for pieces, ids in (
+        (ours.ids_to_tokens, ours.encode("A man")),
+        (ours.target_ids_to_tokens, ours.encode_target("A man")),
+    ):
         assert len(pieces(ids)) == len(ids) and "".join(pieces(ids)) == " A man</s>"
 
 
@@ -653,26 +665,29 @@ def test_languages(tokenizers):
 
 def test_save_and_load(tokenizers, tmp_path):
     _, ours, texts = tokenizers
-    ours.settings = {"num_beams": 3}
-    ours.save(tmp_path / "a.tokenizer.json")
-    again = MarianTokenizer.load(tmp_path / "a.tokenizer.json")
+    ours.save(tmp_path / "a.json")
+    again = load_tokenizer(tmp_path / "a.json")
     for text in texts[::5]:
         assert again.encode(text) == ours.encode(text)
         assert again.decode(ours.encode_target(text)) == ours.decode(ours.encode_target(text))
-    again.save(tmp_path / "b.tokenizer.json")
-    assert (tmp_path / "a.tokenizer.json").read_bytes() == (tmp_path / "b.tokenizer.json").read_bytes()
+    again.save(tmp_path / "b.json")
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"kind": "marian"}', '{"kind": "BPE"}', '{"kind": "marian", "x": 1}']
+    "content, message",
+    [
+        *((content, "is not a tokenizer") for content in ("", "[]", "{}", '{"kind": "BPE"}')),
+        *((f'{{"kind": "marian"{rest}}}', "not the tokenizer of a Marian model") for rest in ("", ', "x": 1')),
+    ],
 )
-def test_files_that_are_no_tokenizer(content, tmp_path):
-    path = tmp_path / "model.tokenizer.json"
+def test_files_that_are_no_tokenizer(content, message, tmp_path):
+    path = tmp_path / "tokenizer.json"
     with pytest.raises(UserError, match="There is no tokenizer at"):
-        MarianTokenizer.load(path)
+        load_tokenizer(path)
     path.write_text(content)
-    with pytest.raises(UserError, match="is not the tokenizer of a Marian model"):
-        MarianTokenizer.load(path)
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(path)
 
 
 def test_sentencepiece_that_is_not_installed(monkeypatch, opus):
@@ -680,28 +695,29 @@ def test_sentencepiece_that_is_not_installed(monkeypatch, opus):
 
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(UserError, match="needs the package sentencepiece: run `pip install sentencepiece`"):
-        from_marian(opus[0])
+        load_marian(opus[0])
 
 
 # ---------------------------------------------------------------------------------------------------------- command
 
 
 def test_command(opus, tmp_path, capsys):
-    out = tmp_path / "new folder" / "aa-bb.keras"
-    assert command._main(["convert", "marian", str(opus[0]), str(out)]) == 0
+    out = tmp_path / "new folder" / "aa-bb"
+    assert not run_zoo(["convert", "marian", str(opus[0]), str(out)])
     printed = capsys.readouterr().out.splitlines()
-    assert sorted(path.name for path in out.parent.iterdir()) == ["aa-bb.keras", "aa-bb.tokenizer.json"]
-    model = files.load_model(out)
-    same_logits(model, opus[1])
-    tokenizer = MarianTokenizer.load(files.tokenizer_path(out))
-    assert tokenizer.encode("balo mi") == from_marian(opus[0])[1].encode("balo mi")
-    assert tokenizer.settings["num_beams"] == 6
+    files = ["card.json", "generation_config.json", "model.keras", "tokenizer.json"]
+    assert sorted(path.name for path in out.iterdir()) == files
+    task = zoo.Translator.from_preset(out)
+    same_logits(task.model, opus[1])
+    assert task.tokenizer.encode("balo mi") == load_marian(opus[0])[1].encode("balo mi")
+    assert task.generation_config["num_beams"] == 6
     for part, line in zip(
         (
-            f"{out}: {model.count_params():,} parameters, 2 + 2 layers, width 16, inner width 24, 4 heads, silu",
-            f"{files.tokenizer_path(out)}: 80 pieces, aa to bb",
-            "Settings: 6 beams, length penalty 1, at most 512 tokens",
-            f"Translate with it: zoo translate '{out}' \"…\"",
+            f"{out / 'model.keras'}: {task.model.count_params():,} parameters, 2 + 2 layers, hidden_dim 16, "
+            "intermediate_dim 24, 4 heads, silu",
+            f"{out / 'tokenizer.json'}: 80 pieces, aa to bb",
+            f"{out / 'generation_config.json'}: 6 beams, length penalty 1, at most 512 tokens",
+            f"Use it: zoo translate '{out}' \"…\"",
         ),
         printed,
         strict=True,
@@ -709,13 +725,25 @@ def test_command(opus, tmp_path, capsys):
         assert line == part
 
 
+def test_a_preset_obeys_its_generation_config(copied, tmp_path):
+    """Beams, length penalty, longest translation, suppressed tokens and renormalization, as transformers' generate."""
+    generation(num_beams=3, length_penalty=0.4, max_length=9)(copied)
+    rewrite_tensors(copied, lambda tensors: tensors["final_logits_bias"][0, :2].sub_(1))  # the end, <unk>
+    peer = transformers.MarianMTModel.from_pretrained(copied).eval()
+    tokenizer = transformers.MarianTokenizer.from_pretrained(copied)
+    texts = ["balomi re", "su relo", "mi", "lore sumi ba re"]
+    batch = tokenizer(texts, return_tensors="pt", padding=True)
+    expected = [tokenizer.decode(ids, skip_special_tokens=True) for ids in peer.generate(**batch)]
+    task = zoo.Translator.from_preset(zoo.convert("marian", copied, tmp_path / "preset"))
+    assert task.translate(texts) == expected and len({*expected}) > 1
+    assert task.translate(texts, num_beams=1) != expected
+
+
 def test_command_refuses_names(opus, tmp_path):
-    with pytest.raises(UserError, match="out.h5: give it a name that ends with .keras"):
-        command._main(["convert", "marian", str(opus[0]), str(tmp_path / "out.h5")])
-    write(tmp_path / "out.json", {"sha256": "0" * 64})
-    with pytest.raises(UserError, match="out.json is the card of another model"):
-        command._main(["convert", "marian", str(opus[0]), str(tmp_path / "out.keras")])
-    assert not (tmp_path / "out.keras").exists()
+    write(tmp_path / "card.json", {"command": "python recipes/transformer_multi30k.py"})
+    with pytest.raises(UserError, match="card.json is the card of a trained model"):
+        zoo.convert("marian", opus[0], tmp_path)
+    assert not (tmp_path / "model.keras").exists()
 
 
 @pytest.mark.once
@@ -745,7 +773,7 @@ def test_size_of_opus_mt(tmp_path, small_models):
     write(tmp_path / "vocab.json", vocabulary_of(*pieces_of(small_models[0])) | {"<pad>": 58100})
     for side, model in zip(("source", "target"), small_models):
         (tmp_path / f"{side}.spm").write_bytes(model)
-    model, _ = from_marian(tmp_path)
+    model, *_ = load_marian(tmp_path)
     assert model.count_params() == 73_944_309
     assert model.count_params() == sum(p.numel() for p in peer.parameters()) - 2 * 512 * 512 + 58101
     same_logits(model, peer, texts=4, length=40)

@@ -1,23 +1,25 @@
-"""Tokenizers: the text comes back, unknown characters are named, the file belongs to its model."""
+"""Tokenizers: decoding gives the text back, unknown characters are named, the file belongs to its model."""
 
 import pytest
 
 from zoo.errors import UserError
+from zoo.tokenizers import load_tokenizer
 from zoo.tokenizers import text as tokenizers
+from zoo.tokenizers.shared_bpe import SharedBPETokenizer
 
 TEXT = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak. It's — 1.5 °C.\n" * 4
 
 pytestmark = pytest.mark.once
 
 
-@pytest.mark.parametrize("level", tokenizers.LEVELS)
-def test_text_comes_back_and_the_file_too(level, tmp_path):
-    tokenizer = tokenizers.train_tokenizer(TEXT, level)
-    assert tokenizers.level(tokenizer) == level
+@pytest.mark.parametrize("kind", tokenizers.TOKENIZER_KINDS)
+def test_encoding_and_the_file_keep_the_text(kind, tmp_path):
+    tokenizer = tokenizers.train_tokenizer(TEXT, kind)
+    assert tokenizers.tokenizer_kind(tokenizer) == kind
     ids = tokenizers.encode(tokenizer, TEXT)
     assert tokenizer.decode(ids) == TEXT
     tokenizers.save_tokenizer(tokenizer, tmp_path / "t.json")
-    again = tokenizers.load_tokenizer(tmp_path / "t.json", vocabulary_size=tokenizer.get_vocab_size())
+    again = load_tokenizer(tmp_path / "t.json", vocabulary_size=tokenizer.get_vocab_size())
     assert tokenizers.encode(again, TEXT) == ids and again.decode(ids) == TEXT
 
 
@@ -28,7 +30,7 @@ def test_characters_are_numbered_in_order():
 def test_words_keep_the_space_before_them():
     tokenizer = tokenizers.train_tokenizer(TEXT, "word")
     assert tokenizer.encode("All: we speak.\n\n").tokens == ["All", ":", " we", " speak", ".", "\n\n"]
-    assert tokenizer.encode("All zebras").tokens == ["All", tokenizers.UNKNOWN]
+    assert tokenizer.encode("All zebras").tokens == ["All", tokenizers.UNKNOWN_TOKEN]
 
 
 def test_pieces_cover_any_text():
@@ -44,17 +46,26 @@ def test_unknown_characters_are_named():
 
 
 def test_wrong_use(tmp_path):
-    with pytest.raises(UserError, match="Unknown level 'letters'"):
+    with pytest.raises(UserError, match="Unknown tokenizer 'letters'"):
         tokenizers.train_tokenizer("abc", "letters")
     with pytest.raises(UserError, match="empty"):
         tokenizers.train_tokenizer("", "char")
     with pytest.raises(UserError, match="at least 256 entries"):
         tokenizers.train_tokenizer(TEXT, "bpe", vocabulary_size=100)
     with pytest.raises(UserError, match="no tokenizer at"):
-        tokenizers.load_tokenizer(tmp_path / "none.json")
+        load_tokenizer(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text("{}")
     with pytest.raises(UserError, match="is not a tokenizer"):
-        tokenizers.load_tokenizer(tmp_path / "bad.json")
+        load_tokenizer(tmp_path / "bad.json")
     tokenizers.save_tokenizer(tokenizers.train_tokenizer("abc", "char"), tmp_path / "t.json")
     with pytest.raises(UserError, match="3 entries but the model has 65"):
-        tokenizers.load_tokenizer(tmp_path / "t.json", vocabulary_size=65)
+        load_tokenizer(tmp_path / "t.json", vocabulary_size=65)
+
+
+def test_a_file_says_of_what_kind_it_is(tmp_path):
+    tokenizer = SharedBPETokenizer.train(["a man", "ein Mann"], vocabulary_size=300)
+    tokenizer.save(tmp_path / "t.json")
+    loaded = load_tokenizer(tmp_path / "t.json")
+    assert isinstance(loaded, SharedBPETokenizer) and loaded.encode("a Mann") == tokenizer.encode("a Mann")
+    tokenizers.save_tokenizer(tokenizers.train_tokenizer(TEXT, "bpe"), tmp_path / "t.json")
+    assert not isinstance(load_tokenizer(tmp_path / "t.json"), SharedBPETokenizer)

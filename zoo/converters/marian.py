@@ -68,8 +68,8 @@ GENERATION_DEFAULTS = {
     "min_length": 0,
     "max_length": 512,
 }
-# Those that the zoo's decoding does not have.
-IGNORED = ("bad_words_ids", "early_stopping", "no_repeat_ngram_size", "repetition_penalty", "min_length")
+# Those that the zoo's decoding does not apply.
+UNSUPPORTED = ("bad_words_ids", "early_stopping", "no_repeat_ngram_size", "repetition_penalty", "min_length")
 # Keys of tokenizer_config.json: the zoo's argument, theirs and the default.
 SPECIAL_TOKENS = {"unknown": ("unk_token", "<unk>"), "end": ("eos_token", "</s>"), "pad": ("pad_token", "<pad>")}
 
@@ -147,31 +147,9 @@ def load_marian(folder):
     return model, tokenizer, generation_config
 
 
-def describe_conversion(model, tokenizer, generation_config):
-    """What `load_marian` returned, in lines of text."""
-    from zoo.models.transformer import infer_config
-
-    config = infer_config(model)
-    yield (
-        f"{model.count_params():,} parameters, {config['num_layers']} + {config['decoder_layers']} layers, hidden "
-        f"width {config['hidden_dim']}, intermediate width {config['intermediate_dim']}, {config['num_heads']} heads, "
-        f"{config['activation']}"
-    )
-    pieces = f"{tokenizer.vocabulary_size:,} pieces"
-    if tokenizer.target_vocabulary:
-        pieces += f" ({tokenizer.source_vocabulary_size:,} of the source)"
-    if tokenizer.source_lang and tokenizer.target_lang:
-        pieces += f", {tokenizer.source_lang} to {tokenizer.target_lang}"
-    if tokenizer.languages:
-        pieces += f", with codes for {', '.join(tokenizer.languages)}"
-    yield pieces
-    yield (
-        f"{generation_config['num_beams']} beams, length penalty {generation_config['length_penalty']:g}, at most "
-        f"{generation_config['max_length']} tokens"
-    )
-    ignored = [name for name in IGNORED if generation_config[name] != GENERATION_DEFAULTS[name]]
-    if ignored:
-        yield f"Not applied, for the zoo has no such settings: {', '.join(ignored)}"
+def unsupported_settings(generation_config):
+    """Names of the settings that `load_marian` returned and that the zoo's decoding does not apply."""
+    return [name for name in UNSUPPORTED if generation_config[name] != GENERATION_DEFAULTS[name]]
 
 
 def marian_state_dict(model, *, positions=512):

@@ -44,7 +44,7 @@ def convert(kind, source, folder, *, log=None):
 
 
 def _convert_marian(source, folder, log):
-    from zoo.converters.marian import load_marian
+    from zoo.converters.marian import load_marian, unsupported_settings
 
     model, tokenizer, generation_config = load_marian(source)
     from zoo.models.transformer import infer_config
@@ -68,3 +68,5 @@ def _convert_marian(source, folder, log):
     log(f"{folder / cards.TOKENIZER_FILE}: {entries}")
     beams = f"{generation_config['num_beams']} beams, length penalty {generation_config['length_penalty']:g}"
     log(f"{folder / cards.GENERATION_CONFIG_FILE}: {beams}, at most {generation_config['max_length']} tokens")
+    if names := unsupported_settings(generation_config):
+        log(f"Not applied when translating: {', '.join(names)}")
