@@ -125,7 +125,7 @@ class ShardedBatches(keras.utils.PyDataset):
         if added or self.scale:
             factors = np.full(rows + added, self.scale or 1 + added / rows, "float32")
             factors[rows:] = 0
-            weights = _map(lambda array: array * factors.reshape(-1, *[1] * (array.ndim - 1)), weights)
+            weights = _map(lambda array: np.asarray(array) * factors.reshape(-1, *[1] * (np.ndim(array) - 1)), weights)
         batch = keras.utils.pack_x_y_sample_weight(x, y, weights)
         if self.devices.num_processes == 1 or keras.backend.backend() == "tensorflow":  # which divides by itself
             return batch
