@@ -4,8 +4,8 @@
 
 6 + 6 layers, hidden width 512, intermediate width 2048, 8 heads, 58,101 pieces, float32; 32 sentences of 8 to 32
 tokens, translated greedily or with 5 beams into 32 tokens each: the weights are random, the same on both sides, and no
-text ends before. Every measurement is a process of its own, contenders take turns, and the first translation (compilation) is not
-counted. "zoo" is what `zoo translate` does, with the compiler flags of the recipes.
+text ends before. Every measurement is a process of its own, contenders take turns, and the first translation
+(compilation) is not counted. "zoo" is what `zoo translate` does, with the compiler flags of the recipes.
 """
 
 import argparse

@@ -2,13 +2,13 @@
 
     python benchmarks/translation_training.py --rounds 3
 
-The model published for Multi30k (3 + 3 layers, hidden width 256, intermediate width 1024, 4 heads, 6,000 entries,
-pre-norm) and the "tiny" variant (4 + 4, 128, 256, 4, post-norm); batches of 2,048 tokens a side in the recipe's own
-buckets, dropout 0.3, label smoothing 0.1, Adam, float32. "zoo" is what the recipe does, "stock" is Keras' own optimizer in its place. Plain
-PyTorch is `torch.nn.Transformer` between a tied `torch.nn.Embedding` with sinusoidal positions and its transpose, in an
-eager loop; its dropouts of attention weights and inner activations, which the recipe's model does not have, are off.
-Tokens are those of the target, padding not counted. Every measurement is a process of its own, contenders take turns,
-and a first pass over the batches (compilation) is not counted.
+The model published for Multi30k (3 + 3 layers, hidden width 256, intermediate width 1024, 4 heads, 6,000 entries, pre-
+norm) and the "tiny" variant (4 + 4, 128, 256, 4, post-norm); batches of 2,048 tokens a side in the recipe's own
+buckets, dropout 0.3, label smoothing 0.1, Adam, float32. "zoo" is what the recipe does, "stock" is Keras' own optimizer
+in its place. Plain PyTorch is `torch.nn.Transformer` between a tied `torch.nn.Embedding` with sinusoidal positions and
+its transpose, in an eager loop; its dropouts of attention weights and inner activations, which the recipe's model does
+not have, are off. Tokens are those of the target, padding not counted. Every measurement is a process of its own,
+contenders take turns, and a first pass over the batches (compilation) is not counted.
 """
 
 import argparse

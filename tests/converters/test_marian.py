@@ -470,7 +470,7 @@ def words(edit):
         (config(pad_token_id=3), "says pad_token_id is 3, and <pad> has the id 79 in vocab.json"),
         (generation(decoder_start_token_id=90), "says decoder_start_token_id is 90, where an id below 80"),
         (generation(eos_token_id=[0, 1]), "says eos_token_id is [0, 1], where a whole number"),
-        (lambda folder: write(folder / "tokenizer_config.json", {"pad_token": 5}), "says pad_token is 5, where a string"),
+        (lambda folder: write(folder / "tokenizer_config.json", {"pad_token": 5}), "pad_token is 5, where a string"),
         (generation(num_beams="6"), "generation_config.json says num_beams is '6', where a whole number"),
         (generation(bad_words_ids=[3]), "says bad_words_ids is [3], where a list of lists of ids"),
         (without("source.spm"), "There is no source.spm, the SentencePiece model of the source, in"),

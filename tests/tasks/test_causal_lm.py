@@ -109,7 +109,7 @@ def test_top_next_tokens(lm):
         ({"prompt": ""}, "The prompt is empty"),
         ({"prompt": "Zebra"}, "The text has 'Z', "),
         ({"prompt": 3}, "CausalLM takes one item or a list of them, got 3"),
-        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, got 0"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be an integer of at least 1, got 0"),
         ({"temperature": -1.0}, "temperature must be above 0, got -1.0"),
         ({"top_k": 0, "greedy": True}, "top_k must be at least 1"),
         ({"stop_token_ids": [15]}, "stop_token_ids must be ids from 0 to 14, got 15"),

@@ -70,7 +70,7 @@ GENERATION_DEFAULTS = {
 }
 # Those that the zoo's decoding does not apply.
 UNSUPPORTED = ("bad_words_ids", "early_stopping", "no_repeat_ngram_size", "repetition_penalty", "min_length")
-# Keys of tokenizer_config.json: the zoo's argument, theirs and the default.
+# Keys of tokenizer_config.json: the zoo's argument, the key and its default.
 SPECIAL_TOKENS = {"unknown": ("unk_token", "<unk>"), "end": ("eos_token", "</s>"), "pad": ("pad_token", "<pad>")}
 
 ACTIVATIONS = {
@@ -78,13 +78,13 @@ ACTIVATIONS = {
     "silu": "silu",
     "relu": "relu",
     "gelu": "gelu",
-}  # theirs -> Keras'; gelu is exact in both
+}  # Marian's -> Keras'; gelu is exact in both
 EPSILON = 1e-5  # of the normalisations; torch's default, which transformers leaves
 
 # Layers of a block, Keras -> Marian: encoder_0_self_attention_query is model.encoder.layers.0.self_attn.q_proj.
 BLOCK_MAP = {
-    f"{ours}_attention_{part}": f"{theirs}.{letter}_proj"
-    for ours, theirs in (("self", "self_attn"), ("cross", "encoder_attn"))
+    f"{kind}_attention_{part}": f"{module}.{letter}_proj"
+    for kind, module in (("self", "self_attn"), ("cross", "encoder_attn"))
     for part, letter in (("query", "q"), ("key", "k"), ("value", "v"), ("output", "out"))
 } | {
     "self_attention_norm": "self_attn_layer_norm",
@@ -236,11 +236,11 @@ def _config(folder):
     if config["share_encoder_decoder_embeddings"] or not config["decoder_vocab_size"]:
         config["decoder_vocab_size"] = config["vocab_size"]
     for name in ("ffn_dim", "attention_heads"):
-        ours, theirs = config[f"encoder_{name}"], config[f"decoder_{name}"]
-        if ours != theirs:
+        encoder, decoder = config[f"encoder_{name}"], config[f"decoder_{name}"]
+        if encoder != decoder:
             raise UserError(
-                f"{path} says encoder_{name} is {ours} and decoder_{name} {theirs}, which have to be the same in the "
-                "zoo's models."
+                f"{path} says encoder_{name} is {encoder} and decoder_{name} {decoder}, which have to be the same in "
+                "the zoo's models."
             )
     if config["activation_function"] not in ACTIVATIONS:
         raise UserError(
@@ -291,10 +291,10 @@ def _check_convertible(model):
 def _tokenizer_and_generation_config(folder, config):
     path = folder / "tokenizer_config.json"
     saved, tokens = _read_json_or_empty(path, "the description of the tokenizer"), {}
-    for ours, (theirs, default) in SPECIAL_TOKENS.items():
-        token = saved.get(theirs)
+    for argument, (key, default) in SPECIAL_TOKENS.items():
+        token = saved.get(key)
         token = token.get("content") if isinstance(token, dict) else token  # {"content": "<pad>", "lstrip": …}
-        tokens[ours] = config_value(path, theirs, token, default)
+        tokens[argument] = config_value(path, key, token, default)
     models = {}
     for side in ("source", "target"):
         path = folder / f"{side}.spm"
@@ -320,13 +320,13 @@ def _tokenizer_and_generation_config(folder, config):
 
 def _generation_config(folder, config):
     path = folder / "generation_config.json"
-    found = config | _read_json_or_empty(path, "the generation settings")
+    values = config | _read_json_or_empty(path, "the generation settings")
     settings = {}
     for name, default in GENERATION_DEFAULTS.items():
-        value = found.get(name)
+        value = values.get(name)
         if name in ("eos_token_id", "forced_eos_token_id") and isinstance(value, list) and len(value) == 1:
             value = value[0]
-        not_forced = name == "forced_eos_token_id" and name in found and value is None
+        not_forced = name == "forced_eos_token_id" and name in values and value is None
         valid = not_forced or (name == "early_stopping" and value == "never")
         settings[name] = value if valid else config_value(path if path.is_file() else folder, name, value, default)
     bad = settings["bad_words_ids"]
@@ -400,12 +400,12 @@ def _entries(model):
         if not match or match[3] not in BLOCK_MAP:
             continue
         side, index, part = match.groups()
-        theirs = f"model.{side}.layers.{index}.{BLOCK_MAP[part]}"
+        prefix = f"model.{side}.layers.{index}.{BLOCK_MAP[part]}"
         weight, bias = (layer.gamma, layer.beta) if part.endswith("_norm") else (layer.kernel, layer.bias)
         entries.append(
-            _Entry(weight, (f"{theirs}.weight",), weight.shape[::-1], transposed=True)
+            _Entry(weight, (f"{prefix}.weight",), weight.shape[::-1], transposed=True)
         )  # (d,) is its transpose
-        entries.append(_Entry(bias, (f"{theirs}.bias",), bias.shape))
+        entries.append(_Entry(bias, (f"{prefix}.bias",), bias.shape))
     return entries
 
 

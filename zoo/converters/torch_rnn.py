@@ -69,12 +69,12 @@ def load_state_dict(state_dict, layers, prefix=""):
         >>> load_state_dict(torch_model.state_dict(), recurrent_layers(model), prefix="rnn.")
     """
     parts = _parts(layers, prefix)
-    found = _arrays(state_dict, prefix)
-    _check_cell(found, layers, prefix)
+    arrays = _arrays(state_dict, prefix)
+    _check_cell(arrays, layers, prefix)
     check_state_dict(
-        _shapes_of(found), _shapes(parts), _names(layers), f"give the state dict of {_description(layers)}"
+        _shapes_of(arrays), _shapes(parts), _names(layers), f"give the state dict of {_description(layers)}"
     )
-    _assign(_to_keras_layout(parts, found))
+    _assign(_to_keras_layout(parts, arrays))
 
 
 def state_dict(layers, prefix=""):
@@ -118,27 +118,27 @@ def load_language_model_state_dict(state_dict, model, key_map=KEY_MAP):
     Raises:
         UserError: if names are missing or left over, shapes are wrong, or `model` is no such model.
     """
-    key_map, found = _full_key_map(key_map), _arrays(state_dict)
+    key_map, arrays = _full_key_map(key_map), _arrays(state_dict)
     layers, variables, tied = _language_model_parts(model)
     parts = _parts(layers, key_map["recurrent"])
-    _check_cell(found, layers, key_map["recurrent"])
+    _check_cell(arrays, layers, key_map["recurrent"])
     v, d = variables[0].shape
     decoder = {key_map["logits_kernel"]: (v, layers[-1].units), key_map["logits_bias"]: (v,)}
     shapes = {key_map["embedding"]: (v, d)} | _shapes(parts)
-    shapes |= {name: shape for name, shape in decoder.items() if not tied or name in found}
+    shapes |= {name: shape for name, shape in decoder.items() if not tied or name in arrays}
     check_state_dict(
-        _shapes_of(found),
+        _shapes_of(arrays),
         shapes,
         f"the model {model.name}",
         "give the state dict of the model with these sizes, or a `key_map` with the names of its weights",
     )
     if tied:
-        _check_tied(found, key_map, model)
-        values = [found[key_map["embedding"]]]
+        _check_tied(arrays, key_map, model)
+        values = [arrays[key_map["embedding"]]]
     else:
-        kernel, bias = (found[name] for name in decoder)
-        values = [found[key_map["embedding"]], kernel.T, bias]  # (v, d), (h, v), (v,)
-    _assign([*zip(variables, values), *_to_keras_layout(parts, found)])
+        kernel, bias = (arrays[name] for name in decoder)
+        values = [arrays[key_map["embedding"]], kernel.T, bias]  # (v, d), (h, v), (v,)
+    _assign([*zip(variables, values), *_to_keras_layout(parts, arrays)])
 
 
 def language_model_state_dict(model, key_map=KEY_MAP):
@@ -282,13 +282,13 @@ def _shapes(parts):
     return shapes
 
 
-def _to_keras_layout(parts, found):
+def _to_keras_layout(parts, arrays):
     """[(Keras variable, its new value)] for a state dict that was checked."""
     pairs = []
     for layer, names in parts:
         cell = _cell(layer)
         order = [cell.torch_gates.index(gate) for gate in cell.keras_gates]
-        weight_ih, weight_hh, *biases = [_reorder(found[name], order) for name in names]
+        weight_ih, weight_hh, *biases = [_reorder(arrays[name], order) for name in names]
         pairs += [(layer.cell.kernel, weight_ih.T), (layer.cell.recurrent_kernel, weight_hh.T)]
         if biases:
             pairs.append((layer.cell.bias, np.stack(biases) if cell.two_biases else sum(biases)))
@@ -381,15 +381,15 @@ def _assign(pairs):
         variable.assign(np.ascontiguousarray(value))
 
 
-def _check_cell(found, layers, prefix):
+def _check_cell(arrays, layers, prefix):
     """Raise UserError for projections (proj_size), and for another cell than that of the layers."""
-    if projections := [name for name in found if name.startswith(f"{prefix}weight_hr_l")]:
+    if projections := [name for name in arrays if name.startswith(f"{prefix}weight_hr_l")]:
         raise UserError(
             f"The state dict holds {', '.join(projections)}, the projections of an LSTM with proj_size, which Keras "
             "does not have: use a model trained with proj_size=0."
         )
     cell, name = _cell(_directions(layers[0])[0]), f"{prefix}weight_hh_l0"
-    shape = found[name].shape if name in found else ()  # (g·h, h)
+    shape = arrays[name].shape if name in arrays else ()  # (g·h, h)
     if len(shape) != 2 or not shape[1] or shape[0] == len(cell.torch_gates) * shape[1]:
         return
     for other in CELL_SPECS.values():
@@ -400,12 +400,12 @@ def _check_cell(found, layers, prefix):
             )
 
 
-def _check_tied(found, key_map, model):
+def _check_tied(arrays, key_map, model):
     """Raise UserError for a state dict that a model with tied embeddings cannot have."""
     encoder, kernel, bias = (key_map[part] for part in ("embedding", "logits_kernel", "logits_bias"))
-    if kernel in found and not np.array_equal(found[kernel], found[encoder]):
+    if kernel in arrays and not np.array_equal(arrays[kernel], arrays[encoder]):
         problem = f"{kernel} differs from {encoder}"
-    elif bias in found and found[bias].any():
+    elif bias in arrays and arrays[bias].any():
         problem = f"{bias} is not zero"
     else:
         return

@@ -157,8 +157,8 @@ class CausalLM(Task):
             top_p=top_p,
             stop_token_ids=stop_token_ids,
         )
-        if options["max_new_tokens"] < 1:
-            raise UserError(f"max_new_tokens must be at least 1, got {options['max_new_tokens']}.")
+        if not isinstance(options["max_new_tokens"], int) or options["max_new_tokens"] < 1:
+            raise UserError(f"max_new_tokens must be an integer of at least 1, got {options['max_new_tokens']!r}.")
         greedy = greedy or options["temperature"] == 0
         options["temperature"] = 1.0 if greedy else options["temperature"]
         check_sampling(**{name: options[name] for name in ("temperature", "top_k", "top_p")})
