@@ -177,14 +177,16 @@ def create_model(name, /, **overrides):
         9553003
     """
     if name not in MODELS:
-        raise UserError(f"There is no model {name!r} to build: choose one of {_names(MODELS)}.{_hint(name, MODELS)}")
+        raise UserError(
+            f"There is no model {name!r} to build: choose one of {_names(MODELS)}.{did_you_mean(name, MODELS)}"
+        )
     entry = MODELS[name]
     module, _, function = entry.builder.partition(":")
     build = getattr(importlib.import_module(module), function)
     accepted = inspect.signature(build).parameters
     for key in overrides:
         if key not in accepted:
-            raise UserError(f"{name} takes no {key!r}: it takes {_names(accepted)}.{_hint(key, accepted)}")
+            raise UserError(f"{name} takes no {key!r}: it takes {_names(accepted)}.{did_you_mean(key, accepted)}")
     kwargs = entry.kwargs | ({"name": name} if "name" in accepted else {}) | overrides
     try:
         return build(**kwargs)
@@ -247,7 +249,9 @@ def find_preset(name_or_path, *, revision=None):
     if not _is_path(text):
         return _folder_preset(_find_folder(text), name=text)
     if not os.path.isdir(text):
-        raise UserError(f"There is no folder {text}: give a preset's name or folder.{_hint(text, preset_folders())}")
+        raise UserError(
+            f"There is no folder {text}: give a preset's name or folder.{did_you_mean(text, preset_folders())}"
+        )
     return _folder_preset(pathlib.Path(text))
 
 
@@ -341,11 +345,9 @@ def _find_folder(name):
     if name in MODELS:
         raise UserError(f"The preset {name} is not in {searched}: set ZOO_MODELS_DIR to the folder that holds it.")
     known = set(presets) | set(MODELS)
-    raise UserError(f"There is no model {name!r} in {searched}: choose one of {_names(known)}.{_hint(name, known)}")
-
-
-def _hint(name, known):
-    return did_you_mean(name, known)
+    raise UserError(
+        f"There is no model {name!r} in {searched}: choose one of {_names(known)}.{did_you_mean(name, known)}"
+    )
 
 
 def _names(names):
@@ -383,13 +385,12 @@ def _fetch_missing(name, folder, card):
     They go into the preset's folder if it is in `ZOO_MODELS_DIR`, else into one in Keras' cache. Copies that are there
     already and are those that the card describes stay.
     """
-    missing = {file: entry for file, entry in card.get("files", {}).items() if not (folder / file).is_file()}
-    missing = {file: entry for file, entry in missing.items() if "url" in entry}
-    own = os.environ.get("ZOO_MODELS_DIR")
+    missing = {
+        file: entry for file, entry in card.get("files", {}).items() if "url" in entry and not (folder / file).is_file()
+    }
     if not missing:
-        # A file that was fetched before is checked when it is loaded.
         return folder
-    target = folder
+    own, target = os.environ.get("ZOO_MODELS_DIR"), folder
     if not own or pathlib.Path(own).expanduser() != folder.parent:
         target = pathlib.Path(os.environ.get("KERAS_HOME") or "~/.keras", "models", name).expanduser()
     for file, entry in missing.items():
