@@ -121,6 +121,7 @@ def save_part(run, part, contents, scores):
     folder, card = run.folder.parent, cards.read_card(run.folder.parent)
     described = {name for entry in PARTS.values() for name in entry["files"]}
     present = {name for name in described if (folder / name).is_file()}
+    card.pop("scores", None)  # of the parts as they were before
     if card:  # which must not describe the files that are being replaced
         cards.write_card(folder, card, sorted(present - set(contents)))
     for name, content in contents.items():
