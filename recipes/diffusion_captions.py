@@ -49,6 +49,7 @@ def parse_args(argv=None):
 
 def main(args):
     """Run the recipes; returns {stage: metrics}."""
+    flags.check(args)
     stages = list(RECIPES) if args.stage == "all" else [args.stage]
     if args.evaluate:
         stages = ["evaluation"]

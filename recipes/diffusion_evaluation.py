@@ -35,7 +35,8 @@ def parse_args(argv=None):
 @on_main_process
 def main(args):
     flags.check(args)
-    folder = diffusion.run_folder(args)
+    parts = [name for part in diffusion.PARTS.values() for name in part["files"]]
+    folder = diffusion.run_folder(args, *([] if args.evaluate else parts))
     metrics = evaluate(
         args.evaluate or folder,
         diffusion.load_dataset(args),

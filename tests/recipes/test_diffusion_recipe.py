@@ -237,18 +237,16 @@ def test_killed_in_every_part_and_resumed_is_the_run_that_was_not(finished, tmp_
     [
         (["--epochs", "0"], "--epochs must be at least 1, got 0"),
         (
-            ["--stage", "denoiser", "--conditioning-dropout-prob", "1"],
+            ["--conditioning-dropout-prob", "1"],
             r"--conditioning-dropout-prob must be in \[0, 1\), got 1",
         ),
-        (["--stage", "denoiser", "--ema-decay", "-0.1"], "--ema-decay must be in"),
-        (["--stage", "autoencoder", "--kl-weight", "-1"], "--kl-weight must not be negative"),
+        (["--ema-decay", "-0.1"], "--ema-decay must be in"),
+        (["--kl-weight", "-1"], "--kl-weight must not be negative"),
         (["--stage", "denoiser"], "There is no .*encoder.keras.*: run recipes/diffusion_autoencoder.py first"),
         (["--stage", "text-encoder"], "There is no .*classifier.keras.*: run recipes/diffusion_classifier.py first"),
         (["--stage", "autoencoder", "--perceptual-weight", "1"], "There is no .*classifier.keras"),
-        (
-            ["--stage", "evaluation"],
-            "has no classifier.keras, which scores the images: run recipes/diffusion_classifier.py",
-        ),
+        (["--stage", "evaluation"], "There is no .*classifier.keras.*: run recipes/diffusion_classifier.py first"),
+        (["--evaluate", "cnn_mnist"], "has no classifier.keras, which scores the images: run recipes/diffusion_cla"),
     ],
 )
 def test_mistakes(tmp_path, flags, words):
