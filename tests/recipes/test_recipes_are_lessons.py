@@ -75,7 +75,8 @@ def test_changing_the_optimizer_in_the_recipe_alone_trains_with_the_other(tmp_pa
     changed = source.replace(expression, "keras.optimizers.SGD(learning_rate, momentum=0.9)")
     changed = changed.replace("pathlib.Path(__file__).resolve().parent.parent", f"pathlib.Path({str(ROOT)!r})")
     changed = changed.replace(
-        "run.prepare(training_model)", "run.prepare(training_model)\n        print(optimizer.name)"
+        "run.prepare(training_model)",
+        "run.prepare(training_model)\n        print(type(training_model.optimizer).__name__)",
     )
     (tmp_path / "cnn_mnist.py").write_text(changed, encoding="utf-8")
     flags = "--dataset digits --limit 128 --epochs 1 --batch-size 32 --parity --output".split()
