@@ -60,7 +60,7 @@ def test_missing_mnist_says_where_to_put_it(tmp_path, no_network):
 
 @pytest.mark.once
 def test_default_without_mnist_is_digits_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "TFDS_HOST", ("192.0.2.1", 443))  # reserved for documentation: never answers
+    monkeypatch.setattr(images, "_TFDS_HOST", ("192.0.2.1", 443))  # reserved for documentation: never answers
     began = time.perf_counter()
     name, remark = data.default_image_dataset(tmp_path)
     assert time.perf_counter() - began < 10

@@ -6,14 +6,14 @@ from zoo.data.pairs import BucketedBatches, PairDataset, load_pairs
 from zoo.data.text import BPTTBatches, ShuffledWindows, TextDataset, load_text
 
 __all__ = [
-    "IMAGE_DATASETS",
-    "Batches",
-    "ImageDataset",
-    "BucketedBatches",
-    "PairDataset",
     "BPTTBatches",
-    "TextDataset",
+    "Batches",
+    "BucketedBatches",
+    "IMAGE_DATASETS",
+    "ImageDataset",
+    "PairDataset",
     "ShuffledWindows",
+    "TextDataset",
     "default_image_dataset",
     "epoch_order",
     "load_images",

@@ -19,12 +19,13 @@ import threading
 import numpy as np
 
 from zoo.errors import UserError, did_you_mean
+from zoo.io.images import load_image
 
 IMAGE_DATASETS = ("mnist", "fashion_mnist", "gtsrb", "digits")
 
-GTSRB_ARRAYS = ("x_train", "y_train", "track_train", "x_test", "y_test", "class_names")
-GTSRB_SIZE = 48  # official images have many sizes; they are brought to this one
-TFDS_HOST = ("storage.googleapis.com", 443)
+_GTSRB_ARRAYS = ("x_train", "y_train", "track_train", "x_test", "y_test", "class_names")
+_GTSRB_SIZE = 48  # official images have many sizes; they are brought to this one
+_TFDS_HOST = ("storage.googleapis.com", 443)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +137,7 @@ def _server_reachable(timeout=4.0):
 
     def connect():
         try:
-            socket.create_connection(TFDS_HOST, timeout=timeout).close()
+            socket.create_connection(_TFDS_HOST, timeout=timeout).close()
             answer.append(True)
         except OSError:
             pass
@@ -221,7 +222,7 @@ def _load_digits():
 def _load_gtsrb(path):
     hint = (
         "give --data-dir (or GTSRB_DIR) an .npz with the arrays "
-        f"{', '.join(GTSRB_ARRAYS)}, or the official folder with Final_Training/Images and Final_Test/Images"
+        f"{', '.join(_GTSRB_ARRAYS)}, or the official folder with Final_Training/Images and Final_Test/Images"
     )
     if not path.exists():
         raise UserError(f"There is no GTSRB data at {path}: {hint}.")
@@ -240,10 +241,10 @@ def _load_gtsrb(path):
 def _load_gtsrb_npz(path, hint):
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            missing = [key for key in GTSRB_ARRAYS if key not in stored.files]
+            missing = [key for key in _GTSRB_ARRAYS if key not in stored.files]
             if missing:
                 raise UserError(f"{path} lacks the arrays {', '.join(missing)}: {hint}.")
-            data = {key: stored[key] for key in GTSRB_ARRAYS}
+            data = {key: stored[key] for key in _GTSRB_ARRAYS}
     except UserError:
         raise
     except Exception as error:  # NumPy and zipfile raise many kinds for a damaged archive
@@ -300,10 +301,10 @@ def _read_ppm(path):
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            return np.asarray(image.convert("RGB").resize((GTSRB_SIZE, GTSRB_SIZE), Image.Resampling.BILINEAR))
-    except OSError as error:
+        image = load_image(path)
+    except UserError as error:
         raise UserError(f"{path} is missing or not an image: the official GTSRB folder is incomplete.") from error
+    return np.asarray(Image.fromarray(image).resize((_GTSRB_SIZE, _GTSRB_SIZE), Image.Resampling.BILINEAR))
 
 
 GTSRB_CLASSES = (
