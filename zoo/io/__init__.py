@@ -1,0 +1,1 @@
+"""What is read and written: files, cards, model files, images, tensor files."""

@@ -1,0 +1,1 @@
+"""Where every parameter of a model comes from: formulas, tables, a page and a quiz."""
