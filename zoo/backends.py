@@ -23,20 +23,18 @@ def installed_backends():
     Raises:
         UserError: if there is none.
     """
-    installed = [name for name in BACKENDS if importlib.util.find_spec(name)]
-    if not installed:
+    names = [name for name in BACKENDS if importlib.util.find_spec(name)]
+    if not names:
         raise UserError("No backend is installed: pip install tensorflow, jax or torch.")
-    return installed
+    return names
 
 
 def check_backend(name, what="the backend"):
     """Raise UserError if a backend is unknown or not installed; `what` says where its name was given."""
     if name not in BACKENDS:
         raise UserError(f"{what} is {name!r}: choose one of {', '.join(BACKENDS)}.{did_you_mean(name, BACKENDS)}")
-    if name not in (installed := installed_backends()):
-        raise UserError(
-            f"{what} is {name}, which is not installed: pip install {name}, or use {' or '.join(installed)}."
-        )
+    if name not in (names := installed_backends()):
+        raise UserError(f"{what} is {name}, which is not installed: pip install {name}, or use {' or '.join(names)}.")
 
 
 def import_keras(preferred=None):
@@ -81,9 +79,9 @@ def import_keras_or_exit():
 def skip_optional_imports():
     """Let `import_keras` leave out, in this process, what Keras imports for features that the zoo does not use.
 
-    For processes that are the zoo's own (the `zoo` command, a recipe), which start up to 4 seconds sooner: there
-    `keras.wrappers.SKLearn…`, Keras' plots and Orbax checkpoints do not work, and PyTorch's compiler is imported when it
-    is first used. Never called when zoo is imported as a library.
+    For processes that are the zoo's own (the `zoo` command, a recipe), which start up to 5 seconds sooner. There
+    `keras.wrappers.SKLearn…`, Keras' plots and Orbax checkpoints do not work, and PyTorch's compiler is imported when
+    it is first used. Never called when zoo is imported as a library.
     """
     global _skip_optional_imports
     _skip_optional_imports = True

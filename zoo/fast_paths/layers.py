@@ -53,7 +53,7 @@ def inference_call(model):
 
     Nothing in the model is replaced, weights are read at each call, and several threads may call it. On PyTorch, the
     kernels of convolutions are put into the order in memory in which they are used (their shapes and values stay),
-    which saves a copy at every call.
+    which saves a copy at every call. After `quantize` or `enable_lora`, make a new function.
 
     Args:
         model: built `keras.Model`.
@@ -76,21 +76,21 @@ def _graph_call(graph, paths):
     """The function of inputs that runs a functional model on PyTorch."""
     calls, fast_calls = graph_calls(graph), {}
     for one in calls:
-        operation, (args, kwargs) = one.operation, one.arguments
-        if operation in fast_calls:
+        operation, (args, _) = one.operation, one.arguments
+        if operation in fast_calls or len(args) != 1:
             continue
         eligible, fast = paths.get(type(operation), (None, None))
         same_dtype = bool(one.inputs) and one.inputs[0].dtype == getattr(operation, "compute_dtype", None)
-        if fast and eligible(operation) and same_dtype and len(args) == 1:
+        if fast and eligible(operation) and same_dtype:
             fast_calls[operation] = functools.partial(fast, operation)
             if fast is _torch_convolution:
                 _reorder_kernel(operation.kernel)
-        elif isinstance(operation, keras.Model) and not kwargs and (inner := functional_graph(operation)):
+        elif isinstance(operation, keras.Model) and (inner := functional_graph(operation)):
             fast_calls[operation] = _graph_call(inner, paths)
 
     def call(operation, *args, **kwargs):
         fast = fast_calls.get(operation)
-        return fast(*args) if fast else operation(*args, **kwargs)
+        return fast(*args) if fast and len(args) == 1 and not kwargs else operation(*args, **kwargs)
 
     def run(inputs):
         inputs = keras.tree.flatten(inputs)
