@@ -170,11 +170,11 @@ def test_size_is_bounded():
 @pytest.mark.once
 def test_pictures_are_limited():
     x = image = keras.Input((8, 8, 3))
-    for _ in range(ledger_page.MAX_FILTER_IMAGES + 2):
+    for _ in range(ledger_page._MAX_FILTER_IMAGES + 2):
         x = layers.Conv2D(3, 1)(layers.Conv2D(3, 3, padding="same")(x))
     text = zoo.ledger(keras.Model(image, x)).to_html()
-    assert len(Page(text).pictures()) == ledger_page.MAX_FILTER_IMAGES
-    assert f"The filters of the first {ledger_page.MAX_FILTER_IMAGES} convolutions are shown" in text
+    assert len(Page(text).pictures()) == ledger_page._MAX_FILTER_IMAGES
+    assert f"The filters of the first {ledger_page._MAX_FILTER_IMAGES} convolutions are shown" in text
 
 
 def conv_page(layer, channels):
@@ -270,8 +270,8 @@ def test_lines_lead_from_sources_to_takers_and_do_not_overlap():
         assert len(undrawn) == connections.undrawn
         for gap in range(1, len(rows)):
             beside = [lane for source, (lane, takers) in connections.lanes.items() if source < gap <= takers[-1]]
-            assert len(beside) == len(set(beside)) and all(lane < ledger_page.MAX_LANES for lane in beside)
-            assert not undrawn or len(beside) <= ledger_page.MAX_LANES
+            assert len(beside) == len(set(beside)) and all(lane < ledger_page._MAX_LANES for lane in beside)
+            assert not undrawn or len(beside) <= ledger_page._MAX_LANES
 
 
 @pytest.mark.once
@@ -282,7 +282,7 @@ def test_a_line_passes_begins_and_ends():
     assert connections.lanes == {0: (0, [4])} and connections.undrawn == 0 and connections.follows == {1, 2, 3, 4}
     begin, past, end = (connections.svg(index, index, 0) for index in (0, 2, 4))
     x, right = connections.gutter - 14, connections.gutter
-    assert f'd="M{right} {ledger_page.EXIT}H{x + 7}q-7 0 -7 7V9999"' in begin and "head" not in begin
+    assert f'd="M{right} {ledger_page._EXIT}H{x + 7}q-7 0 -7 7V9999"' in begin and "head" not in begin
     assert f'd="M{x} 0V9999"' in past
     assert f"H{right - 3}" in end and "head" in end and "9999" not in end
     assert connections.svg(0, 4, 0) == ""  # as one box, nothing leaves it

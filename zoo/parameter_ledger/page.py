@@ -18,7 +18,7 @@ from zoo.parameter_ledger.formulas import LEGEND
 from zoo.parameter_ledger.page_style import POLICY, SCRIPT, STYLE
 
 # CSS class of a family of layers: its name on the page, and a pattern of class names; the first match counts.
-FAMILIES = {
+_FAMILIES = {
     "net": ("nested model", r"^$"),
     "rnn": ("recurrent", r"LSTM|GRU|RNN|Bidirectional"),
     "att": ("attention", r"Attention"),
@@ -29,21 +29,21 @@ FAMILIES = {
     "emb": ("embedding", r"Embedding"),
     "ops": ("activation, dropout, shape, sum and other", r""),
 }
-MEMORY = {
+_MEMORY = {
     "weights": "the parameters",
     "gradients": "one for each trainable parameter",
     "optimizer": "Adam's two moments for each trainable parameter",
     "activations": "the batch, and what layers save for the backward pass",
     "backward": "the largest pair of gradients alive at once in the backward pass",
 }
-MAX_FILTER_IMAGES = 30  # convolutions whose filters are shown
-MAX_KERNEL_SIZE = 11  # of a convolution whose filters are shown
-MAX_LANES = 12  # skip connections drawn side by side
-MAX_PRINTED_LAYERS = 60  # of a model whose boxes are opened for printing
+_MAX_FILTER_IMAGES = 30  # convolutions whose filters are shown
+_MAX_KERNEL_SIZE = 11  # of a convolution whose filters are shown
+_MAX_LANES = 12  # skip connections drawn side by side
+_MAX_PRINTED_LAYERS = 60  # of a model whose boxes are opened for printing
 
 # Sizes of the drawing, in CSS pixels; `render_page` substitutes them in the style.
-GAP, LANE, INDENT = 20, 9, 16
-ENTRY, EXIT = GAP + 16, GAP + 32  # y where connections meet the side of a box
+_GAP, _LANE, _INDENT = 20, 9, 16
+_ENTRY, _EXIT = _GAP + 16, _GAP + 32  # y where connections meet the side of a box
 
 
 def render_page(ledger):
@@ -59,7 +59,7 @@ def render_page(ledger):
     rows = boxes.items(0, len(ledger.rows))
     title = f"{ledger.name}: {ledger.parameters:,} parameters"
     style = (
-        STYLE.replace("GUTTER", str(boxes.connections.gutter)).replace("GAP", str(GAP)).replace("INDENT", str(INDENT))
+        STYLE.replace("GUTTER", str(boxes.connections.gutter)).replace("GAP", str(_GAP)).replace("INDENT", str(_INDENT))
     )
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -67,7 +67,7 @@ def render_page(ledger):
         '<meta name="color-scheme" content="light dark">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         f"<title>{_text(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
-        f'<main data-open="{int(len(ledger.leaf_rows) <= MAX_PRINTED_LAYERS)}">\n'
+        f'<main data-open="{int(len(ledger.leaf_rows) <= _MAX_PRINTED_LAYERS)}">\n'
         + _header(ledger)
         + _largest_layers(ledger)
         + _memory(ledger)
@@ -90,7 +90,7 @@ def _family(row):
     kind = row.kind
     if kind == "TimeDistributed":
         kind = type(getattr(row.layer, "layer", row.layer)).__name__
-    return next(key for key, (_, pattern) in FAMILIES.items() if re.search(pattern, kind))
+    return next(key for key, (_, pattern) in _FAMILIES.items() if re.search(pattern, kind))
 
 
 def _percent(fraction):
@@ -187,7 +187,7 @@ def _memory(ledger):
     memory = ledger.training_memory()
     total = memory.pop("total")
     parts = [
-        (f"m{place % 5}", value / total if total else 0, _text(name), _text(format_bytes(value)), MEMORY.get(name, ""))
+        (f"m{place % 5}", value / total if total else 0, _text(name), _text(format_bytes(value)), _MEMORY.get(name, ""))
         for place, (name, value) in enumerate(memory.items())
     ]
     return (
@@ -201,7 +201,8 @@ def _memory(ledger):
 
 def _explanation(ledger, boxes):
     present = {_family(row) for row in ledger.rows}
-    keys = "".join(f'<li><i class="key {key}"></i>{name}</li>' for key, (name, _) in FAMILIES.items() if key in present)
+    families = [(key, name) for key, (name, _) in _FAMILIES.items() if key in present]
+    keys = "".join(f'<li><i class="key {key}"></i>{name}</li>' for key, name in families)
     lines = ""
     if boxes.connections.lanes:
         lines = " An arrow connects a box to the next; a line at the left skips the boxes between."
@@ -209,7 +210,7 @@ def _explanation(ledger, boxes):
         lines += f" {boxes.connections.undrawn} such lines are not drawn: opened boxes name their inputs."
     filters = ""
     if boxes.hidden_filters:
-        filters = f" The filters of the first {MAX_FILTER_IMAGES} convolutions are shown in their boxes."
+        filters = f" The filters of the first {_MAX_FILTER_IMAGES} convolutions are shown in their boxes."
     return (
         "<p>Open a box to see the formulas of its parameters. The drawn slab shows the output: its height and depth "
         f"are positions, its length channels or features, on a logarithmic scale.{lines}{filters}</p>\n"
@@ -312,7 +313,7 @@ class _LayerBoxes:
         """The filters of a convolution as an image."""
         if not _has_filters(row):
             return ""
-        if self.shown_filters >= MAX_FILTER_IMAGES:
+        if self.shown_filters >= _MAX_FILTER_IMAGES:
             self.hidden_filters += 1
             return ""
         self.shown_filters += 1
@@ -347,7 +348,7 @@ def _has_filters(row):
     if not isinstance(row.layer, (layers.Conv2D, layers.DepthwiseConv2D)) or not row.counted_parameters:
         return False
     shape = getattr(getattr(row.layer, "kernel", None), "shape", ())
-    return len(shape) == 4 and 1 < max(shape[:2]) <= MAX_KERNEL_SIZE
+    return len(shape) == 4 and 1 < max(shape[:2]) <= _MAX_KERNEL_SIZE
 
 
 def _plural(number, word):
@@ -490,7 +491,7 @@ class _Connections:
                 self.follows.add(index)
         spans = {source: (source, below[-1]) for source, below in consumers.items()}
         beside = [sum(first < index <= last for first, last in spans.values()) for index in range(len(rows))]
-        width = min(MAX_LANES, max(beside, default=0))
+        width = min(_MAX_LANES, max(beside, default=0))
         self.lanes, ends = {}, [0] * width  # of each lane: the row where its last line ends
         for source, height in sorted(_heights(spans).items()):
             free = [lane for lane in range(width) if ends[lane] <= source]
@@ -498,7 +499,7 @@ class _Connections:
                 lane = min(free, key=lambda lane: (lane < height, abs(lane - height)))
                 self.lanes[source], ends[lane] = (lane, consumers[source]), spans[source][1]
         self.undrawn = len(consumers) - len(self.lanes)
-        self.gutter = 16 + LANE * width if width else 0
+        self.gutter = 16 + _LANE * width if width else 0
 
     def arrow(self, index):
         """The CSS class of a row that uses the output of the box above."""
@@ -511,22 +512,22 @@ class _Connections:
         """
         if not self.lanes:
             return ""
-        right, lines, entered = self.gutter + INDENT * depth, [], False
+        right, lines, entered = self.gutter + _INDENT * depth, [], False
         for source, (lane, consumers) in self.lanes.items():
-            x = self.gutter - 14 - LANE * lane
+            x = self.gutter - 14 - _LANE * lane
             from_above, to_below = source < first <= consumers[-1], source <= last < consumers[-1]
             if from_above and to_below:
                 lines.append(f"M{x} 0V9999")
             elif from_above:
-                lines.append(f"M{x} 0V{ENTRY - 7}")
+                lines.append(f"M{x} 0V{_ENTRY - 7}")
             if from_above and any(first <= consumer <= last for consumer in consumers):
-                lines.append(f"M{x} {ENTRY - 7}q0 7 7 7H{right - 3}")
+                lines.append(f"M{x} {_ENTRY - 7}q0 7 7 7H{right - 3}")
                 entered = True
             if to_below and source >= first:
-                lines.append(f"M{right} {EXIT}H{x + 7}q-7 0 -7 7V9999")
+                lines.append(f"M{right} {_EXIT}H{x + 7}q-7 0 -7 7V9999")
         if not lines:
             return ""
-        head = f'<path class="head" d="M{right - 7} {ENTRY - 4}l7 4 -7 4z"/>' if entered else ""
+        head = f'<path class="head" d="M{right - 7} {_ENTRY - 4}l7 4 -7 4z"/>' if entered else ""
         return (
             f'<svg class="wires {name}" aria-hidden="true" style="width:{right}px">'
             f'<path d="{"".join(lines)}"/>{head}</svg>'
