@@ -75,7 +75,7 @@ def test_list(run):
     ended = zoo(run, "list")
     lines = ended.stdout.splitlines()
     assert ended.returncode == 0 and max(map(len, lines)) <= 80
-    rows = {line.split()[0]: line.split() for line in lines if line}
+    rows = {line.split()[0]: line.split() for line in lines[: lines.index("")]}
     assert rows["cnn_mnist"] == "cnn_mnist image-classification 9,536,074 99.45% acc 38 MB".split()
     assert rows["cnn_single_pool"] == "cnn_single_pool image-classification 18,899,402".split()
     assert rows["lstm_shakespeare"] == "lstm_shakespeare text-generation 3,318,401 2.187 bpc 13 MB".split()
