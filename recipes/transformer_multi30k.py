@@ -92,8 +92,7 @@ def main(args):
             with zero_weight_init():
                 model = transformer(
                     vocabulary_size=tokenizer.vocabulary_size,
-                    **variants.TRANSFORMER[args.variant]
-                    | {size: getattr(args, size) for size in SIZES if getattr(args, size)},
+                    **sizes,
                     pre_norm=args.pre_norm,
                     dropout=0.0 if args.parity else args.dropout,
                     pad_id=tokenizer.pad_id,

@@ -9,11 +9,11 @@ from zoo.fast_paths.layers import use_fast_paths
 from zoo.io import model_files
 from zoo.models.rnn_language_model import (
     CELLS,
+    decode_step_model,
     infer_config,
     recurrent_layers,
     reset_states,
     rnn_language_model,
-    decode_step_model,
 )
 from zoo.training.initial_weights import set_initial_weights
 

@@ -11,12 +11,12 @@ from zoo import presets
 from zoo.blocks.attention import cached_attention, sinusoidal_embedding
 from zoo.io import model_files
 from zoo.models.transformer import (
-    attention_weights_model,
     attention_names,
-    encoder_model,
+    attention_weights_model,
     cross_attention_cache_model,
-    infer_config,
     decode_step_model,
+    encoder_model,
+    infer_config,
     transformer,
 )
 from zoo.models.variants import TRANSFORMER
@@ -33,7 +33,8 @@ KINDS = {
 
 def small(kind="paper", seed=0):
     model = transformer(
-        vocabulary_size=17, **{"num_layers": 2, "hidden_dim": 12, "intermediate_dim": 20, "num_heads": 3, "pad_id": PAD} | KINDS[kind]
+        vocabulary_size=17,
+        **{"num_layers": 2, "hidden_dim": 12, "intermediate_dim": 20, "num_heads": 3, "pad_id": PAD} | KINDS[kind],
     )
     rng = np.random.default_rng(seed)
     model.set_weights([rng.normal(size=w.shape) * 0.4 + (w.name == "gamma") for w in model.weights])
@@ -350,7 +351,9 @@ def test_sinusoids():
 )
 def test_numbers_out_of_range(wrong, message):
     with pytest.raises(ValueError, match=message):
-        transformer(vocabulary_size=10, **{"num_layers": 1, "hidden_dim": 12, "intermediate_dim": 8, "num_heads": 3} | wrong)
+        transformer(
+            vocabulary_size=10, **{"num_layers": 1, "hidden_dim": 12, "intermediate_dim": 8, "num_heads": 3} | wrong
+        )
 
 
 def test_numbers_of_another_model():

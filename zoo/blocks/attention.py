@@ -56,7 +56,7 @@ def project_heads(get_layer, name, x):
     return get_layer(f"{name}_heads")(get_layer(name)(x))
 
 
-def attention(get_layer, name, x, context, mask=None, causal=False):
+def multi_head_attention(get_layer, name, x, context, mask=None, causal=False):
     """Multi-head attention from `x` to `context`; self-attention where both are the same tensor.
 
     Args:

@@ -14,7 +14,7 @@ _RUN = (
     *("schedule", "parameters", "training_seconds"),
 )
 # What a card takes over from metrics.json, in this order, by the score that the recipe measured.
-_CARD_KEYS = {
+CARD_KEYS = {
     "test_accuracy": (
         *(*_RUN, "batch_size", "weight_decay", "optimizer", "test_images", "test_accuracy", "test_loss"),
         *("validation_accuracy", "class_names"),
@@ -32,18 +32,18 @@ _CARD_KEYS = {
     ),
 }
 # A latent diffusion: the parts that its card must describe, and the files of its preset.
-_COMPONENTS = ("classifier", "autoencoder", "text_encoder", "denoiser")
-_COMPONENT_FILES = (
+COMPONENTS = ("classifier", "autoencoder", "text_encoder", "denoiser")
+COMPONENT_FILES = (
     *("text_encoder.keras", "encoder.keras", "decoder.keras", "denoiser.keras", "classifier.keras"),
     *("tokenizer.json", "pipeline.json"),
 )
 # Inputs of the parity record of a translation model: a source and a target sentence.
-_SENTENCES = {
+SENTENCES = {
     "de": "Ein brauner Hund läuft mit einem Ball im Maul über den nassen Strand.",
     "en": "A brown dog is running across the wet beach with a ball in its mouth.",
 }
 # Input of the parity record of a language model: real text, so that its states are those of real use.
-_TEXT = """HAMLET:
+TEXT = """HAMLET:
 To be, or not to be, that is the question:
 Whether 'tis nobler in the mind to suffer
 The slings and arrows of outrageous fortune,
@@ -109,12 +109,12 @@ def _read_run(run_folder):
     names, published = sorted(card.get("files", {})), {"task": card.get("task")}
     if card.get("task") == "text-to-image":
         parts = card.get("components", {})
-        if missing := [part for part in _COMPONENTS if part not in parts] + ([] if "scores" in card else ["scores"]):
+        if missing := [part for part in COMPONENTS if part not in parts] + ([] if "scores" in card else ["scores"]):
             raise UserError(
                 f"The card of {run_folder} lacks {', '.join(missing)}: finish and score the run with "
                 "recipes/diffusion_captions.py first."
             )
-        names = list(_COMPONENT_FILES)
+        names = list(COMPONENT_FILES)
         published |= {key: value for key, value in card.items() if key not in ("name", "files")}
         published["components"] = {part: _with_clean_command(entry) for part, entry in parts.items()}
     else:
@@ -139,9 +139,9 @@ def _read_metrics(path):
     if not path.is_file():
         raise UserError(f"{path.parent} holds no metrics.json: give the folder of a finished run.")
     metrics = json.loads(path.read_text(encoding="utf-8"))
-    kinds = [keys for score, keys in _CARD_KEYS.items() if score in metrics]
+    kinds = [keys for score, keys in CARD_KEYS.items() if score in metrics]
     if len(kinds) != 1:
-        raise UserError(f"{path} holds {len(kinds)} of {', '.join(_CARD_KEYS)}: one says which card is to be written.")
+        raise UserError(f"{path} holds {len(kinds)} of {', '.join(CARD_KEYS)}: one says which card is to be written.")
     if missing := [key for key in kinds[0] if key not in metrics]:
         raise UserError(f"{path} lacks {', '.join(missing)}: run the recipe again.")
     return {key: metrics[key] for key in kinds[0]}
@@ -161,7 +161,7 @@ def _with_clean_command(entry):
 def _parity_inputs(folder, card):
     """Inputs of the parity record of a preset: real text for models of text, None (synthetic ones) for others.
 
-    Of a character tokenizer, the characters of `_TEXT` that it knows; None if it knows none.
+    Of a character tokenizer, the characters of `TEXT` that it knows; None if it knows none.
     """
     import numpy as np
 
@@ -173,9 +173,9 @@ def _parity_inputs(folder, card):
         return None
     tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
     if "source_lang" in card:
-        source, target = (_SENTENCES.get(card[key], _SENTENCES["en"]) for key in ("source_lang", "target_lang"))
+        source, target = (SENTENCES.get(card[key], SENTENCES["en"]) for key in ("source_lang", "target_lang"))
         decoder_input = [tokenizer.start_id, *tokenizer.encode_target(target)[:-1]]
         return [np.array([ids], "int32") for ids in (tokenizer.encode(source), decoder_input)]
-    known = set(tokenizer.get_vocab()) if tokenizer_kind(tokenizer) == "char" else set(_TEXT)
-    ids = encode(tokenizer, "".join(character for character in _TEXT if character in known))
+    known = set(tokenizer.get_vocab()) if tokenizer_kind(tokenizer) == "char" else set(TEXT)
+    ids = encode(tokenizer, "".join(character for character in TEXT if character in known))
     return [np.array([ids], "int32")] if ids else None

@@ -137,17 +137,17 @@ def from_keras_cv(model):
     return ours
 
 
-def to_keras_cv(model, theirs):
+def to_keras_cv(model, keras_cv_model):
     """Copy the weights of one of the zoo's models into one of KerasCV's.
 
     Args:
         model: a text encoder, encoder, decoder or denoiser of the zoo, of the same size.
-        theirs: a model of KerasCV as in `from_keras_cv`.
+        keras_cv_model: a model of KerasCV as in `from_keras_cv`.
 
     Raises:
-        UserError: if `theirs` is none of KerasCV's, or the two differ in a layer or a shape; nothing is copied then.
+        UserError: if `keras_cv_model` is none of KerasCV's, or the two differ in a layer or a shape; nothing is copied then.
     """
-    for variable, target in _paired_variables(model, theirs):
+    for variable, target in _paired_variables(model, keras_cv_model):
         _copy(variable, target)
 
 

@@ -21,10 +21,10 @@ from keras import layers, ops
 
 from zoo.blocks.attention import (
     ATTENTION_LAYOUT_MAP,
-    attention,
     attention_layers,
     attention_weights,
     cached_attention,
+    multi_head_attention,
     project_heads,
     sinusoidal_embedding,
 )
@@ -217,7 +217,7 @@ class _Stack:
         x = self.dropout_layer(self.embed(source, "encoder", _positions(source)), "source")
         for block in (f"encoder_{i}" for i in range(self.depth["encoder"])):
             name = f"{block}_self_attention"
-            x = self.residual(x, lambda x, name=name: attention(self.layer, name, x, x, mask), name)
+            x = self.residual(x, lambda x, name=name: multi_head_attention(self.layer, name, x, x, mask), name)
             x = self.feed_forward(x, block)
         return self.final_norm(x, "encoder")
 
@@ -225,9 +225,9 @@ class _Stack:
         x = self.dropout_layer(self.embed(target, "decoder", _positions(target)), "target")
         for block in (f"decoder_{i}" for i in range(self.depth["decoder"])):
             name = f"{block}_self_attention"
-            x = self.residual(x, lambda x, name=name: attention(self.layer, name, x, x, causal=True), name)
+            x = self.residual(x, lambda x, name=name: multi_head_attention(self.layer, name, x, x, causal=True), name)
             name = f"{block}_cross_attention"
-            x = self.residual(x, lambda x, name=name: attention(self.layer, name, x, context, mask), name)
+            x = self.residual(x, lambda x, name=name: multi_head_attention(self.layer, name, x, context, mask), name)
             x = self.feed_forward(x, block)
         return self.logits(self.final_norm(x, "decoder"), target)
 

@@ -14,7 +14,7 @@ Source: diffusers 0.42, models/autoencoders/autoencoder_kl.py and vae.py: Autoen
 import keras
 from keras import layers, ops
 
-from zoo.blocks.attention import attention, attention_layers
+from zoo.blocks.attention import attention_layers, multi_head_attention
 from zoo.blocks.residual import conv3x3, flatten_spatial, group_norm, pixel_indices, residual_block, unflatten_spatial
 
 _EPSILON = 1e-6  # of the normalizations, vae.py
@@ -147,7 +147,7 @@ def _mid_block(x, **norm):
     x = residual_block(x, "mid_resnet_0", out_channels=channels, **norm)
     by_name = {layer.name: layer for layer in attention_layers(name, hidden_dim=channels, num_heads=1)}
     y = flatten_spatial(group_norm(x, f"{name}_norm", **norm), f"{name}_tokens")  # (B, T, C)
-    x = x + unflatten_spatial(attention(by_name.__getitem__, name, y, y), pixel_indices(x))
+    x = x + unflatten_spatial(multi_head_attention(by_name.__getitem__, name, y, y), pixel_indices(x))
     return residual_block(x, "mid_resnet_1", out_channels=channels, **norm)
 
 

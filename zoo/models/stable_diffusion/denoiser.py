@@ -19,7 +19,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from zoo.blocks.attention import ATTENTION_LAYOUT_MAP, attention, attention_layers
+from zoo.blocks.attention import ATTENTION_LAYOUT_MAP, attention_layers, multi_head_attention
 from zoo.blocks.residual import (
     conv3x3,
     flatten_spatial,
@@ -197,7 +197,7 @@ def spatial_transformer(x, context, indices, name, *, num_heads, num_layers, nor
             attention_parts = attention_layers(sublayer, hidden_dim=channels, num_heads=num_heads, qkv_bias=False)
             by_name = {layer.name: layer for layer in attention_parts}
             z = layers.LayerNormalization(epsilon=1e-5, name=f"{sublayer}_norm")(y)
-            y = y + attention(by_name.__getitem__, sublayer, z, z if kind == "self_attention" else context)
+            y = y + multi_head_attention(by_name.__getitem__, sublayer, z, z if kind == "self_attention" else context)
         z = layers.LayerNormalization(epsilon=1e-5, name=f"{block}_feed_forward_norm")(y)
         z, gate = ops.split(layers.Dense(8 * channels, name=f"{block}_inner")(z), 2, axis=-1)  # (B, T, 4C) each
         y = y + layers.Dense(channels, name=f"{block}_outer")(z * ops.gelu(gate, approximate=False))

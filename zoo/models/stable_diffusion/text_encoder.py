@@ -15,7 +15,7 @@ Source: transformers 5.23, models/clip/modeling_clip.py: CLIPTextModel.
 import keras
 from keras import layers, ops
 
-from zoo.blocks.attention import attention, attention_layers
+from zoo.blocks.attention import attention_layers, multi_head_attention
 
 _ACTIVATIONS = {
     "quick_gelu": lambda x: x * ops.sigmoid(1.702 * x),  # Hendrycks and Gimpel 2016, section 2
@@ -90,7 +90,7 @@ def text_encoder(
         attention_parts = attention_layers(sublayer, hidden_dim=hidden_dim, num_heads=num_heads)
         by_name = {layer.name: layer for layer in attention_parts}
         y = norm(x, sublayer)
-        x = x + attention(by_name.__getitem__, sublayer, y, y, causal=True)
+        x = x + multi_head_attention(by_name.__getitem__, sublayer, y, y, causal=True)
         y = layers.Dense(intermediate_dim, name=f"{block}_inner")(norm(x, f"{block}_feed_forward"))  # (B, T, f)
         x = x + layers.Dense(hidden_dim, name=f"{block}_outer")(_ACTIVATIONS[activation](y))
     return keras.Model(token, norm(x, "final"), name=name)
