@@ -145,7 +145,8 @@ def to_keras_cv(model, keras_cv_model):
         keras_cv_model: a model of KerasCV as in `from_keras_cv`.
 
     Raises:
-        UserError: if `keras_cv_model` is none of KerasCV's, or the two differ in a layer or a shape; nothing is copied then.
+        UserError: if `keras_cv_model` is none of KerasCV's, or the two differ in a layer or a shape; nothing is copied
+            then.
     """
     for variable, target in _paired_variables(model, keras_cv_model):
         _copy(variable, target)
