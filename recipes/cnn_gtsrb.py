@@ -49,7 +49,7 @@ def parse_args(argv=None):
     parser = flags.parser(__doc__)
     flags.add(parser, "dataset", "data_dir", epochs=30, batch_size=64)
     flags.add(parser, optimizer="adamw", learning_rate=1e-3, schedule="cosine", weight_decay=1e-4)
-    flags.add(parser, *flags.RUN)
+    flags.add(parser, *flags.RUN_FLAGS)
     return parser.parse_args(argv)
 
 

@@ -36,7 +36,7 @@ def parse_args(argv=None):
     parser = flags.parser(__doc__)
     flags.add(parser, "dataset", "data_dir", epochs=5, batch_size=64)
     flags.add(parser, optimizer="adam", learning_rate=1e-3, schedule="cosine", weight_decay=1e-4)
-    flags.add(parser, *flags.RUN)
+    flags.add(parser, *flags.RUN_FLAGS)
     return parser.parse_args(argv)
 
 

@@ -68,7 +68,7 @@ def main(args):
             args.batch_size,
             seed=args.seed,
             conditioning_dropout_prob=args.conditioning_dropout_prob,
-            fixed=cache is validation_latents,
+            same_every_epoch=cache is validation_latents,
         )
         for cache in (latents, validation_latents)
     )

@@ -43,7 +43,7 @@ def parse_args(argv=None):
     flags.add(parser, cell="lstm", embedding_dim=64, units=512, num_layers=2, dropout=0.5, tie_embeddings=False)
     flags.add(parser, epochs=20, batch_size=32, sequence_length=64, stateless=False, patience=4)
     flags.add(parser, optimizer="adamw", learning_rate=2e-3, schedule="cosine", weight_decay=0.0, global_clipnorm=1.0)
-    flags.add(parser, *flags.RUN)
+    flags.add(parser, *flags.RUN_FLAGS)
     return parser.parse_args(argv)
 
 
@@ -127,7 +127,7 @@ def main(args):
         run.prepare(training_model)
         best = BestCheckpoint(run.folder / "best.npz", patience=args.patience, history=run.history)
         samples = SampleText(run.folder / "samples.txt", generate)
-        if not best.exhausted:
+        if not best.out_of_patience:
             with run.interruptible():
                 training_model.fit(
                     train,

@@ -48,7 +48,7 @@ def parse_args(argv=None):
     flags.add(parser, *SIZES, "pre_norm", variant="tiny", dropout=0.3)
     flags.add(parser, epochs=30, batch_tokens=2048, label_smoothing=0.1, average_checkpoints=5)
     flags.add(parser, learning_rate=2e-3, schedule="inverse-sqrt", warmup_steps=1000)
-    flags.add(parser, *flags.RUN)
+    flags.add(parser, *flags.RUN_FLAGS)
     return parser.parse_args(argv)
 
 

@@ -218,8 +218,10 @@ def test_logits_equal(name, small_models, tmp_path):
     assert (tokenizer.vocabulary_size == tokenizer.source_vocabulary_size) == shared
 
     # There and back: every tensor is what it was.
-    back = marian_state_dict(model, positions=32)
-    again = transformers.MarianMTModel(transformers.MarianConfig(**marian_config(model, positions=32))).eval()
+    back = marian_state_dict(model, max_position_embeddings=32)
+    again = transformers.MarianMTModel(
+        transformers.MarianConfig(**marian_config(model, max_position_embeddings=32))
+    ).eval()
     again.load_state_dict({name: torch.from_numpy(array) for name, array in back.items()}, strict=True)
     assert back.keys() == peer.state_dict().keys()
     for key, tensor in peer.state_dict().items():

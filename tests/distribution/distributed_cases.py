@@ -67,7 +67,7 @@ def cnn_case(dropout):
 def rnn_case(dropout):
     """An LSTM that carries its states from batch to batch, with gradients clipped by their norm."""
     ids = np.random.default_rng(0).integers(0, 11, 20 * ROWS * 5 + 40)
-    rows = distribution.current().per_replica_batch_size(ROWS)
+    rows = distribution.current_devices().per_replica_batch_size(ROWS)
     model = rnn_language_model(
         cell="lstm",
         vocabulary_size=11,
@@ -117,7 +117,7 @@ def denoiser_case(dropout):
         return (*inputs, rng.standard_normal((len(rows), 3, 8), dtype="float32")), noise
 
     batches, validation = (
-        IndexedBatches(count, ROWS, seed=0, make_batch=make, fixed=count < 20) for count in (20 * ROWS, ROWS)
+        IndexedBatches(count, ROWS, seed=0, make_batch=make, same_every_epoch=count < 20) for count in (20 * ROWS, ROWS)
     )
     return model, batches, validation, {"loss": keras.losses.MeanSquaredError()}, {"use_ema": True, "ema_momentum": 0.9}
 

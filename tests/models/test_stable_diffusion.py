@@ -273,7 +273,7 @@ def test_the_ledger_explains_every_parameter(part, numbers, shapes):
         model = build(**numbers["sd15"])
         book = ledger(model, input_shape=shapes)
     assert book.parameters == model.count_params() == sum(row.counted_parameters for row in book.leaf_rows)
-    assert not book.unknown
+    assert not book.unknown_layers
     for row in book.leaf_rows:
         if row.parameters:
             assert sum(formula.value for formula in row.formulas) == row.parameters

@@ -175,7 +175,7 @@ def test_tied_embedding_and_open_sizes():
     model = keras.Model(token, embedding(layers.Dense(8)(embedding(token)), reverse=True), name="tied")
     book = ledger(model)
     check(book, model)
-    assert book.parameters == 100 * 8 + 9 * 8 and len(book.unknown) == 3 and "--input-shape" in str(book)
+    assert book.parameters == 100 * 8 + 9 * 8 and len(book.unknown_layers) == 3 and "--input-shape" in str(book)
     closed = ledger(model, input_shape=(7,))
     assert closed.macs == 7 * 8 * 8 + 7 * 8 * 100
     # What cannot be counted is not called nothing.
@@ -219,7 +219,7 @@ def test_one_shape_for_all_inputs():
     layers = 16 * (4 * (4 * 128 * 128 + 2 * 128 * 256) + 4 * (8 * 128 * 128 + 2 * 128 * 256))
     attention = 12 * 2 * 16 * 16 * 128  # 12 times scores and mixing
     assert book.macs == layers + attention + 16 * 128 * 10_000
-    assert book.parameters == model.count_params() and not book.unknown
+    assert book.parameters == model.count_params() and not book.unknown_layers
 
 
 def test_long_names_keep_both_ends():
@@ -329,7 +329,7 @@ def test_every_architecture_of_keras_applications(name):
     model = getattr(keras.applications, name)(weights=None)
     book = ledger(model, input_shape=(224, 224, 3) if None in model.input_shape[1:] else None)
     check(book, model)
-    assert not book.unknown
+    assert not book.unknown_layers
 
 
 ELSEWHERE = """

@@ -104,18 +104,28 @@ def test_the_first_layer_is_the_first_in_the_order_of_calls():
 
     right = record(("a", 0.0), ("b", 0.0), ("c", 0.0))
     found = verify.compare_records(record(("a", 1e-6), ("b", 0.2), ("c", 0.9), output=0.4), right)
-    assert found.first_call == ("b", "Kind", 1, 0.2) and (found.output_error, found.layer_error, found.passed) == (
+    assert found.first_different_call == ("b", "Kind", 1, 0.2) and (
+        found.output_error,
+        found.layer_error,
+        found.passed,
+    ) == (
         0.4,
         0.9,
         False,
     )
     # A difference that grows on its way is traced to where it is still below the tolerance.
-    assert verify.compare_records(record(("a", 1e-6), ("b", 5e-5), ("c", 0.1)), right).first_call[0] == "b"
+    assert verify.compare_records(record(("a", 1e-6), ("b", 5e-5), ("c", 0.1)), right).first_different_call[0] == "b"
     found = verify.compare_records(record(("a", 1e-6), ("b", 5e-5), ("c", 5e-5)), right)
-    assert found.passed and found.first_call is None
-    assert verify.compare_records(record(("a", 0.0), ("other", 0.0), ("c", 0.0)), right).first_call[:2] == ("b", "Kind")
-    assert verify.compare_records(record(("a", 0.0), ("b", 0.0), ("c", 0.0), ("d", 0.0)), right).first_call[0] == "d"
-    assert verify.compare_records(record(("a", np.nan), ("b", 0.0), ("c", 0.0)), right).first_call[0] == "a"
+    assert found.passed and found.first_different_call is None
+    assert verify.compare_records(record(("a", 0.0), ("other", 0.0), ("c", 0.0)), right).first_different_call[:2] == (
+        "b",
+        "Kind",
+    )
+    assert (
+        verify.compare_records(record(("a", 0.0), ("b", 0.0), ("c", 0.0), ("d", 0.0)), right).first_different_call[0]
+        == "d"
+    )
+    assert verify.compare_records(record(("a", np.nan), ("b", 0.0), ("c", 0.0)), right).first_different_call[0] == "a"
     assert not verify.compare_records(record(("a", 0.0), ("b", 0.0), ("c", 0.0), output=1e-3), right).passed
 
 
@@ -138,11 +148,11 @@ def test_a_changed_kernel_is_found_at_its_layer(copy, name, call, change):
     alter(copy, name, change)
     found = verify.compare_records(records.compute_parity_record(copy, **options), right)
     assert not found.passed and found.weights == (call,)
-    assert found.first_call[0] == call and found.first_call[3] > verify.TOLERANCE
+    assert found.first_different_call[0] == call and found.first_different_call[3] > verify.TOLERANCE
     # Its numbers alone give it away too: a backend may go wrong with the right weights.
     blind = records.ParityRecord(right.inputs, right.outputs, right.layers, right.metadata | {"weights": {}})
     changed = records.compute_parity_record(copy, **options)
-    assert verify.compare_records(changed, blind).first_call[0] == call
+    assert verify.compare_records(changed, blind).first_different_call[0] == call
 
 
 @pytest.mark.parametrize("name", ["cnn_mnist", "cnn_gtsrb"])

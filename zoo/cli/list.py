@@ -6,7 +6,7 @@ import textwrap
 
 HELP, EPILOG = "show every model: its task, size and result", None
 # Where a card holds one of these, it is shown as the result: accuracy, bits per character, BLEU.
-METRICS = (
+_METRICS = (
     ("test_accuracy", "{:.2%} acc"),
     ("test_bits_per_character", "{:.3f} bpc"),
     ("test_bleu_beam_5", "{:.1f} BLEU"),
@@ -40,7 +40,7 @@ def run(args):
 
 
 def _result(card):
-    results = [text.format(card[key]) for key, text in METRICS if key in card]
+    results = [text.format(card[key]) for key, text in _METRICS if key in card]
     if "scores" in card:  # the share of images that show what their prompt says
         results.append(f"{card['scores']['held_out']['all']:.1%} acc")
     return ", ".join(results)

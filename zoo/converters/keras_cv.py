@@ -87,7 +87,7 @@ _TEXT_ENCODER_V2 = {
     "activation": "gelu",
 }
 # Class of a KerasCV model: the zoo's builder, and how its arguments differ from the variant "sd15".
-MODELS = {
+_MODELS = {
     "TextEncoder": ("text_encoder", {}),
     "TextEncoderV2": ("text_encoder", _TEXT_ENCODER_V2),
     "ImageEncoder": ("encoder", {}),
@@ -155,9 +155,9 @@ def to_keras_cv(model, keras_cv_model):
 def _builder(model):
     """(name of the zoo's builder, changes of its arguments) for a KerasCV model."""
     name = type(model).__name__
-    if name not in MODELS:
-        raise UserError(f"A {name} is none of KerasCV's models of Stable Diffusion: give one of {', '.join(MODELS)}.")
-    return MODELS[name]
+    if name not in _MODELS:
+        raise UserError(f"A {name} is none of KerasCV's models of Stable Diffusion: give one of {', '.join(_MODELS)}.")
+    return _MODELS[name]
 
 
 def _layer_names(kind, levels=4):

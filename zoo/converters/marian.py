@@ -30,11 +30,11 @@ import numpy as np
 
 from zoo import backends
 from zoo.errors import UserError
-from zoo.io.tensor_files import Checkpoint, check_state_dict, config_value, read_float_tensor, read_json
+from zoo.io.tensor_files import CheckpointReader, check_state_dict, config_value, read_float_tensor, read_json
 from zoo.tokenizers.marian import MarianTokenizer
 
 # Keys of config.json and the defaults of MarianConfig.
-CONFIG_DEFAULTS = {
+_CONFIG_DEFAULTS = {
     "vocab_size": 58101,
     "decoder_vocab_size": 0,  # vocab_size
     "max_position_embeddings": 1024,
@@ -69,17 +69,17 @@ GENERATION_DEFAULTS = {
     "max_length": 512,
 }
 # Those that the zoo's decoding does not apply.
-UNSUPPORTED = ("bad_words_ids", "early_stopping", "no_repeat_ngram_size", "repetition_penalty", "min_length")
+_UNSUPPORTED = ("bad_words_ids", "early_stopping", "no_repeat_ngram_size", "repetition_penalty", "min_length")
 # Keys of tokenizer_config.json: the zoo's argument, the key and its default.
-SPECIAL_TOKENS = {"unknown": ("unk_token", "<unk>"), "end": ("eos_token", "</s>"), "pad": ("pad_token", "<pad>")}
+_SPECIAL_TOKENS = {"unknown": ("unk_token", "<unk>"), "end": ("eos_token", "</s>"), "pad": ("pad_token", "<pad>")}
 
-ACTIVATIONS = {
+_ACTIVATIONS = {
     "swish": "silu",
     "silu": "silu",
     "relu": "relu",
     "gelu": "gelu",
 }  # Marian's -> Keras'; gelu is exact in both
-EPSILON = 1e-5  # of the normalisations; torch's default, which transformers leaves
+_EPSILON = 1e-5  # of the normalisations; torch's default, which transformers leaves
 
 # Layers of a block, Keras -> Marian: encoder_0_self_attention_query is model.encoder.layers.0.self_attn.q_proj.
 BLOCK_MAP = {
@@ -93,14 +93,14 @@ BLOCK_MAP = {
     "outer": "fc2",
     "feed_forward_norm": "final_layer_norm",
 }
-SHARED, SOURCE, TARGET, LOGITS, BIAS = (
+_SHARED, _SOURCE, _TARGET, _LOGITS, _BIAS = (
     "model.shared.weight",
     "model.encoder.embed_tokens.weight",
     "model.decoder.embed_tokens.weight",
     "lm_head.weight",
     "final_logits_bias",
 )
-POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
+_POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
 
 
 def load_marian(folder):
@@ -128,16 +128,16 @@ def load_marian(folder):
         )
     config = _config(folder)
     tokenizer, generation_config = _tokenizer_and_generation_config(folder, config)
-    checkpoint = Checkpoint(folder)
+    checkpoint = CheckpointReader(folder)
 
     backends.import_keras()  # only now: errors so far do not wait for a framework
     from zoo.models.transformer import transformer
 
     try:
-        model = transformer(**_model_arguments(config, logits_bias=BIAS in checkpoint.shapes))
+        model = transformer(**_model_arguments(config, logits_bias=_BIAS in checkpoint.shapes))
     except ValueError as error:
         raise UserError(f"{folder / 'config.json'} describes no model that can be built: {error}") from error
-    entries = [entry for entry in _entries(model) if BIAS not in entry.names or BIAS in checkpoint.shapes]
+    entries = [entry for entry in _entries(model) if _BIAS not in entry.names or _BIAS in checkpoint.shapes]
     _check(checkpoint, entries, config)
     for entry in entries:
         array = read_float_tensor(checkpoint, _present(entry, checkpoint)[0])
@@ -149,15 +149,15 @@ def load_marian(folder):
 
 def unsupported_settings(generation_config):
     """Names of the settings that `load_marian` returned and that the zoo's decoding does not apply."""
-    return [name for name in UNSUPPORTED if generation_config[name] != GENERATION_DEFAULTS[name]]
+    return [name for name in _UNSUPPORTED if generation_config[name] != GENERATION_DEFAULTS[name]]
 
 
-def marian_state_dict(model, *, positions=512):
+def marian_state_dict(model, *, max_position_embeddings=512):
     """The weights of a transformer of the zoo as the state dict of a transformers MarianMTModel.
 
     Args:
         model: what `zoo.models.transformer` returned, post-norm and with sinusoidal positions.
-        positions: rows P of the tables of positions: max_position_embeddings of the MarianMTModel.
+        max_position_embeddings: rows P of the tables of positions, as in the MarianConfig.
 
     Returns:
         dict name -> NumPy array, with every name that the MarianMTModel of `marian_config(model)` has.
@@ -181,16 +181,16 @@ def marian_state_dict(model, *, positions=512):
         array = np.array(ops.convert_to_numpy(entry.variable), "float32")
         array = np.ascontiguousarray((array.T if entry.transposed else array).reshape(entry.shape))
         state_dict |= {name: array for name in entry.names}
-    v, d = state_dict[LOGITS].shape
-    state_dict.setdefault(BIAS, np.zeros((1, v), "float32"))
-    return state_dict | {name: _sinusoids(positions, d) for name in POSITIONS}
+    v, d = state_dict[_LOGITS].shape
+    state_dict.setdefault(_BIAS, np.zeros((1, v), "float32"))
+    return state_dict | {name: _sinusoids(max_position_embeddings, d) for name in _POSITIONS}
 
 
-def marian_config(model, *, positions=512):
+def marian_config(model, *, max_position_embeddings=512):
     """The config.json of a MarianMTModel for a transformer of the zoo.
 
     Args:
-        model, positions: as in `marian_state_dict`.
+        model, max_position_embeddings: as in `marian_state_dict`.
 
     Returns:
         dict, the arguments of transformers' MarianConfig but for the ids of start and end, which the model does not
@@ -205,7 +205,7 @@ def marian_config(model, *, positions=512):
         "architectures": ["MarianMTModel"],
         "vocab_size": config["source_vocabulary_size"] or config["vocabulary_size"],
         "decoder_vocab_size": config["vocabulary_size"],
-        "max_position_embeddings": positions,
+        "max_position_embeddings": max_position_embeddings,
         "d_model": config["hidden_dim"],
         "encoder_layers": config["num_layers"],
         "decoder_layers": config["decoder_layers"],
@@ -232,7 +232,7 @@ def _config(folder):
     config = read_json(path, "the description of the model")
     if config.get("model_type") != "marian":
         raise UserError(f"{path} describes a model of type {config.get('model_type')!r}, where 'marian' was expected.")
-    config |= {name: config_value(path, name, config.get(name), default) for name, default in CONFIG_DEFAULTS.items()}
+    config |= {name: config_value(path, name, config.get(name), default) for name, default in _CONFIG_DEFAULTS.items()}
     if config["share_encoder_decoder_embeddings"] or not config["decoder_vocab_size"]:
         config["decoder_vocab_size"] = config["vocab_size"]
     for name in ("ffn_dim", "attention_heads"):
@@ -242,10 +242,10 @@ def _config(folder):
                 f"{path} says encoder_{name} is {encoder} and decoder_{name} {decoder}, which have to be the same in "
                 "the zoo's models."
             )
-    if config["activation_function"] not in ACTIVATIONS:
+    if config["activation_function"] not in _ACTIVATIONS:
         raise UserError(
             f"{path} says activation_function is {config['activation_function']!r}, and the zoo's models have "
-            f"{', '.join(ACTIVATIONS)}."
+            f"{', '.join(_ACTIVATIONS)}."
         )
     return config
 
@@ -261,12 +261,12 @@ def _model_arguments(config, logits_bias):
         "hidden_dim": config["d_model"],
         "intermediate_dim": config["encoder_ffn_dim"],
         "num_heads": config["encoder_attention_heads"],
-        "activation": ACTIVATIONS[config["activation_function"]],
+        "activation": _ACTIVATIONS[config["activation_function"]],
         "scale_embeddings": config["scale_embedding"],
         "tie_embeddings": tied,
         "logits_bias": tied and logits_bias,  # where they are not tied, the layer of the logits has it
         "pad_id": config["pad_token_id"],
-        "epsilon": EPSILON,
+        "epsilon": _EPSILON,
         "name": "marian",
     }
 
@@ -279,7 +279,7 @@ def _check_convertible(model):
         config = infer_config(model)
     except ValueError as error:
         raise UserError(f"{str(error).rstrip('.')}: build it with zoo.models.transformer.") from error
-    fixed = {"pre_norm": False, "positions": "sinusoidal", "epsilon": EPSILON}
+    fixed = {"pre_norm": False, "positions": "sinusoidal", "epsilon": _EPSILON}
     if others := [f"{name}={config[name]!r}" for name, value in fixed.items() if config[name] != value]:
         raise UserError(f"The model {model.name} has {', '.join(others)}, which Marian's models cannot have.")
     return config
@@ -291,7 +291,7 @@ def _check_convertible(model):
 def _tokenizer_and_generation_config(folder, config):
     path = folder / "tokenizer_config.json"
     saved, tokens = _read_json_or_empty(path, "the description of the tokenizer"), {}
-    for argument, (key, default) in SPECIAL_TOKENS.items():
+    for argument, (key, default) in _SPECIAL_TOKENS.items():
         token = saved.get(key)
         token = token.get("content") if isinstance(token, dict) else token  # {"content": "<pad>", "lstrip": …}
         tokens[argument] = config_value(path, key, token, default)
@@ -383,18 +383,18 @@ def _entries(model):
     """An entry for each variable of a transformer of the zoo."""
     named = {layer.name: layer for layer in model.layers}
     tied = "logits" not in named
-    head = (LOGITS,) if tied else ()
+    head = (_LOGITS,) if tied else ()
     if "embedding" in named:
-        tables = [("embedding", (SHARED, SOURCE, TARGET, *head))]
+        tables = [("embedding", (_SHARED, _SOURCE, _TARGET, *head))]
     else:
-        tables = [("source_embedding", (SOURCE,)), ("target_embedding", (TARGET, *head))]
+        tables = [("source_embedding", (_SOURCE,)), ("target_embedding", (_TARGET, *head))]
     entries = [_Entry(named[name].embeddings, names, named[name].embeddings.shape) for name, names in tables]
     v = entries[-1].shape[0]
     if not tied:
-        entries.append(_Entry(named["logits"].kernel, (LOGITS,), named["logits"].kernel.shape[::-1], transposed=True))
-        entries.append(_Entry(named["logits"].bias, (BIAS,), (1, v)))
+        entries.append(_Entry(named["logits"].kernel, (_LOGITS,), named["logits"].kernel.shape[::-1], transposed=True))
+        entries.append(_Entry(named["logits"].bias, (_BIAS,), (1, v)))
     elif "logits_bias" in named:
-        entries.append(_Entry(named["logits_bias"].embeddings, (BIAS,), (1, v)))
+        entries.append(_Entry(named["logits_bias"].embeddings, (_BIAS,), (1, v)))
     for name, layer in named.items():
         match = re.fullmatch(r"(encoder|decoder)_(\d+)_(\w+)", name)
         if not match or match[3] not in BLOCK_MAP:
@@ -418,7 +418,7 @@ def _check(checkpoint, entries, config):
     """Raise UserError if names, shapes, ties or positions of a checkpoint are not those of the model."""
     expected = {name: entry.shape for entry in entries for name in _present(entry, checkpoint) or entry.names[:1]}
     table = (config["max_position_embeddings"], config["d_model"])  # (P, d)
-    expected |= {name: table for name in POSITIONS if name in checkpoint.shapes}
+    expected |= {name: table for name in _POSITIONS if name in checkpoint.shapes}
     check_state_dict(
         checkpoint.shapes,
         expected,
@@ -433,7 +433,7 @@ def _check(checkpoint, entries, config):
                     f"In {checkpoint.path}, {other} differs from {first}, and config.json says that they are one: set "
                     "share_encoder_decoder_embeddings or tie_word_embeddings to false in it if they are not."
                 )
-    for name in POSITIONS:
+    for name in _POSITIONS:
         # Another order of sines and cosines is off by 1; bfloat16 rounds by 2e-3.
         if name in checkpoint.shapes and np.abs(read_float_tensor(checkpoint, name) - _sinusoids(*table)).max() > 1e-2:
             raise UserError(f"In {checkpoint.path}, {name} does not hold sinusoids, which the zoo's models compute.")

@@ -63,11 +63,11 @@ from zoo import backends
 from zoo.compat.keras import set_initial_value, skip_weight_init
 from zoo.errors import UserError
 from zoo.io import cards, files, model_files
-from zoo.io.tensor_files import Checkpoint, check_state_dict, config_value, read_float_tensor, read_json
+from zoo.io.tensor_files import CheckpointReader, check_state_dict, config_value, read_float_tensor, read_json
 from zoo.tokenizers.clip import load_clip_tokenizer
 
 KIND = "stable_diffusion"
-MODELS = ("text_encoder", "encoder", "decoder", "denoiser")  # files of a preset, each with ".keras"
+COMPONENT_BUILDERS = ("text_encoder", "encoder", "decoder", "denoiser")  # files of a preset, each with ".keras"
 
 # Classes in model_index.json that can be converted.
 _CLASSES = {
@@ -284,7 +284,7 @@ def convert(folder, out, *, log=print):
         for name in (cards.CARD_FILE, cards.PIPELINE_FILE, cards.GENERATION_CONFIG_FILE):
             (out / name).unlink(missing_ok=True)
         parameters = 0
-        for name in MODELS:
+        for name in COMPONENT_BUILDERS:
             model = source.build(name)
             model_files.save_model(model, out / f"{name}.keras")
             log(f"{out / name}.keras: {model.count_params():,} parameters")
@@ -294,7 +294,7 @@ def convert(folder, out, *, log=print):
         files.write_text(out / cards.TOKENIZER_FILE, source.tokenizer.to_str())
         log(f"{out / cards.TOKENIZER_FILE}: {source.tokenizer.get_vocab_size():,} tokens")
         files.write_json(out / cards.PIPELINE_FILE, source.pipeline_config)
-        names = [*(f"{name}.keras" for name in MODELS), cards.TOKENIZER_FILE, cards.PIPELINE_FILE]
+        names = [*(f"{name}.keras" for name in COMPONENT_BUILDERS), cards.TOKENIZER_FILE, cards.PIPELINE_FILE]
         cards.write_card(out, {"task": "text-to-image", "parameters": parameters}, names)
     except OSError as error:
         raise UserError(f"Cannot write to {out} ({error.strerror or error}): choose another folder.") from error
@@ -336,7 +336,7 @@ def from_diffusers(folder):
         859520964
     """
     source = _Source(folder)
-    return Pipeline(*(source.build(name) for name in MODELS), source.tokenizer, source.pipeline_config)
+    return Pipeline(*(source.build(name) for name in COMPONENT_BUILDERS), source.tokenizer, source.pipeline_config)
 
 
 def to_diffusers(*, text_encoder=None, encoder=None, decoder=None, denoiser=None, use_linear_projection=False):
@@ -378,7 +378,7 @@ class _Source:
     """A folder in the layout of diffusers, with all but its tensors checked.
 
     Attributes:
-        model_configs: dict of the builders' arguments for each of MODELS.
+        model_configs: dict of the builders' arguments for each of COMPONENT_BUILDERS.
         use_linear_projection: as in `to_diffusers`.
         tokenizer, pipeline_config: as in `Pipeline`.
     """
@@ -431,7 +431,7 @@ class _Source:
             **_scheduler_config(folder / "scheduler" / "scheduler_config.json"),
         }
         stems = {"text_encoder": "model", "vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model"}
-        self.checkpoints = {part: Checkpoint(folder / part, _weight_files(stem)) for part, stem in stems.items()}
+        self.checkpoints = {part: CheckpointReader(folder / part, _weight_files(stem)) for part, stem in stems.items()}
 
     def _check_fit(self):
         """Raise UserError unless the parts belong together."""
@@ -449,7 +449,7 @@ class _Source:
                 )
 
     def build(self, name):
-        """One of MODELS with its weights."""
+        """One of COMPONENT_BUILDERS with its weights."""
         backends.import_keras()  # only now: what was wrong so far was said without the wait for a framework
         from zoo.models.stable_diffusion import autoencoder, denoiser, text_encoder
 
@@ -458,7 +458,7 @@ class _Source:
         path = self.folder / part / "config.json"
         try:
             with skip_weight_init():
-                model = dict(zip(MODELS, builders))[name](**self.model_configs[name])
+                model = dict(zip(COMPONENT_BUILDERS, builders))[name](**self.model_configs[name])
         except ValueError as error:
             raise UserError(f"{path} describes no model that can be built: {error}") from error
         _load_state_dict(model, self.checkpoints[part], name, self.use_linear_projection)
@@ -633,7 +633,12 @@ def _scheduler_config(path):
 
 # ------------------------------------------------------------------------------------------------------- the state dict
 
-_SUBFOLDERS = {"text_encoder": "text_encoder", "encoder": "vae", "decoder": "vae", "denoiser": "unet"}  # of MODELS
+_SUBFOLDERS = {
+    "text_encoder": "text_encoder",
+    "encoder": "vae",
+    "decoder": "vae",
+    "denoiser": "unet",
+}  # of COMPONENT_BUILDERS
 
 
 class _Entry(NamedTuple):
@@ -655,7 +660,7 @@ class _Entry(NamedTuple):
 
 
 def _load_state_dict(model, checkpoint, name, use_linear_projection):
-    """Set the weights of a model, one of MODELS, to those of a checkpoint."""
+    """Set the weights of a model, one of COMPONENT_BUILDERS, to those of a checkpoint."""
     entries, found = _state_dict_entries(model, name, use_linear_projection), dict(checkpoint.shapes)
     if name == "text_encoder":
         found = {key: shape for key, shape in found.items() if not key.endswith("embeddings.position_ids")}
@@ -674,7 +679,7 @@ def _load_state_dict(model, checkpoint, name, use_linear_projection):
 
 
 def _state_dict_entries(model, name, use_linear_projection):
-    """An `_Entry` for each variable of a model, one of MODELS."""
+    """An `_Entry` for each variable of a model, one of COMPONENT_BUILDERS."""
     entries = []
     for layer in model.layers:
         for variable in layer.weights:

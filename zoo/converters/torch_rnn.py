@@ -28,7 +28,7 @@ from zoo.io.tensor_files import TensorFile, check_state_dict
 from zoo.models.rnn_language_model import recurrent_layers
 
 
-class CellSpec(NamedTuple):
+class _CellSpec(NamedTuple):
     """How torch and Keras store the same cell. A gate has the same letter, Keras' own, in both orders."""
 
     torch: str  # the module: torch.nn.<this>
@@ -38,10 +38,10 @@ class CellSpec(NamedTuple):
     activations: tuple
 
 
-CELL_SPECS = {
-    keras.layers.LSTM: CellSpec("LSTM", "ifco", "ifco", False, ("tanh",)),  # torch writes g for c
-    keras.layers.GRU: CellSpec("GRU", "zrh", "rzh", True, ("tanh",)),  # torch writes n for h
-    keras.layers.SimpleRNN: CellSpec("RNN", "h", "h", False, ("tanh", "relu")),
+_CELL_SPECS = {
+    keras.layers.LSTM: _CellSpec("LSTM", "ifco", "ifco", False, ("tanh",)),  # torch writes g for c
+    keras.layers.GRU: _CellSpec("GRU", "zrh", "rzh", True, ("tanh",)),  # torch writes n for h
+    keras.layers.SimpleRNN: _CellSpec("RNN", "h", "h", False, ("tanh", "relu")),
 }
 
 # Names of the weights of `zoo.models.rnn_language_model` in the state dict of PyTorch's word language model example.
@@ -187,8 +187,8 @@ def read_state_dict(path):
 
 
 def _cell(layer):
-    """The entry of CELL_SPECS for a layer of one direction, or None."""
-    return next((spec for kind, spec in CELL_SPECS.items() if isinstance(layer, kind)), None)
+    """The entry of _CELL_SPECS for a layer of one direction, or None."""
+    return next((spec for kind, spec in _CELL_SPECS.items() if isinstance(layer, kind)), None)
 
 
 def _directions(layer):
@@ -392,7 +392,7 @@ def _check_cell(arrays, layers, prefix):
     shape = arrays[name].shape if name in arrays else ()  # (g·h, h)
     if len(shape) != 2 or not shape[1] or shape[0] == len(cell.torch_gates) * shape[1]:
         return
-    for other in CELL_SPECS.values():
+    for other in _CELL_SPECS.values():
         if shape[0] == len(other.torch_gates) * shape[1]:
             raise UserError(
                 f"{name} has shape {shape}, as in a torch.nn.{other.torch} of {shape[1]} units, where {_names(layers)} "

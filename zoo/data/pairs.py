@@ -14,7 +14,7 @@ from zoo.errors import UserError, did_you_mean
 MULTI30K = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
 # Padded widths of batches: few, so that a backend compiles few programs.
 BUCKET_WIDTHS = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256, 384, 512)
-NUM_NUMBER_PAIRS = 12_000  # of the number words
+_NUM_NUMERAL_PAIRS = 12_000  # of the number words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,8 +145,8 @@ def _number_words(source_lang, target_lang):
     """Distinct numbers below a million in words, sampled with a fixed seed: no number is in two splits."""
     from num2words import num2words
 
-    numbers = np.random.default_rng(0).choice(1_000_000, NUM_NUMBER_PAIRS, replace=False)
-    numbers[: NUM_NUMBER_PAIRS // 4] %= 10_000  # short ones too
+    numbers = np.random.default_rng(0).choice(1_000_000, _NUM_NUMERAL_PAIRS, replace=False)
+    numbers[: _NUM_NUMERAL_PAIRS // 4] %= 10_000  # short ones too
     numbers = list(dict.fromkeys(int(n) for n in numbers))
     try:
         pairs = [

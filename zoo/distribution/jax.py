@@ -97,7 +97,7 @@ def _join_processes():
         jax.distributed.initialize = initialize
 
 
-def training(model, devices, batches):
+def training_scope(model, devices, batches):
     """What `fit` and `evaluate` of a model need around them: nothing, arrays are divided by their shardings."""
     return contextlib.nullcontext()
 

@@ -46,7 +46,7 @@ class ArrayBatches(keras.utils.PyDataset):
         """The batch of some rows."""
         return _map(lambda array: array[indices], self.data)
 
-    def divides(self, num_replicas):
+    def is_divisible_by(self, num_replicas):
         """Whether every batch falls into so many equal parts."""
         count = len(self.order)
         return not any(rows % num_replicas for rows in (min(self.batch_size, count), count % self.batch_size))

@@ -46,7 +46,7 @@ _current = _single_device
 _num_barriers = 0
 
 
-def current():
+def current_devices():
     """The `Devices` of the scope that is open, or those of one device."""
     return _current
 
@@ -185,7 +185,7 @@ def _in_scope(method):
         if _current.num_devices == 1 or isinstance(call.arguments.get("x"), ShardedBatches):
             return method(model, *args, **kwargs)
         _shard_arguments(call.arguments, is_fit)
-        with _backend().training(model, _current, call.arguments["x"]):
+        with _backend().training_scope(model, _current, call.arguments["x"]):
             result = method(*call.args, **call.kwargs)
         if is_fit:
             barrier()
@@ -209,7 +209,11 @@ def _shard_arguments(arguments, is_fit):
         arguments["validation_data"] = ShardedBatches(batches, _current, training=False)
     batches = _batches(data, batch_size)
     _check_batch_size(batches, single_is_fine=not is_fit)
-    if _current.num_processes == 1 and isinstance(batches, ArrayBatches) and batches.divides(_current.num_replicas):
+    if (
+        _current.num_processes == 1
+        and isinstance(batches, ArrayBatches)
+        and batches.is_divisible_by(_current.num_replicas)
+    ):
         arguments |= dict(zip(("x", "y", "sample_weight"), data))  # Keras shuffles as on one device
         return
     sharded = ShardedBatches(batches, _current, arguments.pop("class_weight", None), training=is_fit)

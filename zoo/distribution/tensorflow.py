@@ -88,7 +88,7 @@ def _scope(strategy):
 
 
 @contextlib.contextmanager
-def training(model, devices, batches):
+def training_scope(model, devices, batches):
     """What `fit` and `evaluate` of a model need around them; `batches` are `ShardedBatches`."""
     model.jit_compile = False  # XLA knows no collective operations
     if devices.num_processes > 1:

@@ -73,7 +73,7 @@ def fix_zero_grad(model):
 
 
 @contextlib.contextmanager
-def training(model, devices, batches):
+def training_scope(model, devices, batches):
     """What `fit` and `evaluate` of a model need around them."""
     if "get_metrics_result" in vars(model):  # `fit` calls `evaluate`
         yield

@@ -206,7 +206,7 @@ def evaluate(preset, dataset, folder, *, num_prompts=1000, num_steps=NUM_STEPS, 
         metrics["by_num_steps"] = _by_num_steps(generate, scorer, features["test"], half, chosen, log)
         plots.plot_steps(folder / "steps.png", metrics["by_num_steps"])
         metrics["ablation"] = _ablation(task, generate, scorer, half, chosen, seed, num_steps, log)
-        plot_processes(task, dataset, folder, guidance_scale=chosen, num_steps=num_steps, seed=seed)
+        plot_forward_and_reverse_process(task, dataset, folder, guidance_scale=chosen, num_steps=num_steps, seed=seed)
     files.write_text(folder / "report.txt", "\n".join(lines) + "\n")
     files.write_json(folder / "metrics.json", metrics)
     return metrics
@@ -265,7 +265,7 @@ def _ablation(task, generate, scorer, prompts, guidance_scale, seed, num_steps, 
     return ablation
 
 
-def plot_processes(task, dataset, folder, *, guidance_scale, num_steps=NUM_STEPS, count=4, seed=0):
+def plot_forward_and_reverse_process(task, dataset, folder, *, guidance_scale, num_steps=NUM_STEPS, count=4, seed=0):
     """forward.png: images under more and more noise; reverse.png and reverse.gif: prompts while they are generated."""
     seen, unseen = (dataset.prompts(count // 2, held_out=held_out, seed=seed)[0] for held_out in (False, True))
     options = {"guidance_scale": guidance_scale, "num_steps": num_steps}

@@ -7,7 +7,7 @@ each sentence: finished_sequences (B, K, P), finished_scores (B, K), and finishe
 import numpy as np
 from keras import ops
 
-from zoo.generation.decode_step import NEG_INF, attend_to_own, top_candidates, write_tokens
+from zoo.generation.decode_step import NEG_INF, top_candidates, unmask_position, write_tokens
 
 
 def beam_search_step(
@@ -62,7 +62,7 @@ def beam_search_step(
     return state | {
         "position": position + 1,
         "token": tokens,
-        "self_attention_mask": _gather_beams(attend_to_own(state["self_attention_mask"], position), parents),
+        "self_attention_mask": _gather_beams(unmask_position(state["self_attention_mask"], position), parents),
         "sequences": write_tokens(_gather_beams(state["sequences"], parents), tokens, position),
         "scores": scores,
         "unfinished": ops.logical_and(state["unfinished"], goes_on),

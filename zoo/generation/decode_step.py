@@ -105,7 +105,7 @@ def sample_step(
     return state | {
         "position": position + 1,
         "token": token,
-        "self_attention_mask": attend_to_own(state["self_attention_mask"], position),
+        "self_attention_mask": unmask_position(state["self_attention_mask"], position),
         "sequences": write_tokens(state["sequences"], token, position),
         "scores": ops.where(unfinished, state["scores"] + score, state["scores"]),
         "unfinished": ops.logical_and(state["unfinished"], goes_on),
@@ -204,7 +204,7 @@ def write_tokens(sequences, tokens, position):
     return ops.slice_update(sequences, (0, 0, position), ops.expand_dims(tokens, 2))
 
 
-def attend_to_own(mask, position):
+def unmask_position(mask, position):
     """The self-attention mask (B, K, P, K) where each hypothesis attends to its own token at `position`."""
     batch, beams = mask.shape[:2]
     own = ops.broadcast_to(ops.reshape(ops.eye(beams, dtype="bool"), (1, beams, 1, beams)), (batch, beams, 1, beams))

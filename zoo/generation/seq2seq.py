@@ -27,7 +27,7 @@ from zoo.generation.sampling import check_sampling
 from zoo.generation.torch_transformer import TorchTransformer, supports
 from zoo.models.transformer import cross_attention_cache_model, decode_step_model, infer_config
 
-INITIAL_POSITIONS = 16  # P of the first loop
+_INITIAL_POSITIONS = 16  # P of the first loop
 
 
 class Seq2SeqGenerator:
@@ -140,7 +140,7 @@ class Seq2SeqGenerator:
 
     def _generate_batch(self, sources, num_beams, loop, params, lengths, uniforms):
         """Decode sources together: (ids, score) of each."""
-        last_positions, num_positions, position = lengths - 2, INITIAL_POSITIONS, 0
+        last_positions, num_positions, position = lengths - 2, _INITIAL_POSITIONS, 0
         context, batch = self._context(sources), len(sources)  # context: padding mask, cross-attention keys and values
         state = init_state(
             context[1],
@@ -171,7 +171,7 @@ class Seq2SeqGenerator:
             if len(kept) < len(rows):
                 rows, context = rows[kept], [ops.take(x, kept, axis=0) for x in context]
                 state = select_sentences(state, kept)
-            num_positions = num_positions + INITIAL_POSITIONS if self._eager else 2 * num_positions
+            num_positions = num_positions + _INITIAL_POSITIONS if self._eager else 2 * num_positions
             state = pad_positions(state, num_positions)
 
     def _context(self, sources):

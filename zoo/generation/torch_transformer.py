@@ -22,7 +22,7 @@ from zoo.compat.keras import flatten_layers
 from zoo.compat.torch import packed_linear, tensor_version
 from zoo.models.transformer import infer_config
 
-VOCABULARY_BLOCK = 16_384  # entries of the vocabulary in a block: 10 MB of logits for 160 hypotheses
+_VOCABULARY_BLOCK = 16_384  # entries of the vocabulary in a block: 10 MB of logits for 160 hypotheses
 
 
 def supports(model):
@@ -149,7 +149,7 @@ class TorchTransformer:
         else:
             table = self.embeddings["decoder"]
             bias = layers["logits_bias"].embeddings.value[0] if "logits_bias" in layers else None
-        size = VOCABULARY_BLOCK if table.device.type == "cpu" else len(table)
+        size = _VOCABULARY_BLOCK if table.device.type == "cpu" else len(table)
         parts = [slice(first, first + size) for first in range(0, len(table), size)]
         self.logits = [_linear(table[part], None if bias is None else bias[part]) for part in parts]
         self.version = version

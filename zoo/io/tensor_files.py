@@ -78,7 +78,7 @@ class TensorFile:
         return np.asarray((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
 
 
-class Checkpoint:
+class CheckpointReader:
     """The tensors of a folder in the layout of Hugging Face, in one file or in shards; used as a `TensorFile` is.
 
     Raises:

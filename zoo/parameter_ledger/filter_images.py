@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import layers
 
-MAX_TILES = 64  # filters, or slices of them, in an image
+_MAX_TILES = 64  # filters, or slices of them, in an image
 
 
 def filter_image(layer):
@@ -26,10 +26,10 @@ def filter_image(layer):
     height, width, channels, filters = kernel.shape
     columns, scale = 8, f"White is 0, full red +{limit:.2g}, full blue −{limit:.2g}."
     if isinstance(layer, layers.DepthwiseConv2D):
-        tiles = _diverging(kernel.reshape(height, width, -1).transpose(2, 0, 1)[:MAX_TILES])
+        tiles = _diverging(kernel.reshape(height, width, -1).transpose(2, 0, 1)[:_MAX_TILES])
         what = f"{_num_filters_text(channels * filters)} of {height}·{width} weights, {filters} for each channel"
     elif channels in (1, 3):
-        tiles = np.round(127.5 + 127.5 * kernel.transpose(3, 0, 1, 2)[:MAX_TILES]).astype("uint8")
+        tiles = np.round(127.5 + 127.5 * kernel.transpose(3, 0, 1, 2)[:_MAX_TILES]).astype("uint8")
         tiles = tiles.repeat(3 // channels, axis=-1)
         drawn = " in: red, green and blue" if channels == 3 else ""
         what = f"{_num_filters_text(filters)} of {height}·{width} weights for each channel{drawn}"
@@ -46,8 +46,8 @@ def filter_image(layer):
 
 def _num_filters_text(number):
     """The number of filters shown, in words."""
-    if number > MAX_TILES:
-        return f"The first {MAX_TILES} of {number:,} filters"
+    if number > _MAX_TILES:
+        return f"The first {_MAX_TILES} of {number:,} filters"
     return "1 filter" if number == 1 else f"{number} filters"
 
 

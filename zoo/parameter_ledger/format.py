@@ -42,7 +42,7 @@ def format_formula(formula):
 
 def format_macs(ledger):
     """The MACs of an example: "96.4 M"; "≥ 96.4 M" where some rows are unknown, "?" where nothing is known."""
-    if not ledger.unknown:
+    if not ledger.unknown_layers:
         return format_count(ledger.macs)
     return f"≥ {format_count(ledger.macs)}" if ledger.macs else "?"
 
@@ -51,8 +51,10 @@ def format_memory(ledger):
     """The memory of training in one line; parts that cannot be computed are left out."""
     parts = ledger.training_memory()
     total = parts.pop("total")
-    items = ", ".join(f"{name} {format_bytes(value)}" for name, value in parts.items() if value or not ledger.unknown)
+    items = ", ".join(
+        f"{name} {format_bytes(value)}" for name, value in parts.items() if value or not ledger.unknown_layers
+    )
     return (
-        f"Training with Adam at batch {ledger.batch_size} takes {'at least' if ledger.unknown else 'about'} "
+        f"Training with Adam at batch {ledger.batch_size} takes {'at least' if ledger.unknown_layers else 'about'} "
         f"{format_bytes(total)}: {items}."
     )

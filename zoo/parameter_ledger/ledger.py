@@ -115,7 +115,7 @@ class Ledger:
         return sum(row.macs or 0 for row in self.leaf_rows)
 
     @property
-    def unknown(self):
+    def unknown_layers(self):
         """Rows whose MACs or activations are unknown: a size is open, or the layer is of an unknown kind."""
         return [row for row in self.leaf_rows if None in (row.macs, row.activation_bytes)]
 
@@ -153,7 +153,7 @@ class Ledger:
         return {
             **{key: getattr(self, key) for key in totals},
             "training_memory": self.training_memory(),
-            "unknown": [row.path for row in self.unknown],
+            "unknown": [row.path for row in self.unknown_layers],
             "rows": [self._row_dict(row) for row in self.rows],
         }
 

@@ -15,7 +15,7 @@ from keras import layers
 from zoo.parameter_ledger.filter_images import encode_png, filter_image
 from zoo.parameter_ledger.format import format_bytes, format_macs, format_outputs, format_shape
 from zoo.parameter_ledger.formulas import LEGEND
-from zoo.parameter_ledger.page_style import POLICY, SCRIPT, STYLE
+from zoo.parameter_ledger.page_style import CONTENT_SECURITY_POLICY, SCRIPT, STYLE
 
 # CSS class of a family of layers: its name on the page, and a pattern of class names; the first match counts.
 _FAMILIES = {
@@ -65,7 +65,7 @@ def render_page(ledger):
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta name="color-scheme" content="light dark">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_SECURITY_POLICY}">\n'
         f"<title>{_text(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
         f'<main data-open="{int(len(ledger.leaf_rows) <= _MAX_PRINTED_LAYERS)}">\n'
         + _header(ledger)
@@ -104,7 +104,7 @@ def _header(ledger):
     fixed = ledger.parameters - ledger.trainable
     learned = f"{ledger.trainable:,} trainable, {fixed:,} not" if fixed else "all of them trainable"
     total = ledger.training_memory()["total"]
-    least, exactly = ("≥ ", "at least") if ledger.unknown else ("", "exactly")
+    least, exactly = ("≥ ", "at least") if ledger.unknown_layers else ("", "exactly")
     figures = [
         ("parameters", f"{ledger.parameters:,}", learned),
         ("size of the weights", format_bytes(ledger.weight_bytes), f"{ledger.weight_bytes:,} bytes"),
@@ -116,13 +116,13 @@ def _header(ledger):
         for name, value, more in figures
     )
     unknown = ""
-    if ledger.unknown:
+    if ledger.unknown_layers:
         names = ", ".join(
             f'<a href="#r{index}">{_text(row.path)}</a>'
             for index, row in enumerate(ledger.rows)
-            if any(row is other for other in ledger.unknown[:5])
+            if any(row is other for other in ledger.unknown_layers[:5])
         )
-        more = f" and {len(ledger.unknown) - 5:,} more" if len(ledger.unknown) > 5 else ""
+        more = f" and {len(ledger.unknown_layers) - 5:,} more" if len(ledger.unknown_layers) > 5 else ""
         unknown = f"<p>MACs or memory unknown, because a size is open or the kind is unknown: {names}{more}.</p>"
     return (
         f'<header>\n<p class="over">Parameter ledger</p>\n<h1>{_text(ledger.name)}</h1>\n'
@@ -192,7 +192,7 @@ def _memory(ledger):
     ]
     return (
         '<section aria-labelledby="memory">\n<h2 id="memory">Memory of training</h2>\n'
-        f"<p>{'At least' if ledger.unknown else 'About'} {_text(format_bytes(total))} with Adam at batch "
+        f"<p>{'At least' if ledger.unknown_layers else 'About'} {_text(format_bytes(total))} with Adam at batch "
         f"{ledger.batch_size}: the blue parts depend on the model alone, the orange ones grow with the batch.</p>\n"
         + _bar(parts, "explained")
         + "</section>\n"

@@ -41,13 +41,13 @@ class Question:
         text: the question, with all the numbers needed to answer it.
         answer: an int, or a tuple for a shape.
         explanation: the formulas, a sentence or a few lines.
-        without_bias: the answer if the biases are forgotten; None where that does not apply.
+        answer_without_bias: the answer if the biases are forgotten; None where that does not apply.
     """
 
     text: str
     answer: object
     explanation: str
-    without_bias: int | None = None
+    answer_without_bias: int | None = None
 
     @property
     def answer_text(self):
@@ -135,7 +135,7 @@ def grade(question, answer):
     if parsed is None:
         expected = "a shape such as 24x24x64" if isinstance(question.answer, tuple) else "a whole number"
         start = f"{answer.strip()!r} is not {expected}."
-    elif question.without_bias is not None and parsed == question.without_bias:
+    elif question.answer_without_bias is not None and parsed == question.answer_without_bias:
         start = "Almost: the biases are missing."
     else:
         start = "No."
@@ -172,7 +172,7 @@ def _parameters_question(row):
         text=f"{text}{_inputs_text(row)}. How many parameters does it have?",
         answer=row.parameters,
         explanation=explanation,
-        without_bias=sum(without_bias) if sum(without_bias) != row.parameters else None,
+        answer_without_bias=sum(without_bias) if sum(without_bias) != row.parameters else None,
     )
 
 

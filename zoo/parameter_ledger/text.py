@@ -40,8 +40,10 @@ def format_table(ledger, width=None):
             lines += join(line)
     lines += ["─" * min(width, max(70, sum(widths) + 44)), ""]
     lines += _wrapped("", format_memory(ledger), width)
-    if ledger.unknown:
-        names = ", ".join(row.path for row in ledger.unknown[:5]) + (", …" if len(ledger.unknown) > 5 else ".")
+    if ledger.unknown_layers:
+        names = ", ".join(row.path for row in ledger.unknown_layers[:5]) + (
+            ", …" if len(ledger.unknown_layers) > 5 else "."
+        )
         reason = "a size is open (give --input-shape)" if _has_open_sizes(ledger) else "they are of an unknown kind"
         lines += _wrapped("", f"MACs or activations not counted, because {reason}: {names}", width)
     symbols = {symbol for row in ledger.rows for formula in row.formulas for symbol in formula.symbols}
@@ -53,7 +55,7 @@ def format_table(ledger, width=None):
 
 def _has_open_sizes(ledger):
     """Whether the rows of unknown MACs have open sizes."""
-    return any(None in shape for row in ledger.unknown for shape in (*row.inputs, *row.outputs))
+    return any(None in shape for row in ledger.unknown_layers for shape in (*row.inputs, *row.outputs))
 
 
 def _cells(ledger, row):

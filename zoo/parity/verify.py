@@ -32,14 +32,14 @@ class Difference:
         output_error, layer_error: the largest `max_scaled_error` of the outputs, and of the samples of any layer call;
             infinite where shapes or layers do not match.
         weights: paths of the layers whose weights differ.
-        first_call: (path, class name, index in call order, error) of the first layer call that differs, if any.
+        first_different_call: (path, class name, index in call order, error) of the first layer call that differs.
         passed: whether no error is over the tolerance and the weights are equal.
     """
 
     output_error: float
     layer_error: float
     weights: tuple
-    first_call: tuple | None
+    first_different_call: tuple | None
     passed: bool
 
 
@@ -261,9 +261,9 @@ def _conclude(records, parity_record, tolerance):
 def _first_difference(name, record, other_name, other, tolerance):
     """The sentence that says where a record begins to differ from another."""
     difference = compare_records(record, other, tolerance)
-    if difference.first_call is None:
+    if difference.first_different_call is None:
         return f"{name} differs from {other_name} in its outputs, by {difference.output_error:.1e}."
-    path, kind, index, error = difference.first_call
+    path, kind, index, error = difference.first_different_call
     how = f"by {error:.1e}" if np.isfinite(error) else "in its shape, or in values that are not finite"
     if path in difference.weights:
         more = len(difference.weights) - 1

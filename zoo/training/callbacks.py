@@ -99,7 +99,7 @@ class LossRecorder(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if len(self.losses) < self.count and batch == len(self.losses):
             rows = len(keras.tree.flatten(self.batches[batch])[0])
-            rows += -rows % distribution.current().num_replicas
+            rows += -rows % distribution.current_devices().num_replicas
             self._rows += rows
             total = float(logs["loss"]) * self._rows
             self.losses.append((total - self._sum) / rows)
@@ -174,7 +174,7 @@ class BestCheckpoint(keras.callbacks.Callback):
         self.losses = [row["val_loss"] for row in history]
 
     @property
-    def exhausted(self):
+    def out_of_patience(self):
         """Whether the last `patience` epochs brought no better loss."""
         return bool(self.losses) and len(self.losses) - 1 - int(np.argmin(self.losses)) >= self.patience
 
@@ -183,7 +183,7 @@ class BestCheckpoint(keras.callbacks.Callback):
         if self.losses[-1] == min(self.losses):
             with files.atomic_write(self.path) as temporary:
                 np.savez(temporary, *[keras.ops.convert_to_numpy(v) for v in self.model.trainable_variables])
-        if self.exhausted:
+        if self.out_of_patience:
             self.model.stop_training = True
             print(f"No better validation loss for {self.patience} epochs: stopping.", flush=True)
 

@@ -273,17 +273,22 @@ class IndexedBatches(keras.utils.PyDataset):
         seed: of the order and of the random numbers.
         make_batch: function of (indices (B,), rng, key) that returns what `fit` takes; `rng` and `key`, a list of ints,
             are functions of (seed, epoch, batch).
-        fixed: whether every epoch is epoch 0 (validation).
+        same_every_epoch: whether every epoch is epoch 0 (validation).
     """
 
-    def __init__(self, count, batch_size, *, seed, make_batch, fixed=False):
+    def __init__(self, count, batch_size, *, seed, make_batch, same_every_epoch=False):
         super().__init__(workers=1, use_multiprocessing=False)
-        self.count, self.batch_size, self.seed, self.fixed = count, min(batch_size, count), seed, fixed
+        self.count, self.batch_size, self.seed, self.same_every_epoch = (
+            count,
+            min(batch_size, count),
+            seed,
+            same_every_epoch,
+        )
         self.make_batch = make_batch
         self.set_epoch(0)
 
     def set_epoch(self, epoch):
-        self.epoch = 0 if self.fixed else epoch
+        self.epoch = 0 if self.same_every_epoch else epoch
         self.order = epoch_order(self.count, seed=self.seed, epoch=self.epoch)
 
     def __len__(self):
@@ -297,7 +302,7 @@ class IndexedBatches(keras.utils.PyDataset):
 
 def _split_batches(dataset, split, batch_size, seed, make_batch):
     count = len(dataset.labels[split])
-    return IndexedBatches(count, batch_size, seed=seed, make_batch=make_batch, fixed=split != "train")
+    return IndexedBatches(count, batch_size, seed=seed, make_batch=make_batch, same_every_epoch=split != "train")
 
 
 def classifier_batches(dataset, split, batch_size, *, seed):
@@ -335,7 +340,7 @@ def clip_batches(dataset, split, batch_size, *, seed, tokenizer):
 
 
 def denoiser_batches(
-    latents, contexts, alphas_cumprod, batch_size, *, seed, conditioning_dropout_prob=0.1, fixed=False
+    latents, contexts, alphas_cumprod, batch_size, *, seed, conditioning_dropout_prob=0.1, same_every_epoch=False
 ):
     """([noisy latents (B, h, w, C), timesteps (B,), contexts (B, S, d)], noise (B, h, w, C)).
 
@@ -347,7 +352,7 @@ def denoiser_batches(
         seed: of the order and of the random numbers.
         conditioning_dropout_prob: probability that a caption is replaced by the empty one, for classifier-free guidance
             (Ho & Salimans 2022, algorithm 1).
-        fixed: whether every epoch is epoch 0.
+        same_every_epoch: whether every epoch is epoch 0.
     """
 
     def make_batch(indices, rng, key):
@@ -360,7 +365,9 @@ def denoiser_batches(
         noisy = np.sqrt(alpha_cumprod) * clean + np.sqrt(1 - alpha_cumprod) * noise  # q(x_t | x_0)
         return (noisy, timestep.astype("float32"), contexts[caption]), noise
 
-    return IndexedBatches(len(latents.combinations), batch_size, seed=seed, make_batch=make_batch, fixed=fixed)
+    return IndexedBatches(
+        len(latents.combinations), batch_size, seed=seed, make_batch=make_batch, same_every_epoch=same_every_epoch
+    )
 
 
 class LatentCache:

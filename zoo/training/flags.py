@@ -2,7 +2,7 @@
 
 parser = flags.parser(__doc__)
 flags.add(parser, "dataset", "data_dir", epochs=5, batch_size=64)   # a value is the recipe's default
-flags.add(parser, *flags.RUN)
+flags.add(parser, *flags.RUN_FLAGS)
 args = parser.parse_args()
 flags.check(args)                                                    # ranges; one sentence if a value is wrong
 flags.settings(args)                                                 # what defines the run
@@ -28,7 +28,7 @@ class Flag:
         default: value if the command does not say; a recipe may have its own.
         type: of the value; bool for a switch.
         minimum: smallest value allowed.
-        below: upper bound, excluded.
+        exclusive_maximum: upper bound, excluded.
         defines_run: False for what changes where a run takes place and what it writes, but not its numbers. All others
             are recorded in `metrics.json`, and a checkpoint is resumed only under equal ones.
         options: further arguments of `ArgumentParser.add_argument`.
@@ -38,13 +38,13 @@ class Flag:
     default: object = None
     type: type = str
     minimum: float | None = None
-    below: float | None = None
+    exclusive_maximum: float | None = None
     defines_run: bool = True
     options: dict = dataclasses.field(default_factory=dict)
 
 
-def _flag(help, default=None, type=str, minimum=None, below=None, defines_run=True, **options):
-    return Flag(help, default, type, minimum, below, defines_run, options)
+def _flag(help, default=None, type=str, minimum=None, exclusive_maximum=None, defines_run=True, **options):
+    return Flag(help, default, type, minimum, exclusive_maximum, defines_run, options)
 
 
 SCHEDULES = ("cosine", "inverse-sqrt", "constant")
@@ -74,7 +74,7 @@ FLAGS = {
     "units": _flag("units of a recurrent layer", 512, type=int, minimum=1),
     "tie_embeddings": _flag("use the token embeddings as output weights too", False, type=bool),
     "pre_norm": _flag("normalise the input of each sublayer instead of its output", False, type=bool),
-    "dropout": _flag("dropout rate", 0.5, type=float, minimum=0, below=1),
+    "dropout": _flag("dropout rate", 0.5, type=float, minimum=0, exclusive_maximum=1),
     # optimization
     "epochs": _flag("number of epochs", type=int, minimum=1),
     "batch_size": _flag("examples of a batch, over all devices", type=int, minimum=1),
@@ -89,15 +89,21 @@ FLAGS = {
     "warmup_steps": _flag("steps until the peak learning rate, at most a quarter of all", type=int, minimum=1),
     "weight_decay": _flag("strength of the weight decay", 0.0, type=float, minimum=0),
     "global_clipnorm": _flag("upper bound of the norm of all gradients together; 0 for none", type=float, minimum=0),
-    "label_smoothing": _flag("of the cross-entropy, in [0, 1)", 0.1, type=float, minimum=0, below=1),
+    "label_smoothing": _flag("of the cross-entropy, in [0, 1)", 0.1, type=float, minimum=0, exclusive_maximum=1),
     "patience": _flag("stop after this many epochs without a better validation loss", type=int, minimum=1),
     "average_checkpoints": _flag("average the weights of the last N epochs", metavar="N", type=int, minimum=1),
-    "ema_decay": _flag("decay of the moving average of the weights, in [0, 1)", 0.999, type=float, minimum=0, below=1),
+    "ema_decay": _flag(
+        "decay of the moving average of the weights, in [0, 1)", 0.999, type=float, minimum=0, exclusive_maximum=1
+    ),
     # latent diffusion
     "kl_weight": _flag("weight of the autoencoder's KL divergence", 1e-4, type=float, minimum=0),
     "perceptual_weight": _flag("weight of the autoencoder's perceptual loss", 0.0, type=float, minimum=0),
     "conditioning_dropout_prob": _flag(
-        "fraction of captions dropped for classifier-free guidance, in [0, 1)", 0.1, type=float, minimum=0, below=1
+        "fraction of captions dropped for classifier-free guidance, in [0, 1)",
+        0.1,
+        type=float,
+        minimum=0,
+        exclusive_maximum=1,
     ),
     "num_eval_prompts": _flag("prompts of each kind for the evaluation", 1000, type=int, minimum=1, defines_run=False),
     "guidance_scale": _flag("classifier-free guidance", type=float, minimum=0, defines_run=False),
@@ -120,7 +126,7 @@ FLAGS = {
     ),
 }
 
-RUN = ("seed", "limit", "parity", "devices", "parallel", "precision", "output", "resume", "evaluate")
+RUN_FLAGS = ("seed", "limit", "parity", "devices", "parallel", "precision", "output", "resume", "evaluate")
 
 
 def parser(doc):
@@ -151,8 +157,8 @@ def check(args):
         flag = FLAGS.get(name)
         if flag is None or value is None or flag.minimum is None:
             continue
-        if flag.below is not None and not flag.minimum <= value < flag.below:
-            expected = f"in [{flag.minimum}, {flag.below})"
+        if flag.exclusive_maximum is not None and not flag.minimum <= value < flag.exclusive_maximum:
+            expected = f"in [{flag.minimum}, {flag.exclusive_maximum})"
         elif value < flag.minimum:
             expected = f"at least {flag.minimum}"
         else:
