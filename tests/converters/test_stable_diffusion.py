@@ -24,7 +24,7 @@ from tests.stable_diffusion_peers import (
     transformers,
 )
 from zoo import cli as command
-from zoo.converters.stable_diffusion import MODELS, _scheduler_config, _Source, from_diffusers, to_diffusers
+from zoo.converters.stable_diffusion import COMPONENT_BUILDERS, _scheduler_config, _Source, from_diffusers, to_diffusers
 from zoo.errors import UserError
 from zoo.tokenizers.clip import load_clip_tokenizer
 
@@ -192,7 +192,7 @@ def assert_equal(ours, theirs):
 
 def assert_weights(pipeline, peers, **options):
     """What is in a converted pipeline is what is in the peers, bit for bit."""
-    found = to_diffusers(**dict(zip(MODELS, pipeline)), **options)
+    found = to_diffusers(**dict(zip(COMPONENT_BUILDERS, pipeline)), **options)
     assert_equal(found["text_encoder"], numbers_of(peers["text_encoder"], "text_model."))
     assert_equal(found["vae"], numbers_of(peers["vae"]))
     assert_equal(found["unet"], numbers_of(peers["unet"]))
@@ -206,7 +206,7 @@ def test_a_folder_becomes_models_that_need_keras_only(plain, tmp_path, capsys, r
     out = tmp_path / "new" / "out"
     command.main(["convert", "stable-diffusion", str(folder), str(out)])
     assert sorted(path.name for path in out.iterdir()) == sorted(
-        [f"{name}.keras" for name in MODELS] + ["card.json", "pipeline.json", "tokenizer.json"]
+        [f"{name}.keras" for name in COMPONENT_BUILDERS] + ["card.json", "pipeline.json", "tokenizer.json"]
     )
     assert json.loads((out / "pipeline.json").read_text()) == PIPELINE_CONFIG
     said = capsys.readouterr().out
@@ -225,12 +225,12 @@ def test_a_folder_becomes_models_that_need_keras_only(plain, tmp_path, capsys, r
         denoiser_0=inputs["denoiser"][0],
         denoiser_1=inputs["denoiser"][1],
         denoiser_2=inputs["denoiser"][2],
-        **{name: inputs[name] for name in MODELS[:3]},
+        **{name: inputs[name] for name in COMPONENT_BUILDERS[:3]},
     )
     program = f"""
 import sys, keras, numpy as np
 given, found = np.load({str(tmp_path / "inputs.npz")!r}), {{}}
-for name in {MODELS}:
+for name in {COMPONENT_BUILDERS}:
     model = keras.saving.load_model({str(out)!r} + "/" + name + ".keras")
     inputs = [given[f"denoiser_{{i}}"] for i in range(3)] if name == "denoiser" else given[name]
     for i, x in enumerate(keras.tree.flatten(model.predict_on_batch(inputs))):
