@@ -316,7 +316,7 @@ def test_settings_taken_when_nothing_is_said(tmp_path, monkeypatch):
     assert zoo.TextToImage is TextToImage and "diffusion_captions" in TextToImage.presets
     card = cards.read_card(tmp_path / "mine")
     assert card["task"] == "text-to-image" and set(card["files"]) == {
-        *(f"{name}.keras" for name in stable_diffusion.MODELS),
+        *(f"{name}.keras" for name in stable_diffusion.COMPONENT_BUILDERS),
         "tokenizer.json",
         "pipeline.json",
     }
