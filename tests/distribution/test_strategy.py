@@ -38,7 +38,7 @@ def results(folder, name):
 def assert_same(one, other, tolerance=1e-4):
     """First losses and final weights.
 
-    Before a pooling, rounding decides which of two nearly equal pixels is kept: of a convolution's kernel, one weight in
+    Before a pooling, rounding decides which of two nearly equal pixels is kept: of a convolution, one weight in
     500 may be further off (15 of 18,432 by up to 2.6e-4 on TensorFlow on a processor without AVX-512).
     """
     assert len(one["losses"]) == 20
