@@ -61,7 +61,7 @@ def cnn_case(dropout):
         data.Batches(images[:n], labels[:n], batch_size=ROWS, seed=seed) for n, seed in ((163, 1), (11, None))
     )
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    return model, batches, validation, {"loss": loss, "weighted_metrics": ["accuracy"]}, {"decay": 1e-3}
+    return model, batches, validation, {"loss": loss, "weighted_metrics": ["accuracy"]}, {"weight_decay": 1e-3}
 
 
 def rnn_case(dropout):
