@@ -1,11 +1,10 @@
 """One training step of the CNN equals plain PyTorch's: same weights, same batch, Adam with L2 weight decay.
 
-In mid-training every element of every tensor must agree within 1e-5. Adam's very first step is different: it is `lr ·
-g / (|g| + 1e-8)` for each weight, so where a gradient is itself no larger than float32 rounding, no two
-implementations agree: there the elements with a gradient above 1e-7 are compared. Before a pooling, rounding also
-decides which of two nearly equal pixels it keeps, and that differs between processors (on one, 2 of the 18,432 weights
-of conv2, with gradients of 1e-5 where the median is 2.5e-3): of convolutions, those above a fiftieth of the tensor's
-median are compared. Together these are 97 % and more of all.
+In mid-training every element of every tensor must agree within 1e-5. Adam's very first step is different: it is
+`lr · g / (|g| + 1e-8)` for each weight, so where a gradient is itself no larger than float32 rounding (and the rounding
+that decides which of two nearly equal pixels a pooling keeps), no two implementations agree; of 9.5 million elements
+a handful then differ by up to 5e-5. There the elements with a gradient above 1e-7, 98 % of them, are compared. The batch
+has 8 images: among the 3.7 million windows of 64 there are such pixels on some processors, in those of 8 on none tried.
 """
 
 import keras
@@ -26,8 +25,8 @@ RATE, DECAY = 1e-3, 1e-4
 @pytest.mark.parametrize("step", [0, 100], ids=["first step", "step 101"])
 def test_one_step(fast, step):
     rng = np.random.default_rng(0)
-    images = rng.standard_normal((64, 48, 48, 3)).astype("float32")
-    labels = rng.integers(0, 10, 64)
+    images = rng.standard_normal((8, 48, 48, 3)).astype("float32")
+    labels = rng.integers(0, 10, 8)
     model = cnn(num_classes=10, dropout=0.0)
     set_initial_weights(model, seed=0)
     weights = [np.array(w) for w in model.get_weights()]
@@ -68,8 +67,7 @@ def test_one_step(fast, step):
     updated = torch_cnn(model.get_weights(), pixels=48).parameters()
     total = unclear = 0
     for ours, theirs, gradient in zip(updated, peer.parameters(), gradients):
-        least = 0.02 * float(gradient.median()) if ours.ndim == 4 else 1e-7
-        clear = gradient > least if step == 0 else torch.ones_like(gradient, dtype=bool)
+        clear = gradient > 1e-7 if step == 0 else torch.ones_like(gradient, dtype=bool)
         assert float((ours - theirs).detach().abs()[clear].max()) < 1e-5
         total, unclear = total + gradient.numel(), unclear + int((~clear).sum())
     assert unclear < 0.03 * total
