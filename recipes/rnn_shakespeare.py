@@ -16,7 +16,6 @@ from zoo import backends
 backends.import_keras_or_exit()
 
 import keras
-import numpy as np
 
 import zoo
 from zoo import data
@@ -27,7 +26,7 @@ from zoo.distribution.launch import run_recipe
 from zoo.errors import UserError
 from zoo.evaluation.language import plot_training_curves
 from zoo.evaluation.reports import evaluate_language_model
-from zoo.models.rnn_language_model import rnn_language_model
+from zoo.models.rnn_language_model import copy_weights, rnn_language_model
 from zoo.tokenizers.text import encode, train_tokenizer
 from zoo.training import flags
 from zoo.training.callbacks import BestCheckpoint, ResetStates, SampleText
@@ -146,12 +145,6 @@ def main(args):
         best.restore(training_model)
         copy_weights(training_model, model)
     return save_and_report(run, model, tokenizer, dataset)
-
-
-def copy_weights(source, target):
-    """Give one model the weights of another of the same architecture; carried states stay."""
-    for old, new in zip(source.trainable_variables, target.trainable_variables, strict=True):
-        new.assign(np.array(keras.ops.convert_to_numpy(old)))
 
 
 @distribution.on_main_process

@@ -126,6 +126,13 @@ class Preset:
         """Path of the `.keras` file of a preset of one model."""
         return self.folder / self.model_file
 
+    @property
+    def model_paths(self):
+        """Paths of its `.keras` files: the one model, or, where that is not there, the parts it consists of."""
+        if self.model_path.is_file():
+            return [self.model_path]
+        return sorted(path for path in self.folder.glob("*.keras") if not path.name.startswith("."))
+
     def file(self, name):
         """Path of a file of the preset, checked against the card.
 
@@ -217,11 +224,9 @@ def resolve_model_path(name_or_path):
     if text.endswith(".keras"):
         return _file_path(text)
     preset = find_preset(text)
-    parts = sorted(path.name for path in preset.folder.glob("*.keras") if not path.name.startswith("."))
-    if not preset.model_path.is_file() and parts:
-        raise UserError(
-            f"{preset.name} consists of {len(parts)} models: give one of them, e.g. {preset.folder / parts[0]}."
-        )
+    paths = preset.model_paths or [preset.model_path]
+    if preset.model_path not in paths:
+        raise UserError(f"{preset.name} consists of {len(paths)} models: give one of them, e.g. {paths[0]}.")
     return preset.model_path
 
 
@@ -230,7 +235,7 @@ def find_preset(name_or_path, *, revision=None):
 
     Args:
         name_or_path: the name of a preset; the path of a folder or of a `.keras` file; or "hf://owner/name". What is
-            both a name and a folder here is taken as the name.
+            both a name and a folder here is taken as the name. A `Preset` is returned as it is.
         revision: branch, tag or commit of an "hf://" repository; its main branch if None.
 
     Returns:
@@ -239,6 +244,8 @@ def find_preset(name_or_path, *, revision=None):
     Raises:
         UserError: if there is none, it cannot be fetched, or the folder is one of diffusers or transformers.
     """
+    if isinstance(name_or_path, Preset):
+        return name_or_path
     text = os.fspath(name_or_path)
     if text.startswith(HUB_PREFIX):
         return _folder_preset(_snapshot(text.removeprefix(HUB_PREFIX), revision), name=text.rpartition("/")[2])

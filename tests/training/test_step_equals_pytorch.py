@@ -3,8 +3,8 @@
 In mid-training every element of every tensor must agree within 1e-5. Adam's very first step is different: it is
 `lr · g / (|g| + 1e-8)` for each weight, so where a gradient is itself no larger than float32 rounding (and the rounding
 that decides which of two nearly equal pixels a pooling keeps), no two implementations agree; of 9.5 million elements
-a handful then differ by up to 5e-5. There the elements with a gradient above 1e-7, 98 % of them, are compared. A batch of
-8 images, since among the 3.5 million windows of 64 there are such pixels on some processors.
+a handful then differ by up to 5e-5. There the elements with a gradient above 1e-7, 98 % of them, are compared. The
+batch has 8 images: among the 3.5 million windows of 64 there are such pixels on some processors.
 """
 
 import keras

@@ -73,12 +73,12 @@ def run(args):
     if task == "text-to-image":
         _refuse(args, _TEXT_FLAGS, f"{preset.name} generates images")
         backends.import_keras(preferred="torch")  # which starts and samples soonest
-        _generate_images(args)
+        _generate_images(args, preset)
         return
     _refuse(args, _IMAGE_FLAGS, f"{preset.name} generates text")
     if preset.model_path.is_file():
         backends.import_keras()
-    _generate_text(args)
+    _generate_text(args, preset)
 
 
 def _refuse(args, names, why):
@@ -87,10 +87,10 @@ def _refuse(args, names, why):
             raise UserError(f"{why}, for which --{name.replace('_', '-')} has no meaning: leave it out.")
 
 
-def _generate_text(args):
+def _generate_text(args, preset):
     from zoo.tasks.causal_lm import CausalLM
 
-    model = CausalLM.from_preset(args.model)
+    model = CausalLM.from_preset(preset)
     if args.top_tokens is not None:
         for token, probability in model.top_next_tokens(args.prompt, count=args.top_tokens):
             print(f"{probability:6.1%}  {token!r}")
@@ -104,7 +104,7 @@ def _generate_text(args):
     print()
 
 
-def _generate_images(args):
+def _generate_images(args, preset):
     from zoo.tasks.text_to_image import TextToImage
 
     names = (
@@ -120,7 +120,7 @@ def _generate_images(args):
     )
     settings = {name: getattr(args, name) for name in (*names, "save_strip", "save_gif")}
     settings["width"], settings["height"] = args.size or (None, None)
-    model = TextToImage.from_preset(args.model)
+    model = TextToImage.from_preset(preset)
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *rest: print(f"note: {message}", file=sys.stderr)

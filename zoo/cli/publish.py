@@ -6,6 +6,7 @@ import shlex
 import shutil
 
 from zoo.errors import UserError
+from zoo.io.cards import DIFFUSION_PARTS
 
 HELP = "turn the folder of a finished training run into a preset"
 
@@ -32,11 +33,8 @@ CARD_KEYS = {
     ),
 }
 # A latent diffusion: the parts that its card must describe, and the files of its preset.
-COMPONENTS = ("classifier", "autoencoder", "text_encoder", "denoiser")
-COMPONENT_FILES = (
-    *("text_encoder.keras", "encoder.keras", "decoder.keras", "denoiser.keras", "classifier.keras"),
-    *("tokenizer.json", "pipeline.json"),
-)
+COMPONENTS = tuple(DIFFUSION_PARTS)
+COMPONENT_FILES = tuple(name for names in DIFFUSION_PARTS.values() for name in names)
 # Inputs of the parity record of a translation model: a source and a target sentence.
 SENTENCES = {
     "de": "Ein brauner Hund läuft mit einem Ball im Maul über den nassen Strand.",

@@ -33,11 +33,12 @@ def run(args):
     from zoo import backends
     from zoo.presets import find_preset
 
-    if find_preset(args.model).model_path.is_file():
+    preset = find_preset(args.model)
+    if preset.model_path.is_file():
         backends.import_keras()
     from zoo.tasks.translator import Translator
 
-    translator = Translator.from_preset(args.model)
+    translator = Translator.from_preset(preset)
     settings = {"num_beams": args.num_beams, "length_penalty": args.length_penalty}
     if not args.sentence:
         for line in sys.stdin:  # one by one, so that a person who types is answered

@@ -9,7 +9,7 @@ from zoo.errors import UserError
 from zoo.evaluation import classification, language, translation
 from zoo.fast_paths.layers import use_fast_paths
 from zoo.io import files
-from zoo.models.rnn_language_model import infer_config, rnn_language_model
+from zoo.models.rnn_language_model import copy_weights, infer_config, rnn_language_model
 from zoo.tokenizers.text import encode
 
 
@@ -98,8 +98,7 @@ def token_nll(model, ids, *, sequence_length=64):
         float64 array (N - 1,).
     """
     stateful = rnn_language_model(**infer_config(model), stateful_batch_size=1)
-    for source, target in zip(model.trainable_variables, stateful.trainable_variables, strict=True):
-        target.assign(np.array(keras.ops.convert_to_numpy(source)))
+    copy_weights(model, stateful)
     use_fast_paths(stateful)
     ids, losses = np.asarray(ids, np.int32), []
     for start in range(0, len(ids) - 1, sequence_length):

@@ -95,10 +95,8 @@ def _compile_torch(function, variables, trace):
             with lock:
                 if shapes not in traces:
                     flat_function = FlatFunction(args)
-                    with (
-                        warnings.catch_warnings()
-                    ):  # of Python numbers that become constants, as they may for one shape
-                        warnings.simplefilter("ignore")
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")  # of numbers that become constants, as they may for one shape
                         traced = torch.jit.trace(flat_function, tuple(flat), check_trace=False)
                     outputs = flat_function.outputs.pop()
                     traces[shapes] = traced, keras.tree.map_structure(lambda x: 0, outputs)

@@ -14,6 +14,13 @@ PARITY_FILE = "parity.npz"
 TOKENIZER_FILE = "tokenizer.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
 PIPELINE_FILE = "pipeline.json"  # what a latent diffusion consists of
+# The parts that a latent diffusion is trained in, in this order, and the files that each leaves in the preset folder.
+DIFFUSION_PARTS = {
+    "classifier": ("classifier.keras",),
+    "autoencoder": ("encoder.keras", "decoder.keras"),
+    "text_encoder": ("text_encoder.keras", TOKENIZER_FILE),
+    "denoiser": ("denoiser.keras", PIPELINE_FILE),
+}
 
 _SHA256 = re.compile("[0-9a-f]{64}")
 

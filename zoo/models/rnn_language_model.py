@@ -15,6 +15,7 @@ Press and Wolf 2017.
 """
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 from zoo.compat.keras import track_variables
@@ -141,6 +142,12 @@ def reset_states(model):
     """Reset the states of a stateful model to zero."""
     for layer in recurrent_layers(model):
         layer.reset_state()
+
+
+def copy_weights(source, target):
+    """Give one language model the weights of another of the same architecture; carried states stay."""
+    for old, new in zip(source.trainable_variables, target.trainable_variables, strict=True):
+        new.assign(np.array(ops.convert_to_numpy(old)))
 
 
 def decode_step_model(model):

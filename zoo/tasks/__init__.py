@@ -30,4 +30,4 @@ def load_task(preset, *, revision=None, dtype=None, load_weights=True):
         says = f"says task {found.task!r}" if found.task else "says no task"
         names = ", ".join(f"zoo.{name}" for _, name in TASK_CLASSES.values())
         raise UserError(f"The card of {found.name} {says}: load it with one of {names}.")
-    return task_class(found.task).from_preset(preset, revision=revision, dtype=dtype, load_weights=load_weights)
+    return task_class(found.task).from_preset(found, dtype=dtype, load_weights=load_weights)

@@ -79,7 +79,8 @@ class Task:
         """Load a preset.
 
         Args:
-            preset: a name of `presets`, the path of a folder or of a `.keras` file, or "hf://owner/name".
+            preset: a name of `presets`, the path of a folder or of a `.keras` file, "hf://owner/name", or what
+                `zoo.presets.find_preset` found.
             revision: branch, tag or commit of an "hf://" repository.
             dtype: dtype policy of the layers, e.g. "bfloat16"; as saved if None.
             load_weights: False for fresh initial weights.

@@ -30,11 +30,9 @@ def verify(preset, *, tolerance=TOLERANCE, backends=None, log=None):
         True
     """
     found = find_preset(preset)
-    paths = [found.model_path]
-    if not found.model_path.is_file() and not os.fspath(preset).endswith(".keras"):  # a preset of several models
-        paths = sorted(path for path in found.folder.glob("*.keras") if not path.name.startswith(".")) or paths
+    one_file = os.fspath(preset).endswith(".keras")
     reports = []
-    for path in paths:
+    for path in [found.model_path] if one_file else found.model_paths or [found.model_path]:
         if reports and log:
             log("")
         reports.append(verify_file(path, tolerance=tolerance, backends=backends, log=log))

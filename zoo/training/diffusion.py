@@ -38,12 +38,12 @@ RUN_FLAGS = ("data_dir", "seed", "limit", "parity", "devices", "parallel", "prec
 # What each recipe adds to the run folder, and what the card says of it.
 PARTS = {
     "classifier": {
-        "files": ("classifier.keras",),
+        "files": cards.DIFFUSION_PARTS["classifier"],
         "input": "images (B, H, W, 3) in [0, 255]",
         "output": "logits (B, 20); softmax gives probabilities",
     },
     "autoencoder": {
-        "files": ("encoder.keras", "decoder.keras"),
+        "files": cards.DIFFUSION_PARTS["autoencoder"],
         "input": {"encoder": "images (B, 48, 48, 3) in [-1, 1]", "decoder": "latents (B, 12, 12, 4)"},
         "output": {
             "encoder": "[mean, log-variance] of latents (B, 12, 12, 4)",
@@ -51,12 +51,12 @@ PARTS = {
         },
     },
     "text_encoder": {
-        "files": ("text_encoder.keras", "tokenizer.json"),
+        "files": cards.DIFFUSION_PARTS["text_encoder"],
         "input": "token ids (B, 16) int32 of tokenizer.json",
         "output": "context (B, 16, 128)",
     },
     "denoiser": {
-        "files": ("denoiser.keras", "pipeline.json"),
+        "files": cards.DIFFUSION_PARTS["denoiser"],
         "input": "[latents (B, 12, 12, 4), timestep (B,), context (B, S, 128)]",
         "output": "the noise in the latents",
     },
@@ -278,13 +278,8 @@ class IndexedBatches(keras.utils.PyDataset):
 
     def __init__(self, count, batch_size, *, seed, make_batch, same_every_epoch=False):
         super().__init__(workers=1, use_multiprocessing=False)
-        self.count, self.batch_size, self.seed, self.same_every_epoch = (
-            count,
-            min(batch_size, count),
-            seed,
-            same_every_epoch,
-        )
-        self.make_batch = make_batch
+        self.count, self.batch_size, self.seed = count, min(batch_size, count), seed
+        self.make_batch, self.same_every_epoch = make_batch, same_every_epoch
         self.set_epoch(0)
 
     def set_epoch(self, epoch):

@@ -89,8 +89,6 @@ class Run:
             UserError: if the run cannot be resumed.
         """
         use_fast_paths(model)
-        if not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)  # before a checkpoint is loaded
         if self.args.resume:
             self.history[:] = load_checkpoint(self.folder / CHECKPOINT_FILE, model, settings=self.settings)
             print(f"Resuming after epoch {len(self.history)} of {self.args.epochs}.", flush=True)
