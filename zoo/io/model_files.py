@@ -136,40 +136,40 @@ def _weights_extent(path):
         return member.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))), member.file_size
 
 
-def _load_in_place(path, begin, length):
+def _load_in_place(path, start, length):
     """Load a model as `keras.saving.load_model`, which would first copy all weights to memory or to another file."""
     with zipfile.ZipFile(path) as archive:
         model = deserialize_model(json.loads(archive.read("config.json")) | {"compile_config": None})
     with open(path, "rb", buffering=0) as file:
-        load_weights(model, _Part(file, begin, length))
+        load_weights(model, _Part(file, start, length))
     return model
 
 
 class _Part(io.BytesIO):
     """Some bytes of an open file as a file to be read."""
 
-    def __init__(self, file, begin, length):
+    def __init__(self, file, start, length):
         super().__init__()
-        self.file, self.begin, self.length, self.place = file, begin, length, 0
+        self.file, self.start, self.length, self.position = file, start, length, 0
 
     def seek(self, offset, whence=io.SEEK_SET):
-        self.place = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.place, io.SEEK_END: self.length}[whence]
-        return self.place
+        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.length}[whence]
+        return self.position
 
     def tell(self):
-        return self.place
+        return self.position
 
     def readinto(self, buffer):
-        self.file.seek(self.begin + self.place)
+        self.file.seek(self.start + self.position)
         done = 0
         with memoryview(buffer).cast("B") as view:
             while done < len(view) and (count := self.file.readinto(view[done:])):  # at most 2 GB at once
                 done += count
-        self.place += done
+        self.position += done
         return done
 
     def read(self, size=-1):
-        buffer = bytearray(max(0, self.length - self.place) if size is None or size < 0 else size)
+        buffer = bytearray(max(0, self.length - self.position) if size is None or size < 0 else size)
         return bytes(buffer[: self.readinto(buffer)])
 
 

@@ -187,8 +187,8 @@ def _memory(ledger):
     memory = ledger.training_memory()
     total = memory.pop("total")
     parts = [
-        (f"m{place % 5}", value / total if total else 0, _text(name), _text(format_bytes(value)), _MEMORY.get(name, ""))
-        for place, (name, value) in enumerate(memory.items())
+        (f"m{index % 5}", value / total if total else 0, _text(name), _text(format_bytes(value)), _MEMORY.get(name, ""))
+        for index, (name, value) in enumerate(memory.items())
     ]
     return (
         '<section aria-labelledby="memory">\n<h2 id="memory">Memory of training</h2>\n'

@@ -145,7 +145,7 @@ def verify_file(model_path, *, tolerance=TOLERANCE, backends=None, log=None):
     """
     model_path, lines, rows = pathlib.Path(model_path), [], []
 
-    def say(line):
+    def report(line):
         lines.append(str(line))
         if log:
             log(str(line))
@@ -158,11 +158,11 @@ def verify_file(model_path, *, tolerance=TOLERANCE, backends=None, log=None):
     model_files.check_model_file(model_path)
     digest, record_path = files.sha256(model_path), parity_path(model_path)
     parity_record = ParityRecord.load(record_path) if record_path.is_file() else None
-    say(f"{model_path}, sha256 {digest[:12]}…, tolerance {tolerance:g}")
+    report(f"{model_path}, sha256 {digest[:12]}…, tolerance {tolerance:g}")
     for line in _describe_parity_record(parity_record, record_path, digest, backends):
-        say(line)
-    say("")
-    say(f"{'backend':<12}{'version':<10}{'outputs':>9}{'layers':>10}{'seconds':>9}  verdict")
+        report(line)
+    report("")
+    report(f"{'backend':<12}{'version':<10}{'outputs':>9}{'layers':>10}{'seconds':>9}  verdict")
     records, problems = {}, {}
     inputs_path = parity_record and record_path  # the record whose inputs the child processes take
     with tempfile.TemporaryDirectory() as scratch:
@@ -177,21 +177,21 @@ def verify_file(model_path, *, tolerance=TOLERANCE, backends=None, log=None):
             else:
                 records[backend], inputs_path = record, inputs_path or target
                 rows.append(_result(model_path, record, reference, tolerance))
-            say(rows[-1])
-    say("")
+            report(rows[-1])
+    report("")
     if not records and len(set(problems.values())) == 1:
         raise UserError(*set(problems.values()))
     for backend, problem in problems.items():
-        say(f"{backend}: {problem}")
+        report(f"{backend}: {problem}")
     if not records:
         raise UserError(f"{model_path} does not run on {' or '.join(backends)}.")
     if parity_record is None and not record.metadata["functional"]:
-        say("The model is not functional, so only its outputs are compared, not its layers.")
+        report("The model is not functional, so only its outputs are compared, not its layers.")
     passed, conclusions = _conclude(records, parity_record, tolerance)
     for line in conclusions:
-        say(line)
+        report(line)
     if problems:
-        say(f"{' and '.join(problems)} {'do' if len(problems) > 1 else 'does'} not run the file.")
+        report(f"{' and '.join(problems)} {'do' if len(problems) > 1 else 'does'} not run the file.")
     return VerificationReport(passed and not problems, tuple(rows), "\n".join(lines))
 
 
