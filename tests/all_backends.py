@@ -1,6 +1,7 @@
 """Run the test suite on TensorFlow, JAX and PyTorch, each in its own process, and the tests that span backends.
 
-python tests/all_backends.py            everything
+python tests/all_backends.py            the quick run
+python tests/all_backends.py --full     the tests marked `slow` as well
 python tests/all_backends.py -m "not heavy" -x      any pytest arguments are passed on
 
 Two processes run side by side, since much of the time goes into imports and compilation on one core; what each printed
@@ -63,6 +64,9 @@ def run(title, backend, arguments, cache):
 
 def main(arguments):
     failed = []
+    if "--full" in arguments:
+        arguments = [argument for argument in arguments if argument != "--full"]
+        os.environ["ZOO_TESTS_FULL"] = "1"
     with (
         tempfile.TemporaryDirectory(prefix="zoo-tests-jax-") as cache,
         concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool,

@@ -1,5 +1,6 @@
 """Fixtures, and which tests a process runs: one process tests one backend; `once` tests run apart."""
 
+import collections
 import math
 import os
 import pathlib
@@ -46,10 +47,40 @@ def initial_weights_drawn_by_numpy():
 
 
 def pytest_collection_modifyitems(config, items):
-    once = bool(os.environ.get("ZOO_TESTS_ONCE"))
-    kept = [item for item in items if (item.get_closest_marker("once") is not None) == once]
-    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    once, full = (bool(os.environ.get(name)) for name in ("ZOO_TESTS_ONCE", "ZOO_TESTS_FULL"))
+
+    def chosen(item):
+        return (item.get_closest_marker("once") is not None) == once and (full or not item.get_closest_marker("slow"))
+
+    kept = [item for item in items if chosen(item)]
+    config.hook.pytest_deselected(items=[item for item in items if not chosen(item)])
     items[:] = kept
+
+
+CPU_SECONDS = {}  # of a test with its set-up and its child processes; other work on the machine does not lengthen them
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    before = sum(os.times()[:4])
+    try:
+        return (yield)
+    finally:
+        CPU_SECONDS[item.nodeid] = sum(os.times()[:4]) - before
+
+
+def pytest_terminal_summary(terminalreporter):
+    """With ZOO_TESTS_CPU=n: the CPU seconds of the session, of each file and of the n longest tests."""
+    longest = int(os.environ.get("ZOO_TESTS_CPU") or 0)
+    if not longest:
+        return
+    files = collections.Counter()
+    for test, seconds in CPU_SECONDS.items():
+        files[test.partition("::")[0]] += seconds
+    terminalreporter.section("CPU seconds, child processes included")
+    terminalreporter.line(f"{sum(os.times()[:4]):8.1f}  this process, its start included")
+    for name, seconds in files.most_common() + collections.Counter(CPU_SECONDS).most_common(longest):
+        terminalreporter.line(f"{seconds:8.1f}  {name}")
 
 
 @pytest.fixture(scope="session")
