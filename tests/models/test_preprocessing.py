@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 from keras import ops
+from PIL import Image
 
 from zoo.models.preprocessing import MNIST_MEAN, MNIST_STD, preprocessing
 
@@ -10,9 +11,10 @@ RAW = (None, None, 1)
 
 
 def resized(images):
-    """Bilinear resize to 48x48 by PyTorch, half-pixel centres."""
+    """Bilinear resize to 48x48 by PyTorch, half-pixel centres, pixels averaged where it shrinks."""
     tensor = torch.tensor(images.astype("float32")).permute(0, 3, 1, 2)
-    return torch.nn.functional.interpolate(tensor, (48, 48), mode="bilinear").permute(0, 2, 3, 1).numpy() / 255
+    resized = torch.nn.functional.interpolate(tensor, (48, 48), mode="bilinear", antialias=True)
+    return resized.permute(0, 2, 3, 1).numpy() / 255
 
 
 def test_base_resizes_and_copies_grey_to_three_channels():
@@ -20,6 +22,16 @@ def test_base_resizes_and_copies_grey_to_three_channels():
     assert out.shape == (3, 48, 48, 3)
     for channel in range(3):
         np.testing.assert_allclose(out[..., channel], resized(DIGITS)[..., 0], atol=1e-5)
+
+
+def test_a_large_image_is_averaged_as_pillow_does():
+    """Thin strokes of a large image must not vanish: every pixel counts, not one in ten."""
+    image = np.full((700, 500, 1), 255, "uint8")
+    image[:, 100:400:40] = 0  # strokes of one pixel
+    expected = np.asarray(Image.fromarray(image[..., 0]).resize((48, 48), Image.Resampling.BILINEAR))
+    out = preprocessing("base", input_shape=RAW).predict(image[None], verbose=0)[0, ..., 0] * 255
+    np.testing.assert_allclose(out, expected, atol=1)
+    assert expected.min() < 245  # and the strokes are there
 
 
 def test_test_is_base_normalised():

@@ -61,6 +61,17 @@ def test_predict(classifier):
         np.testing.assert_allclose(classifier.predict([grey, DIGIT, grey[:90]], batch_size=batch_size), many, atol=1e-6)
 
 
+def test_a_large_photo_gives_what_the_model_alone_gives(classifier, tmp_path):
+    """One preprocessing for the task, the command and whoever loads the file with Keras alone."""
+    large = Image.fromarray(255 - np.asarray(Image.open(DIGIT).convert("L"))).resize(
+        (900, 1200), Image.Resampling.BICUBIC
+    )
+    large.save(tmp_path / "large.png")
+    expected = classifier.postprocess(classifier.model.predict(255 - np.asarray(large)[None, ..., None], verbose=0))
+    np.testing.assert_allclose(classifier.predict(tmp_path / "large.png", invert=True), expected, atol=1e-6)
+    assert expected.argmax() == 3 and expected.max() > 0.9
+
+
 def test_inversion():
     task, dark = tiny(), np.zeros((6, 9), "uint8")
     assert [task.is_inverted(image) for image in (dark, 255 - dark)] == [False, True]

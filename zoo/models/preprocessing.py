@@ -2,7 +2,7 @@
 
 Three modes:
 
-    base    resize to 48x48, grey to three channels, rescale to [0, 1]
+    base    resize to 48x48 (bilinear; pixels are averaged where it shrinks), grey to three channels, rescale to [0, 1]
     train   base, then random rotation, brightness and contrast, then normalization
     test    base, then normalization
 
@@ -69,7 +69,7 @@ def preprocessing(
         raise ValueError(f"Images have 1 channel (grey) or 3 (RGB), got input_shape={tuple(input_shape)}.")
 
     image = keras.Input(input_shape, name="image")
-    x = layers.Resizing(image_size, image_size, interpolation="bilinear", name="resize")(image)
+    x = layers.Resizing(image_size, image_size, antialias=True, name="resize")(image)
     x = layers.Rescaling(1 / 255, name="to_unit_range")(x)
     if local_contrast_window:
         x = local_contrast_normalization(x, local_contrast_window)

@@ -80,8 +80,9 @@ class ImageClassifier(Task):
     def preprocess(self, image, *, invert="auto"):
         """What the model takes, (H, W, C), of one image; see `classify`.
 
-        Arrays that fit the model stay as they are; all else becomes uint8, and is resized to the model's input size or,
-        if it takes any size, to at most twice the size it resizes to itself.
+        Arrays that fit the model stay as they are; all else becomes uint8 of the model's channels and, if the model
+        takes one size alone, is resized to it (bilinear, averaging where it shrinks). A model that takes any size
+        resizes images itself, so that `model.predict` and `classify` see the same.
         """
         pixels = self._resized(image)
         return 255 - pixels if self._inverts(pixels, invert) else pixels
@@ -135,20 +136,17 @@ class ImageClassifier(Task):
         from PIL import Image
 
         _, height, width, channels = self.model.input_shape
-        limit = None if height and width else self._max_useful_side()
         if getattr(image, "ndim", None) in (2, 3):
             pixels = np.asarray(image)
             pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-            fits = pixels.shape[:2] == (height, width) or not (height and width or limit and max(pixels.shape) > limit)
-            if fits and pixels.shape[2] == channels:
+            if pixels.shape == (height or pixels.shape[0], width or pixels.shape[1], channels):
                 return pixels
             if pixels.dtype.kind == "f":
                 image = np.clip(np.round(pixels), 0, 255).astype("uint8")
         picture = Image.fromarray(load_image(image)).convert("L" if channels == 1 else "RGB")
-        if height and width:
-            picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-        elif limit:
-            picture.thumbnail((limit, limit), Image.Resampling.BILINEAR)
+        size = (width or picture.width, height or picture.height)
+        if picture.size != size:
+            picture = picture.resize(size, Image.Resampling.BILINEAR)
         return np.asarray(picture).reshape(picture.height, picture.width, channels)
 
     def _inverts(self, pixels, invert):
@@ -158,20 +156,6 @@ class ImageClassifier(Task):
             border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
             return bool(pixels.shape[2] == 1 and border.mean() > 127.5)
         return invert
-
-    def _max_useful_side(self):
-        """Twice the size that the model's own resizing layer brings images to; None if it has none.
-
-        That layer takes single pixels and would miss the strokes of a large scan, which Pillow averages.
-        """
-        import keras
-
-        layers, sizes = list(self.model.layers), []
-        for layer in layers:
-            layers += getattr(layer, "layers", [])
-            if isinstance(layer, keras.layers.Resizing):
-                sizes.append(2 * max(layer.height, layer.width))
-        return max(sizes, default=None)
 
 
 def _check_classifier(model):
