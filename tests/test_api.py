@@ -19,7 +19,7 @@ def module_lines(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
-            yield f"{module}.{node.name}({ast.unparse(node.args)})"
+            yield f"{module}.{node.name}{signature(node)}"
         elif isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
             bases = ", ".join(ast.unparse(base) for base in node.bases)
             yield f"{module}.{node.name}({bases})"
@@ -33,12 +33,18 @@ def module_lines(path):
                         yield f"{module}.{name.id}"
 
 
+def signature(function):
+    """The arguments and the result of a function, with their types."""
+    returns = function.returns and ast.unparse(function.returns)
+    return f"({ast.unparse(function.args)})" + (f" -> {returns}" if returns and returns != "None" else "")
+
+
 def member_lines(node):
     """The public lines of one statement in a class."""
     if isinstance(node, ast.FunctionDef) and (node.name == "__init__" or not node.name.startswith("_")):
         kinds = {ast.unparse(kind).rsplit(".")[-1] for kind in node.decorator_list}
-        kind = next(iter(kinds & {"property", "classmethod", "staticmethod", "cached_property"}), "")
-        yield f"{node.name}" if "property" in kind else f"{node.name}({ast.unparse(node.args)}){kind and f' {kind}'}"
+        kind = next(iter(kinds & {"property", "classmethod", "staticmethod", "cached_property", "overload"}), "")
+        yield f"{node.name}" if "property" in kind else f"{node.name}{signature(node)}{kind and f' {kind}'}"
     elif isinstance(node, ast.AnnAssign) and not node.target.id.startswith("_"):
         yield f"{node.target.id}: {ast.unparse(node.annotation)}"
     elif isinstance(node, ast.Assign):

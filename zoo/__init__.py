@@ -20,20 +20,87 @@ The rooms, from the top: `zoo.tasks` what users call; `zoo.training` and `zoo.ev
 `zoo.generation` from a model's outputs to text or images; `zoo.converters` other formats; `zoo.distribution` several
 devices; `zoo.fast_paths` speed; `zoo.parity` the same numbers everywhere; `zoo.presets` models by name; `zoo.models`
 functions that build them; `zoo.data` data sets; `zoo.tokenizers`; `zoo.parameter_ledger`; `zoo.blocks` and `zoo.io`
-parts of all these; `zoo.backends`; `zoo.compat`; `zoo.errors`.
+parts of all these; `zoo.backends`; `zoo.compat`; `zoo.errors`; `zoo.typing`.
 
 `import zoo` loads no framework: each part is imported when it is first used, with Keras on the backend that
 `KERAS_BACKEND` names.
 """
 
 import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
+    from zoo import (
+        backends,
+        blocks,
+        compat,
+        converters,
+        data,
+        distribution,
+        errors,
+        evaluation,
+        fast_paths,
+        generation,
+        io,
+        models,
+        parameter_ledger,
+        parity,
+        presets,
+        tasks,
+        tokenizers,
+        training,
+        typing,
+    )
+    from zoo.distribution.strategy import strategy
+    from zoo.parameter_ledger.ledger import ledger
+    from zoo.presets import create_model, list_models, load_model
+    from zoo.tasks import load_task
+    from zoo.tasks.causal_lm import CausalLM
+    from zoo.tasks.convert import convert
+    from zoo.tasks.image_classifier import ImageClassifier
+    from zoo.tasks.text_to_image import TextToImage
+    from zoo.tasks.translator import Translator
+    from zoo.tasks.verify import verify
+
+from zoo.backends import set_default_backend
+
+set_default_backend()
 
 __version__ = "0.1.0"
+__all__ = [
+    "CausalLM",
+    "ImageClassifier",
+    "TextToImage",
+    "Translator",
+    "backends",
+    "blocks",
+    "compat",
+    "convert",
+    "converters",
+    "create_model",
+    "data",
+    "distribution",
+    "errors",
+    "evaluation",
+    "fast_paths",
+    "generation",
+    "io",
+    "ledger",
+    "list_models",
+    "load_model",
+    "load_task",
+    "models",
+    "parameter_ledger",
+    "parity",
+    "presets",
+    "strategy",
+    "tasks",
+    "tokenizers",
+    "training",
+    "typing",
+    "verify",
+]
 
-_ROOMS = (
-    *("backends", "blocks", "compat", "converters", "data", "distribution", "errors", "evaluation", "fast_paths"),
-    *("generation", "io", "models", "parameter_ledger", "parity", "presets", "tasks", "tokenizers", "training"),
-)
 _MODULES = {
     "CausalLM": "zoo.tasks.causal_lm",
     "ImageClassifier": "zoo.tasks.image_classifier",
@@ -48,9 +115,10 @@ _MODULES = {
     "strategy": "zoo.distribution.strategy",
     "verify": "zoo.tasks.verify",
 }
+_ROOMS = [name for name in __all__ if name not in _MODULES]
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"zoo.{name}")
     if name in _MODULES:
@@ -58,5 +126,5 @@ def __getattr__(name):
     raise AttributeError(f"module 'zoo' has no attribute {name!r}")
 
 
-def __dir__():
-    return sorted([*globals(), *_ROOMS, *_MODULES])
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,10 +1,12 @@
 """zoo classify: the most probable classes of image files."""
 
+from typing import Literal
+
 from zoo.cli.common import MODEL_HELP, at_least
 
 HELP = "classify images"
 _BAR = 30  # characters for a probability of 1
-_INVERT = {"auto": "auto", "yes": True, "no": False}
+_INVERT: dict[str, bool | Literal["auto"]] = {"auto": "auto", "yes": True, "no": False}
 
 
 def add_arguments(parser):

@@ -8,16 +8,24 @@ load_task        the class that a preset's card asks for
 convert          published weights in other formats to presets
 """
 
+from __future__ import annotations
+
 from zoo.errors import UserError
-from zoo.presets import find_preset
-from zoo.tasks.base import TASK_CLASSES, task_class
+from zoo.presets import Preset, find_preset
+from zoo.tasks.base import TASK_CLASSES, Task, task_class
+from zoo.typing import StrPath
 
 
-def load_task(preset, *, revision=None, dtype=None, load_weights=True):
+def load_task(
+    preset: StrPath | Preset, *, revision: str | None = None, dtype: str | None = None, load_weights: bool = True
+) -> Task:
     """Load a preset as the class that its card asks for.
 
     Args:
-        preset, revision, dtype, load_weights: see `zoo.tasks.base.Task.from_preset`.
+        preset: as in `zoo.tasks.base.Task.from_preset`.
+        revision: branch, tag or commit of an "hf://" repository.
+        dtype: dtype policy of the layers, e.g. "bfloat16"; as saved if None.
+        load_weights: False for fresh initial weights.
 
     Returns:
         `ImageClassifier`, `CausalLM`, `Translator` or `TextToImage`.

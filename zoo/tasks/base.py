@@ -1,11 +1,21 @@
 """What the four tasks share: presets, settings, one item or many, seeds."""
 
+from __future__ import annotations
+
 import importlib
 import pathlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from zoo.errors import UserError
 from zoo.io import cards, files, model_files
 from zoo.presets import find_preset, preset_folders
+from zoo.typing import StrPath
+
+if TYPE_CHECKING:
+    import keras
+
+    from zoo.presets import Preset
 
 # Hugging Face's `pipeline_tag` of a card to the class that loads it.
 TASK_CLASSES = {
@@ -16,8 +26,15 @@ TASK_CLASSES = {
 }
 
 
-def task_class(task):
-    """The class of a task by its `pipeline_tag`, e.g. "translation"."""
+def task_class(task: str) -> type[Task]:
+    """The class of a task.
+
+    Args:
+        task: its `pipeline_tag`, e.g. "translation"; a key of `TASK_CLASSES`.
+
+    Returns:
+        a subclass of `Task`.
+    """
     module, name = TASK_CLASSES[task]
     return getattr(importlib.import_module(module), name)
 
@@ -25,7 +42,7 @@ def task_class(task):
 class _Presets:
     """A class property: the sorted names of the presets that fit the class."""
 
-    def __get__(self, instance, owner):
+    def __get__(self, instance: object, owner: type[Task]) -> list[str]:
         return [
             name
             for name, folder in sorted(preset_folders().items())
@@ -51,11 +68,18 @@ class Task:
         presets: names of the presets that fit the class.
     """
 
-    task = None
-    DEFAULTS = {}
+    task: ClassVar[str | None] = None
+    DEFAULTS: ClassVar[dict[str, Any]] = {}
     presets = _Presets()
 
-    def __init__(self, model, tokenizer=None, *, card=None, generation_config=None):
+    def __init__(
+        self,
+        model: keras.Model,
+        tokenizer: Any = None,
+        *,
+        card: Mapping[str, Any] | None = None,
+        generation_config: Mapping[str, Any] | None = None,
+    ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.card = dict(card or {})
         self.generation_config = dict(generation_config or {})
@@ -75,7 +99,14 @@ class Task:
     # ------------------------------------------------------------------------------------------------------- presets
 
     @classmethod
-    def from_preset(cls, preset, *, revision=None, dtype=None, load_weights=True):
+    def from_preset(
+        cls,
+        preset: StrPath | Preset,
+        *,
+        revision: str | None = None,
+        dtype: str | None = None,
+        load_weights: bool = True,
+    ) -> Self:
         """Load a preset.
 
         Args:
@@ -84,6 +115,9 @@ class Task:
             revision: branch, tag or commit of an "hf://" repository.
             dtype: dtype policy of the layers, e.g. "bfloat16"; as saved if None.
             load_weights: False for fresh initial weights.
+
+        Returns:
+            the task, an instance of this class.
 
         Raises:
             UserError: if there is no such preset, it is one of another task, or a file is missing, altered or
@@ -117,7 +151,7 @@ class Task:
         """Further arguments of the constructor, read from the preset: a dict, e.g. {"tokenizer": …}."""
         return {}
 
-    def save_to_preset(self, folder, *, card=None):
+    def save_to_preset(self, folder: StrPath, *, card: Mapping[str, Any] | None = None) -> pathlib.Path:
         """Write a preset folder that `from_preset` loads; what it held is replaced.
 
         Args:
@@ -130,16 +164,16 @@ class Task:
         Raises:
             UserError: if the folder cannot be written to.
         """
-        folder = files.prepare_folder(folder)
+        path = files.prepare_folder(folder)
         # The card goes first and comes last: where it is, all is there. A parity record belongs to the old model.
         for name in (cards.CARD_FILE, cards.PARITY_FILE, cards.GENERATION_CONFIG_FILE):
-            files.remove(folder / name)
-        names = self._save_files(folder)
+            files.remove(path / name)
+        names = self._save_files(path)
         if self.generation_config:
-            files.write_json(folder / cards.GENERATION_CONFIG_FILE, self.generation_config)
-        described = {"name": pathlib.Path(folder).resolve().name, "task": self.task, "parameters": self._count_params()}
-        cards.write_card(folder, self.card | described | (card or {}), names)
-        return folder
+            files.write_json(path / cards.GENERATION_CONFIG_FILE, self.generation_config)
+        described = {"name": path.resolve().name, "task": self.task, "parameters": self._count_params()}
+        cards.write_card(path, {**self.card, **described, **(card or {})}, names)
+        return path
 
     def _save_files(self, folder):
         """Write the model and the tokenizer; returns the names of the files."""
@@ -157,7 +191,7 @@ class Task:
 
     # ------------------------------------------------------------------------------------------------------ settings
 
-    def _settings(self, **arguments):
+    def _settings(self, **arguments: Any) -> dict[str, Any]:
         """{name: the argument, else what the preset's generation_config says, else the class's default}.
 
         An argument of None counts as not given. All names of `DEFAULTS` are in the result.
@@ -170,11 +204,11 @@ class Task:
 
     # ------------------------------------------------------------------------------------------- one item, or a list
 
-    def _is_item(self, value):
+    def _is_item(self, value: object) -> bool:
         """Whether a value is one item, not a batch of them."""
         return isinstance(value, str)
 
-    def _map(self, function, items, batch_size):
+    def _map(self, function: Callable[[list[Any], int], list[Any]], items: Any, batch_size: int) -> Any:
         """Apply a function to one item or a list of them, `batch_size` at a time.
 
         Args:
@@ -205,7 +239,7 @@ class Task:
         return results
 
     @staticmethod
-    def _seed(seed):
+    def _seed(seed: int | None) -> int:
         """A seed from 0 up: the one given, or a fresh one for None. Item i of a batch uses seed + i.
 
         Raises:

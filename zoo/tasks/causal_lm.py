@@ -1,5 +1,10 @@
 """Text generation: a language model, its tokenizer and a sampling loop together."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack, overload
+
 from zoo.errors import UserError
 from zoo.generation.recurrent import RecurrentGenerator, encode_prompt, stream_text, top_next_tokens
 from zoo.generation.sampling import check_sampling
@@ -8,6 +13,24 @@ from zoo.models.rnn_language_model import infer_config
 from zoo.tasks.base import Task
 from zoo.tokenizers import load_tokenizer
 from zoo.tokenizers.text import save_tokenizer
+
+if TYPE_CHECKING:
+    import keras
+    import tokenizers
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Keyword arguments of `CausalLM.generate`."""
+
+    max_new_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    greedy: bool
+    seed: int | None
+    strip_prompt: bool
+    stop_token_ids: Iterable[int] | None
+    batch_size: int
 
 
 class CausalLM(Task):
@@ -29,7 +52,14 @@ class CausalLM(Task):
     task = "text-generation"
     DEFAULTS = {"max_new_tokens": 400, "temperature": 0.8, "top_k": None, "top_p": None, "stop_token_ids": None}
 
-    def __init__(self, model, tokenizer, *, card=None, generation_config=None):
+    def __init__(
+        self,
+        model: keras.Model,
+        tokenizer: tokenizers.Tokenizer,
+        *,
+        card: Mapping[str, Any] | None = None,
+        generation_config: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(model, tokenizer, card=card, generation_config=generation_config)
         self._vocabulary_size = _vocabulary_size(model)
         if not hasattr(tokenizer, "get_vocab_size") or tokenizer.get_vocab_size() != self._vocabulary_size:
@@ -39,24 +69,29 @@ class CausalLM(Task):
             )
         self._generator = RecurrentGenerator(model)
 
+    # A str is an iterable of str, too: hence the first signature comes first.
+    @overload
+    def generate(self, prompt: str, **options: Unpack[GenerateOptions]) -> str: ...  # type: ignore[overload-overlap]
+    @overload
+    def generate(self, prompt: Iterable[str], **options: Unpack[GenerateOptions]) -> list[str]: ...
     def generate(
         self,
-        prompt,
+        prompt: str | Iterable[str],
         *,
-        max_new_tokens=None,
-        temperature=None,
-        top_k=None,
-        top_p=None,
-        greedy=False,
-        seed=0,
-        strip_prompt=False,
-        stop_token_ids=None,
-        batch_size=32,
-    ):
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        greedy: bool = False,
+        seed: int | None = 0,
+        strip_prompt: bool = False,
+        stop_token_ids: Iterable[int] | None = None,
+        batch_size: int = 32,
+    ) -> str | list[str]:
         """Generate text from a prompt.
 
         Args:
-            prompt: str, or a list of them.
+            prompt: one text, or several.
             max_new_tokens: most tokens to generate; the preset's, or 400, if None.
             temperature: sampling temperature; 0 is greedy. The preset's, or 0.8, if None.
             top_k: sample from the k most likely tokens only.
@@ -68,7 +103,7 @@ class CausalLM(Task):
             batch_size: prompts generated at once; changes speed and memory, never the texts.
 
         Returns:
-            str, the prompt and the text that follows it; for a list, a list of them.
+            the prompt and the text that follows it; for several, a list of them.
 
         Raises:
             UserError: if a prompt is empty or has characters that the model does not know, or an argument is out of
@@ -87,24 +122,30 @@ class CausalLM(Task):
 
     def stream(
         self,
-        prompt,
+        prompt: str,
         *,
-        max_new_tokens=None,
-        temperature=None,
-        top_k=None,
-        top_p=None,
-        greedy=False,
-        seed=0,
-        stop_token_ids=None,
-    ):
-        """Generate text from one prompt; returns an iterator of its pieces as they come.
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        greedy: bool = False,
+        seed: int | None = 0,
+        stop_token_ids: Iterable[int] | None = None,
+    ) -> Iterator[str]:
+        """Generate text from one prompt, piece by piece.
 
         Args:
-            prompt: str.
-            max_new_tokens, temperature, top_k, top_p, greedy, seed, stop_token_ids: as in `generate`.
+            prompt: one text.
+            max_new_tokens: as in `generate`.
+            temperature: as in `generate`.
+            top_k: as in `generate`.
+            top_p: as in `generate`.
+            greedy: as in `generate`.
+            seed: as in `generate`.
+            stop_token_ids: as in `generate`.
 
         Returns:
-            iterator of str; joined they are the text that `generate` gives after the prompt.
+            iterator of pieces as they come; joined they are the text that `generate` gives after the prompt.
 
         Raises:
             UserError: as `generate`.
@@ -115,8 +156,12 @@ class CausalLM(Task):
         tokens = self._tokens([self.preprocess(prompt)], self._seed(seed), options)
         return stream_text(self.tokenizer, (token for _, token in tokens))
 
-    def top_next_tokens(self, prompt, count=5):
+    def top_next_tokens(self, prompt: str, count: int = 5) -> list[tuple[str, float]]:
         """The most likely next tokens after a prompt.
+
+        Args:
+            prompt: one text.
+            count: how many tokens.
 
         Returns:
             list of (text of the token, probability), the most likely first.
@@ -128,12 +173,29 @@ class CausalLM(Task):
             raise UserError(f"count must be at least 1, got {count}.")
         return top_next_tokens(self._generator, self.tokenizer, prompt, count=count)
 
-    def preprocess(self, text):
-        """Token ids of a text, a list of int."""
+    def preprocess(self, text: str) -> list[int]:
+        """What the model takes.
+
+        Args:
+            text: a prompt.
+
+        Returns:
+            its token ids.
+
+        Raises:
+            UserError: if it is empty or has characters that the model does not know.
+        """
         return encode_prompt(self.tokenizer, text)
 
-    def postprocess(self, token_ids):
-        """The text of token ids."""
+    def postprocess(self, token_ids: Iterable[int]) -> str:
+        """The text of generated tokens.
+
+        Args:
+            token_ids: their ids.
+
+        Returns:
+            the text.
+        """
         return "".join(stream_text(self.tokenizer, token_ids))
 
     def _generate(self, prompts, seed, options):

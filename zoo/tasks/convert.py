@@ -4,11 +4,12 @@ import pathlib
 
 from zoo.errors import UserError, did_you_mean
 from zoo.io import cards
+from zoo.typing import Log, StrPath
 
 KINDS = ("marian", "stable-diffusion")
 
 
-def convert(kind, source, folder, *, log=None):
+def convert(kind: str, source: StrPath, folder: StrPath, *, log: Log | None = None) -> pathlib.Path:
     """Convert published weights to a preset.
 
     Args:

@@ -5,7 +5,12 @@ classifier.classify("docs/images/digit.png", top_k=3)   # [{"label": "3", "score
 classifier.predict(images)                              # (B, K) probabilities
 """
 
+from __future__ import annotations
+
 import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, overload
 
 import numpy as np
 
@@ -13,6 +18,19 @@ from zoo.errors import UserError
 from zoo.fast_paths import inference_function
 from zoo.io.images import load_image
 from zoo.tasks.base import Task
+from zoo.typing import ImageLike, StrPath
+
+if TYPE_CHECKING:
+    import keras
+    import numpy.typing as npt
+    import PIL.Image
+
+
+class Prediction(TypedDict):
+    """A class and its probability."""
+
+    label: str
+    score: float
 
 
 class ImageClassifier(Task):
@@ -34,7 +52,14 @@ class ImageClassifier(Task):
     task = "image-classification"
     DEFAULTS = {"top_k": 3}
 
-    def __init__(self, model, *, class_names=None, card=None, generation_config=None):
+    def __init__(
+        self,
+        model: keras.Model,
+        *,
+        class_names: Sequence[str] | None = None,
+        card: Mapping[str, Any] | None = None,
+        generation_config: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(model, card=card, generation_config=generation_config)
         _check_classifier(model)
         self._run_model = inference_function(model)
@@ -46,7 +71,41 @@ class ImageClassifier(Task):
                 f"There are {len(self.class_names)} class names, but {model.name} has {num_classes} classes."
             )
 
-    def classify(self, images, *, top_k=None, invert="auto", batch_size=32):
+    @overload
+    def classify(  # type: ignore[overload-overlap]  # a str is a sequence, too
+        self,
+        images: StrPath | PIL.Image.Image,
+        *,
+        top_k: int | None = None,
+        invert: bool | Literal["auto"] = "auto",
+        batch_size: int = 32,
+    ) -> list[Prediction]: ...
+    @overload
+    def classify(
+        self,
+        images: Sequence[ImageLike],
+        *,
+        top_k: int | None = None,
+        invert: bool | Literal["auto"] = "auto",
+        batch_size: int = 32,
+    ) -> list[list[Prediction]]: ...
+    @overload
+    def classify(  # an array is one image or a batch by its number of axes
+        self,
+        images: np.ndarray,
+        *,
+        top_k: int | None = None,
+        invert: bool | Literal["auto"] = "auto",
+        batch_size: int = 32,
+    ) -> list[Any]: ...
+    def classify(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        top_k: int | None = None,
+        invert: bool | Literal["auto"] = "auto",
+        batch_size: int = 32,
+    ) -> list[Any]:
         """The most probable classes of images.
 
         Args:
@@ -67,40 +126,75 @@ class ImageClassifier(Task):
             raise UserError(f"top_k must be a positive integer, got {top_k!r}.")
         return self._map(lambda chunk, _: self._top_classes(chunk, top_k, invert), images, batch_size)
 
-    def predict(self, images, *, invert="auto", batch_size=32):
-        """Probabilities (B, K) float64 of images, in the order of `class_names`; B is 1 for one image.
+    def predict(
+        self, images: ImageLike | Sequence[ImageLike], *, invert: bool | Literal["auto"] = "auto", batch_size: int = 32
+    ) -> np.ndarray:
+        """The probabilities of all classes.
 
         Args:
-            images, invert, batch_size: see `classify`.
+            images: one image or a batch, as in `classify`.
+            invert: as in `classify`.
+            batch_size: as in `classify`.
+
+        Returns:
+            (B, K) float64, in the order of `class_names`; B is 1 for one image.
+
+        Raises:
+            UserError: as `classify`.
         """
-        images = [images] if self._is_item(images) else images
-        rows = self._map(lambda chunk, _: list(self._probabilities(chunk, invert)), images, batch_size)
+        batch = [images] if self._is_item(images) else images
+        rows = self._map(lambda chunk, _: list(self._probabilities(chunk, invert)), batch, batch_size)
         return np.array(rows).reshape(-1, len(self.class_names))
 
-    def preprocess(self, image, *, invert="auto"):
-        """What the model takes, (H, W, C), of one image; see `classify`.
+    def preprocess(self, image: ImageLike, *, invert: bool | Literal["auto"] = "auto") -> np.ndarray:
+        """What the model takes, of one image.
 
         Arrays that fit the model stay as they are; all else becomes uint8 of the model's channels and, if the model
         takes one size alone, is resized to it (bilinear, averaging where it shrinks). A model that takes any size
         resizes images itself, so that `model.predict` and `classify` see the same.
+
+        Args:
+            image: one image.
+            invert: as in `classify`.
+
+        Returns:
+            (H, W, C).
+
+        Raises:
+            UserError: if the image cannot be read, or `invert` is out of range.
         """
         pixels = self._resized(image)
         return 255 - pixels if self._inverts(pixels, invert) else pixels
 
-    def postprocess(self, outputs):
-        """Probabilities (B, K) float64 of the model's outputs (B, K): logits, or probabilities already."""
+    def postprocess(self, outputs: npt.ArrayLike) -> np.ndarray:
+        """The probabilities that a model's outputs stand for.
+
+        Args:
+            outputs: (B, K), logits or probabilities already.
+
+        Returns:
+            probabilities (B, K) float64.
+        """
         outputs = np.asarray(outputs, np.float64)
         if outputs.min() >= 0 and np.abs(outputs.sum(axis=1) - 1).max() < 1e-3:
             return outputs  # the model ends in a softmax
         exponentials = np.exp(outputs - outputs.max(axis=1, keepdims=True))
         return exponentials / exponentials.sum(axis=1, keepdims=True)
 
-    def is_inverted(self, image, invert="auto"):
-        """Whether `preprocess` exchanges dark and light in an image."""
+    def is_inverted(self, image: ImageLike, invert: bool | Literal["auto"] = "auto") -> bool:
+        """Whether `preprocess` exchanges dark and light in an image.
+
+        Args:
+            image: one image.
+            invert: as in `classify`.
+
+        Returns:
+            True if it does.
+        """
         return self._inverts(self._resized(image), invert)
 
-    def save_to_preset(self, folder, *, card=None):
-        return super().save_to_preset(folder, card={"class_names": self.class_names} | (card or {}))
+    def save_to_preset(self, folder: StrPath, *, card: Mapping[str, Any] | None = None) -> pathlib.Path:
+        return super().save_to_preset(folder, card={"class_names": self.class_names, **(card or {})})
 
     save_to_preset.__doc__ = Task.save_to_preset.__doc__
 

@@ -10,12 +10,16 @@ step.decode()                                                            # (1, H
 A preset's files are those that `zoo convert stable-diffusion` writes; `zoo.converters.stable_diffusion` describes them.
 """
 
+from __future__ import annotations
+
 import collections
 import math
 import os
 import pathlib
 import time
 import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import numpy as np
 
@@ -30,6 +34,15 @@ from zoo.generation.diffusion.noise_sampler import (
 )
 from zoo.io import cards, files, images, model_files
 from zoo.tasks.base import Task
+from zoo.typing import ImageLike, Log, StrPath
+
+if TYPE_CHECKING:
+    import keras
+    import numpy.typing as npt
+    import tokenizers
+
+    from zoo.generation.diffusion.latent_diffusion import Step
+
 
 COMPONENTS = ("text_encoder", "encoder", "decoder", "denoiser")  # files of a preset, each with ".keras"
 _SMALL_IMAGE_SIZE = 128  # pixels: up to this size, `save_images` writes a strip of the steps as well
@@ -56,6 +69,24 @@ _PIPELINE_CONFIG = {
 _NOISE_SCHEDULE = {"beta_schedule": BETA_SCHEDULES, "beta_start": float, "beta_end": float, "num_train_timesteps": int}
 
 
+class ImageOptions(TypedDict, total=False):
+    """Keyword arguments of `TextToImage.generate`."""
+
+    negative_prompt: str | Iterable[str] | None
+    guidance_scale: float | None
+    num_steps: int | None
+    sampler: str | None
+    eta: float | None
+    seed: int | None
+    num_images_per_prompt: int
+    height: int | None
+    width: int | None
+    image: ImageLike | None
+    mask_image: ImageLike | None
+    strength: float | None
+    latents: npt.ArrayLike | None
+
+
 class TextToImage(Task):
     """Generates images from prompts.
 
@@ -78,49 +109,59 @@ class TextToImage(Task):
     # As in diffusers. A sampler of None is that of pipeline.json.
     DEFAULTS = {"num_steps": 50, "guidance_scale": 7.5, "negative_prompt": "", "eta": 0.0, "sampler": None}
 
-    def __init__(self, components, tokenizer, pipeline_config, *, card=None, generation_config=None):
+    def __init__(
+        self,
+        components: Mapping[str, keras.Model | None],
+        tokenizer: tokenizers.Tokenizer,
+        pipeline_config: Mapping[str, Any],
+        *,
+        card: Mapping[str, Any] | None = None,
+        generation_config: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(None, tokenizer, card=card, generation_config=generation_config)
         del self.model  # there are several
         self.components = {name: model for name, model in components.items() if model is not None}
         self.pipeline_config = dict(pipeline_config)
         _check_components(self.components, self.pipeline_config)
-        self._pipeline = LatentDiffusion(*(self.components.get(name) for name in COMPONENTS), self.pipeline_config)
+        models = {name: self.components.get(name) for name in COMPONENTS}
+        self._pipeline = LatentDiffusion(**models, pipeline_config=self.pipeline_config)
 
     def generate(
         self,
-        prompt,
+        prompt: str | Iterable[str],
         *,
-        negative_prompt=None,
-        guidance_scale=None,
-        num_steps=None,
-        sampler=None,
-        eta=None,
-        seed=0,
-        num_images_per_prompt=1,
-        height=None,
-        width=None,
-        image=None,
-        mask_image=None,
-        strength=None,
-        latents=None,
-        batch_size=None,
-    ):
+        negative_prompt: str | Iterable[str] | None = None,
+        guidance_scale: float | None = None,
+        num_steps: int | None = None,
+        sampler: str | None = None,
+        eta: float | None = None,
+        seed: int | None = 0,
+        num_images_per_prompt: int = 1,
+        height: int | None = None,
+        width: int | None = None,
+        image: ImageLike | None = None,
+        mask_image: ImageLike | None = None,
+        strength: float | None = None,
+        latents: npt.ArrayLike | None = None,
+        batch_size: int | None = None,
+    ) -> np.ndarray:
         """Generate images. A warning names the words of a prompt that the text encoder does not take.
 
         Settings that are None are those of the preset's generation_config.json, or else of `DEFAULTS`.
 
         Args:
-            prompt: str, or a list of str.
-            negative_prompt: what images should not show, str or a list with one for each prompt; not used without
-                guidance.
-            guidance_scale: scale of the classifier-free guidance; 1 or less for no guidance.
+            prompt: one text, or several.
+            negative_prompt: what images should not show, one text or one for each prompt; not used without guidance.
+            guidance_scale: scale w of the classifier-free guidance, e_neg + w (e_text - e_neg) (Ho and Salimans 2022);
+                1 or less for no guidance.
             num_steps: number of sampling steps.
             sampler: "ddpm", "ddim", "plms", "euler", "euler_ancestral", "heun" or "dpmpp_2m".
             eta: amount of noise that DDIM adds in every step, in [0, 1].
             seed: integer from 0 up; image i of the result has the noise of `seed` + i, and comes out again alone with
                 that seed. None for a fresh one.
             num_images_per_prompt: number of images for each prompt.
-            height, width: of the images; those of `image`, or those that the pipeline was trained for, if None.
+            height: of the images, in pixels; that of `image`, or the one that the pipeline was trained for, if None.
+            width: as `height`.
             image: initial image of image-to-image: a path, `PIL.Image.Image` or array (H, W, 3) uint8.
             mask_image: as `image`, of the same size, white where `image` is repainted (inpainting).
             strength: image-to-image strength, in (0, 1]; if None 0.8, or with a mask 1: repainted parts are new.
@@ -161,11 +202,12 @@ class TextToImage(Task):
         result = np.concatenate(batches)
         return result[0] if isinstance(prompt, str) and num_images_per_prompt == 1 else result
 
-    def stream(self, prompt, **arguments):
+    def stream(self, prompt: str, **arguments: Unpack[ImageOptions]) -> Iterator[Step]:
         """Generate the images of one prompt step by step.
 
         Args:
-            prompt, **arguments: as in `generate`, without `batch_size`.
+            prompt: one text.
+            **arguments: as in `generate`, without `batch_size`.
 
         Returns:
             iterator of `zoo.generation.diffusion.latent_diffusion.Step`, one for each evaluation of the denoiser, with
@@ -180,20 +222,33 @@ class TextToImage(Task):
         denoise, _ = self._prepare(prompt, **arguments)
         return denoise(slice(None))
 
-    def save_images(self, path, prompt, *, save_strip=None, save_gif=None, on_step=None, log=None, seed=0, **arguments):
+    def save_images(
+        self,
+        path: StrPath,
+        prompt: str,
+        *,
+        save_strip: StrPath | Literal[False] | None = None,
+        save_gif: StrPath | None = None,
+        on_step: Callable[[Step], object] | None = None,
+        log: Log | None = None,
+        seed: int | None = 0,
+        **arguments: Any,
+    ) -> list[pathlib.Path]:
         """Generate the images of one prompt and write them to PNG files that contain their settings as text.
 
         Args:
             path: PNG file; if there are several images, the seed of each is added to its name.
-            prompt, seed, **arguments: as in `generate`.
+            prompt: one text.
             save_strip: image file with a row of intermediate images for each image; if None, images of at most 128x128
                 pixels come with a strip, `<path>-steps.png`. False for none.
             save_gif: GIF file with an animation of the steps, or None.
             on_step: function that is called with each `Step`, e.g. for a progress bar.
             log: function that is called with a line for each file written.
+            seed: as in `generate`.
+            **arguments: as in `generate`, without `batch_size`.
 
         Returns:
-            list of the PNG files' paths.
+            paths of the PNG files.
 
         Raises:
             UserError: as in `generate`; if a file cannot be written.
@@ -236,19 +291,41 @@ class TextToImage(Task):
         log(f"{steps_taken} steps of {metadata['sampler']} in {seconds:.1f} s on {_backend()}")
         return paths
 
-    def preprocess(self, prompt):
-        """Token ids (B, S) int32 of a prompt or a list of prompts, each with start, end and padding."""
+    def preprocess(self, prompt: str | Iterable[str]) -> np.ndarray:
+        """What the text encoder takes.
+
+        Args:
+            prompt: one text, or several.
+
+        Returns:
+            token ids (B, S) int32, each row with start, end and padding; B is 1 for one prompt.
+        """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         return np.array([self.tokenize(one)[0] for one in prompts], np.int32).reshape(-1, self._max_length)
 
-    def postprocess(self, latents):
-        """Images (B, H, W, 3) uint8 of latents (B, h, w, C)."""
+    def postprocess(self, latents: npt.ArrayLike) -> np.ndarray:
+        """Decode latents.
+
+        Args:
+            latents: (B, h, w, C).
+
+        Returns:
+            images (B, H, W, 3) uint8.
+        """
         return self._pipeline.decode(latents)
 
     decode = postprocess
 
-    def tokenize(self, prompt):
-        """(token ids of a prompt with start, end and padding, a list of `max_length`; what was truncated, a str)."""
+    def tokenize(self, prompt: str) -> tuple[list[int], str]:
+        """The tokens of a prompt, and what does not fit.
+
+        Args:
+            prompt: one text.
+
+        Returns:
+            (token ids with start, end and padding, as many as the text encoder takes; the end of the prompt that was
+            truncated, "" if none).
+        """
         config, encoding = self.pipeline_config, self.tokenizer.encode(prompt, add_special_tokens=False)
         token_ids, truncated = encoding.ids[: self._max_length - 2], ""
         if len(encoding.ids) > len(token_ids):
@@ -256,8 +333,15 @@ class TextToImage(Task):
         token_ids = [config["start_id"], *token_ids, config["end_id"]]
         return token_ids + [config["pad_id"]] * (self._max_length - len(token_ids)), truncated
 
-    def unknown_words(self, prompt):
-        """List of the words of a prompt that are not in the vocabulary, all of which are one and the same token."""
+    def unknown_words(self, prompt: str) -> list[str]:
+        """The words of a prompt that are not in the vocabulary, all of which are one and the same token.
+
+        Args:
+            prompt: one text.
+
+        Returns:
+            the words, in order, each once.
+        """
         unknown_id = self.tokenizer.token_to_id(getattr(self.tokenizer.model, "unk_token", None) or "")
         if unknown_id is None or unknown_id == self.pipeline_config["end_id"]:  # CLIP's vocabulary has every byte
             return []
@@ -429,8 +513,14 @@ def _default_strength(mask_image):
     return 0.8 if mask_image is None else 1.0
 
 
-def load_pipeline_config(folder):
-    """The content of the pipeline.json of a folder, a dict, checked.
+def load_pipeline_config(folder: StrPath) -> dict[str, Any]:
+    """Read and check the pipeline.json of a folder.
+
+    Args:
+        folder: one that `zoo convert stable-diffusion` or `save_to_preset` wrote.
+
+    Returns:
+        its content; see `zoo.converters.stable_diffusion`.
 
     Raises:
         UserError: if there is none, or a value is missing or of the wrong type.
@@ -448,8 +538,15 @@ def load_pipeline_config(folder):
     return config
 
 
-def load_tokenizer(path, pipeline_config):
-    """The tokenizer of a folder, checked for the special tokens of a pipeline config.
+def load_tokenizer(path: StrPath, pipeline_config: Mapping[str, Any]) -> tokenizers.Tokenizer:
+    """Load the tokenizer of a pipeline.
+
+    Args:
+        path: its tokenizer.json.
+        pipeline_config: content of its pipeline.json, which says the ids of special tokens.
+
+    Returns:
+        the tokenizer, without truncation and padding.
 
     Raises:
         UserError: if it is missing, damaged or another one.
@@ -501,8 +598,8 @@ def _check_components(components, pipeline_config):
         ("denoiser", denoiser.inputs[2].shape[-1], (context_dim,), "context channels"),
     ):
         if found not in expected:
-            expected = " or ".join(map(str, expected))
-            raise UserError(f"the {name} takes {found} {what}, not {expected}: its components do not belong together.")
+            wanted = " or ".join(map(str, expected))
+            raise UserError(f"the {name} takes {found} {what}, not {wanted}: its components do not belong together.")
 
 
 def _check_integer(name, value, minimum):

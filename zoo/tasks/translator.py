@@ -1,5 +1,8 @@
 """Translation: a transformer, its tokenizer and a decoding loop together."""
 
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, TypedDict, Unpack, overload
+
 import keras
 import numpy as np
 
@@ -8,9 +11,23 @@ from zoo.generation.seq2seq import Seq2SeqGenerator
 from zoo.io.cards import TOKENIZER_FILE
 from zoo.models.transformer import attention_names, attention_weights_model, infer_config
 from zoo.tasks.base import Task
-from zoo.tokenizers import MarianTokenizer, load_tokenizer
+from zoo.tokenizers import MarianTokenizer, SharedBPETokenizer, load_tokenizer
 
 _SAMPLING = ("temperature", "top_k", "top_p")
+
+
+class TranslateOptions(TypedDict, total=False):
+    """Keyword arguments of `Translator.translate`."""
+
+    num_beams: int | None
+    length_penalty: float | None
+    max_length: int | None
+    greedy: bool
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    seed: int | None
+    batch_size: int
 
 
 class Translator(Task):
@@ -34,7 +51,14 @@ class Translator(Task):
     task = "translation"
     DEFAULTS = {"num_beams": 5, "length_penalty": 1.0, "max_length": None, **dict.fromkeys(_SAMPLING)}
 
-    def __init__(self, model, tokenizer, *, card=None, generation_config=None):
+    def __init__(
+        self,
+        model: keras.Model,
+        tokenizer: SharedBPETokenizer | MarianTokenizer,
+        *,
+        card: Mapping[str, Any] | None = None,
+        generation_config: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(model, tokenizer, card=card, generation_config=generation_config)
         try:
             self._config = infer_config(model)
@@ -66,37 +90,44 @@ class Translator(Task):
             renormalize_logits=rules.get("renormalize_logits", False),
         )
 
+    # A str is an iterable of str, too: hence the first signature comes first.
+    @overload
+    def translate(self, text: str, **options: Unpack[TranslateOptions]) -> str: ...  # type: ignore[overload-overlap]
+    @overload
+    def translate(self, text: Iterable[str], **options: Unpack[TranslateOptions]) -> list[str]: ...
     def translate(
         self,
-        text,
+        text: str | Iterable[str],
         *,
-        num_beams=None,
-        length_penalty=None,
-        max_length=None,
-        greedy=False,
-        temperature=None,
-        top_k=None,
-        top_p=None,
-        seed=0,
-        batch_size=64,
-    ):
+        num_beams: int | None = None,
+        length_penalty: float | None = None,
+        max_length: int | None = None,
+        greedy: bool = False,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = 0,
+        batch_size: int = 64,
+    ) -> str | list[str]:
         """Translate a sentence. What is empty stays empty.
 
         Args:
-            text: str, or a list of them.
+            text: one sentence, or several.
             num_beams: of the beam search; 1 is greedy. The preset's, or 5, if None.
             length_penalty: beam search compares translations by log-probability / tokens^length_penalty; above 0
                 favours longer ones. The preset's, or 1, if None.
             max_length: most tokens of a translation, start and end included; the preset's, or twice those of its source
                 and 20, if None.
             greedy: take the most likely token at each step, as num_beams=1 and temperature=0 do.
-            temperature, top_k, top_p: sample instead of searching, see `zoo.generation.sampling.filtered_softmax`.
+            temperature: sample at this temperature instead of searching; 0 is greedy.
+            top_k: sample from the k most likely tokens only.
+            top_p: sample from the fewest most likely tokens that make up this probability.
             seed: of the sampling; sentence i of a list uses seed + i. None for fresh randomness.
             batch_size: sentences decoded at once, those of like length together; changes speed and memory, never the
                 translations.
 
         Returns:
-            str; for a list, a list of them.
+            the translation; for several, a list of them.
 
         Raises:
             UserError: if an argument is out of range, or two do not fit each other.
@@ -107,22 +138,31 @@ class Translator(Task):
         count = len(text) if isinstance(text, list) else 1
         return self._map(lambda texts, _: self._translate(texts, **options), text, max(1, count))
 
-    def stream(self, text, **options):
-        """Translate one sentence; returns an iterator of one piece, since a beam search knows its result at its end.
+    def stream(self, text: str, **options: Unpack[TranslateOptions]) -> Iterator[str]:
+        """Translate one sentence; an iterator of one piece, since a beam search knows its result at its end.
 
         Args:
-            text: str.
+            text: one sentence.
             **options: as in `translate`.
+
+        Returns:
+            iterator of the translation.
+
+        Raises:
+            UserError: as `translate`.
         """
         if not isinstance(text, str):
             raise UserError(f"stream takes one sentence, a str, got {type(text).__name__}: use translate for a list.")
         return iter([self.translate(text, **options)])
 
-    def cross_attention_weights(self, source, translation):
+    def cross_attention_weights(
+        self, source: str, translation: str
+    ) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
         """The weights of each cross-attention when a translation is generated.
 
         Args:
-            source, translation: one sentence each.
+            source: one sentence.
+            translation: its translation, by this model or another.
 
         Returns:
             ({name of the attention: weights (N, T, S)}, the S tokens of the source, the T tokens of the translation);
@@ -137,12 +177,26 @@ class Translator(Task):
         }
         return weights, self.tokenizer.ids_to_tokens(source_ids), self.tokenizer.target_ids_to_tokens(target_ids)
 
-    def preprocess(self, text):
-        """Token ids of a sentence to translate, a list of int."""
+    def preprocess(self, text: str) -> list[int]:
+        """What the model takes.
+
+        Args:
+            text: a sentence to translate.
+
+        Returns:
+            its token ids.
+        """
         return self.tokenizer.encode(text.strip())
 
-    def postprocess(self, token_ids):
-        """The text of generated token ids."""
+    def postprocess(self, token_ids: Iterable[int]) -> str:
+        """The text of generated tokens.
+
+        Args:
+            token_ids: their ids.
+
+        Returns:
+            the text.
+        """
         return self.tokenizer.decode(token_ids)
 
     def _translate(self, texts, *, seed, max_length, **options):

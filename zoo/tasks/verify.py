@@ -1,12 +1,16 @@
 """Check that a preset gives the same numbers on every backend."""
 
 import os
+from collections.abc import Sequence
 
 from zoo.parity.verify import TOLERANCE, VerificationReport, verify_file
 from zoo.presets import find_preset
+from zoo.typing import Log, StrPath
 
 
-def verify(preset, *, tolerance=TOLERANCE, backends=None, log=None):
+def verify(
+    preset: StrPath, *, tolerance: float = TOLERANCE, backends: Sequence[str] | None = None, log: Log | None = None
+) -> VerificationReport:
     """Run each model of a preset on every backend and compare the numbers, layer by layer.
 
     Each backend runs in a process of its own; the numbers are compared with the preset's parity record, or where there
