@@ -1,4 +1,4 @@
-"""The README's first screen as it stands: four snippets, four commands, the same results, on every backend."""
+"""The README's four tasks as they stand: snippet, command and output are the same, on every backend."""
 
 import ast
 import json
@@ -8,10 +8,20 @@ import shlex
 
 import numpy as np
 import pytest
+from PIL import Image
+
+from zoo.cli import main
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-# Runs the statements of the snippet and prints what each gives, the image as a list.
+TASK = re.compile(
+    r"<!-- task: [\w ]+ -->\n```python\n(?P<snippet>.*?)```\n```bash\n(?P<command>.*?)```\n"
+    r"(?:```text\n(?P<output>.*?)```\n)?<!-- end -->",
+    re.DOTALL,
+)
+TASKS = [match.groupdict() for match in TASK.finditer(README)]
+SNIPPETS = "".join(task["snippet"] for task in TASKS)
+# Runs the statements of the snippets and prints what each gives, the image as a list.
 PROGRAM = """
 import ast, json
 results, names = [], {}
@@ -25,36 +35,35 @@ print(json.dumps(results))
 """
 
 
-def block(name):
-    """The code between the markers of the README."""
-    return re.search(rf"<!-- {name} -->\n```\w+\n(.*?)```\n<!-- end -->", README, re.DOTALL).group(1)
-
-
 def run_snippets(run, backend=None):
     """[classes, text, translation, image] of the README's snippets, run in a process of their own."""
-    ended = run(["-c", PROGRAM % block("tasks")], backend=backend)
+    ended = run(["-c", PROGRAM % SNIPPETS], backend=backend)
     assert ended.returncode == 0, ended.stderr
     classes, text, translation, image = json.loads(ended.stdout.splitlines()[-1])
     return classes, text, translation, np.array(image)
 
 
 @pytest.mark.heavy
-def test_the_snippets_give_what_the_commands_give(run, tmp_path):
+def test_the_snippets_give_what_the_commands_give(run, tmp_path, capsys, monkeypatch):
     classes, text, translation, image = run_snippets(run)
-    classify, generate, translate, text_to_image = (shlex.split(line)[1:] for line in block("commands").splitlines())
+    monkeypatch.chdir(ROOT)
     printed = []
-    for arguments in (classify, generate, translate, [*text_to_image, "--output", tmp_path / "three.png"]):
-        ended = run(["-m", "zoo", *arguments])
-        assert ended.returncode == 0, ended.stderr
-        printed.append(ended.stdout)
+    for task, more in zip(TASKS, ([], [], [], ["--output", str(tmp_path / "three.png")])):
+        assert main([*shlex.split(task["command"])[1:], *more]) == 0
+        printed.append(capsys.readouterr().out)
     rows = re.findall(r"^ *(\d) +([\d.]+)%", printed[0], re.MULTILINE)
     assert rows == [(row["label"], f"{100 * row['score']:.1f}") for row in classes] and classes[0]["label"] == "3"
     assert printed[1].rstrip("\n") == text.rstrip("\n") and text.startswith("ROMEO:")
     assert printed[2].strip() == translation == "A dog is running."
-    from PIL import Image
-
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "three.png")), image)
     assert image.shape == (48, 48, 3)
+    # The README shows what they print, and the strip that the last one writes.
+    assert [output.rstrip("\n") for output in printed[:3]] == [task["output"].rstrip("\n") for task in TASKS[:3]]
+    strip, shown = (
+        np.asarray(Image.open(path), int)
+        for path in (tmp_path / "three-steps.png", ROOT / "docs" / "images" / "diffusion_captions_three.png")
+    )
+    assert "docs/images/diffusion_captions_three.png" in README and np.abs(strip - shown).max() <= 1
 
 
 @pytest.mark.heavy
@@ -70,5 +79,11 @@ def test_the_snippets_give_the_same_on_every_backend(run):
 
 
 def test_the_snippets_are_the_four_of_the_issue():
-    calls = [node.func.attr for node in ast.walk(ast.parse(block("tasks"))) if isinstance(node, ast.Call)]
+    calls = [node.func.attr for node in ast.walk(ast.parse(SNIPPETS)) if isinstance(node, ast.Call)]
     assert [name for name in calls if name != "from_preset"] == ["classify", "generate", "translate", "generate"]
+    assert [task["command"].split()[1] for task in TASKS] == ["classify", "generate", "translate", "generate"]
+
+
+@pytest.mark.once
+def test_the_readme_is_short():
+    assert len(README.encode()) <= 8192
