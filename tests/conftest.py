@@ -48,9 +48,12 @@ def initial_weights_drawn_by_numpy():
 
 def pytest_collection_modifyitems(config, items):
     once, full = (bool(os.environ.get(name)) for name in ("ZOO_TESTS_ONCE", "ZOO_TESTS_FULL"))
+    backend = os.environ.get("KERAS_BACKEND", "tensorflow")
 
     def chosen(item):
-        return (item.get_closest_marker("once") is not None) == once and (full or not item.get_closest_marker("slow"))
+        slow = item.get_closest_marker("slow")
+        quick = slow is None or bool(slow.args) and backend not in slow.args
+        return (item.get_closest_marker("once") is not None) == once and (full or quick)
 
     kept = [item for item in items if chosen(item)]
     config.hook.pytest_deselected(items=[item for item in items if not chosen(item)])
@@ -133,13 +136,7 @@ def write_verses(path, words, characters):
     return path
 
 
-def not_on(*backends):
-    """Skip a test of a whole recipe where it takes a minute to compile and another recipe's shows the same."""
-    chosen = os.environ.get("KERAS_BACKEND", "tensorflow")
-    return pytest.mark.skipif(chosen in backends, reason=f"left out on {chosen}: another recipe shows it there")
-
-
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run():
     """Start a command of the repository in a process of its own: run(["recipes/…", …], backend="jax")."""
 

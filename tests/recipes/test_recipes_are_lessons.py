@@ -67,6 +67,7 @@ def test_a_recipe_shows_all_of_its_training(path):
 
 
 @pytest.mark.heavy
+@pytest.mark.slow("tensorflow", "jax")
 def test_changing_the_optimizer_in_the_recipe_alone_trains_with_the_other(tmp_path, run):
     """A copy of cnn_mnist.py in which one expression is another: Keras' SGD."""
     source = (ROOT / "recipes" / "cnn_mnist.py").read_text(encoding="utf-8")

@@ -1,7 +1,6 @@
 """The translation recipe, run at a tiny size: it learns, resumes, agrees between backends, and says what is wrong."""
 
 import importlib
-import json
 import os
 import re
 import signal
@@ -11,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 
-from tests.conftest import not_on
+from zoo import cli
 from zoo.errors import UserError
 from zoo.io import model_files
 from zoo.models.transformer import transformer
@@ -27,11 +26,9 @@ recipe = importlib.import_module("recipes.transformer_multi30k")
 WORDS = {"a": "one", "b": "two", "c": "three", "d": "four", "e": "five", "f": "six"}
 
 
-@pytest.fixture
-def pairs(tmp_path):
+def write_pairs(path):
     """A toy language: letters to words, 400 pairs of 1 to 4."""
     rng = np.random.default_rng(0)
-    path = tmp_path / "toy.tsv"
     with path.open("w") as file:
         for _ in range(400):
             letters = rng.choice(list(WORDS), rng.integers(1, 5))
@@ -39,69 +36,73 @@ def pairs(tmp_path):
     return path
 
 
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("pairs") / "toy.tsv")
+
+
 def train(pairs, output, *more):
     return recipe.main(recipe.parse_args([*TINY, "--pairs", str(pairs), "--output", str(output), *more]))
 
 
+RESUMABLE = ["--epochs", "3", "--average-checkpoints", "2", "--limit", "150"]
+
+
+@pytest.fixture(scope="module")
+def finished(pairs, tmp_path_factory):
+    """(folder, metrics) of a run of three epochs."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    return folder, train(pairs, folder, *RESUMABLE)
+
+
 @pytest.mark.heavy
-def test_it_learns_and_leaves_everything_behind(pairs, tmp_path, capsys, run):
+def test_a_run_leaves_everything_behind(pairs, finished, tmp_path, capsys):
+    folder, metrics = finished
+    found = {path.name for path in folder.iterdir()}
+    expected = {"model.keras", "tokenizer.json", "metrics.json", "history.csv", "report.txt", "translations.txt"}
+    assert found == expected | {"card.json", "attention.png", "training_curves.png"}
+    for name in ("attention.png", "training_curves.png"):
+        assert (folder / name).read_bytes()[:4] == b"\x89PNG"
+    header, *rows = (folder / "history.csv").read_text().split()
+    assert header.startswith("epoch,loss,val_loss,val_bleu") and len(rows) == 3
+    again = train(pairs, tmp_path, "--evaluate", str(folder), "--limit", "150")
+    assert again["test_bleu_beam_5"] == metrics["test_bleu_beam_5"]
+    # The command translates with it.
+    texts = Translator.from_preset(folder).translate(["a b", "f"], num_beams=1)
+    assert cli.run(["translate", str(folder), "a b", "f", "--num-beams", "1"]) == 0
+    assert capsys.readouterr().out.endswith("".join(f"{text}\n" for text in texts))
+    picture = tmp_path / "attention.png"
+    assert cli.run(["translate", str(folder), "a b", "--save-attention", str(picture)]) == 0
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(UserError, match="--save-attention plots one sentence, got 2"):
+        cli.run(["translate", str(folder), "a", "b", "--save-attention", str(picture)])
+
+
+@pytest.mark.heavy
+@pytest.mark.slow("tensorflow", "jax")
+def test_it_learns(pairs, tmp_path, capsys):
     more = "--epochs 12 --learning-rate 0.01 --warmup-steps 30 --dropout 0 --average-checkpoints 1".split()
     metrics = train(pairs, tmp_path / "run", *more)
     told = capsys.readouterr().out
     assert metrics["test_exact_beam_1"] > 0.7 and metrics["test_bleu_beam_5"] > 70
     assert "BLEU" in told and "nrefs:1" in told
-    found = {path.name for path in (tmp_path / "run").iterdir()}
-    expected = {"model.keras", "tokenizer.json", "metrics.json", "history.csv", "report.txt", "translations.txt"}
-    assert found == expected | {"card.json", "attention.png", "training_curves.png"}
-    for name in ("attention.png", "training_curves.png"):
-        assert (tmp_path / "run" / name).read_bytes()[:4] == b"\x89PNG"
-    header, *rows = (tmp_path / "run" / "history.csv").read_text().split()
-    assert header.startswith("epoch,loss,val_loss,val_bleu") and len(rows) == 12
-    translator = Translator.from_preset(tmp_path / "run")
-    assert translator.translate(["a b", "", "f"]) == ["one two", "", "six"]
-    preset = tmp_path / "run"
-    ended = run(["-m", "zoo", "translate", preset, "a b", "f", "--num-beams", "1"])
-    assert ended.returncode == 0 and ended.stdout == "one two\nsix\n", ended.stdout + ended.stderr
-    ended = run(["-m", "zoo", "translate", preset, "a b", "--save-attention", tmp_path / "attention.png"])
-    assert ended.stdout.startswith("one two\n") and (tmp_path / "attention.png").read_bytes()[:4] == b"\x89PNG"
-    ended = run(["-m", "zoo", "translate", preset, "a", "b", "--save-attention", tmp_path / "attention.png"])
-    assert ended.returncode == 2 and "--save-attention plots one sentence, got 2" in ended.stderr
-    again = recipe.main(
-        recipe.parse_args(["--pairs", str(pairs), "--output", str(tmp_path), "--evaluate", str(preset)])
-    )
-    assert again["test_bleu_beam_5"] == metrics["test_bleu_beam_5"]
+    assert Translator.from_preset(tmp_path / "run").translate(["a b", "", "f"]) == ["one two", "", "six"]
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
-@not_on("tensorflow")
-def test_killed_and_resumed_is_the_run_that_was_not(pairs, tmp_path, run):
-    arguments = [*TINY, "--pairs", pairs, "--epochs", "3", "--average-checkpoints", "2", "--limit", "150"]
-    whole = run([RECIPE, *arguments, "--output", tmp_path / "whole"])
-    assert whole.returncode == 0, whole.stderr
-    process = run([RECIPE, *arguments, "--output", tmp_path / "cut"], wait=False)
-    while process.poll() is None and not (tmp_path / "cut" / "checkpoint.npz").exists():
+def test_killed_and_resumed_is_the_run_that_was_not(pairs, finished, tmp_path, run):
+    arguments = [RECIPE, *TINY, "--pairs", pairs, *RESUMABLE, "--output", tmp_path]
+    process = run(arguments, wait=False)
+    while process.poll() is None and not (tmp_path / "checkpoint.npz").exists():
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    resumed = run([RECIPE, *arguments, "--output", tmp_path / "cut", "--resume"])
+    resumed = run([*arguments, "--resume"])
     assert resumed.returncode == 0 and "Resuming after epoch" in resumed.stdout, resumed.stdout + resumed.stderr
-    one, other = (model_files.load_model(tmp_path / name / "model.keras").get_weights() for name in ("whole", "cut"))
+    one, other = (model_files.load_model(folder / "model.keras").get_weights() for folder in (finished[0], tmp_path))
     for a, b in zip(one, other, strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-@pytest.mark.once
-@pytest.mark.heavy
-def test_same_losses_on_every_backend(pairs, tmp_path, run):
-    losses = {}
-    for backend in ("tensorflow", "jax", "torch"):
-        arguments = [*TINY, "--pairs", pairs, "--parity", "--epochs", "1", "--batch-tokens", "128"]
-        ended = run([RECIPE, *arguments, "--output", tmp_path / backend], backend=backend)
-        assert ended.returncode == 0, ended.stderr
-        losses[backend] = json.loads((tmp_path / backend / "metrics.json").read_text())["first_losses"]
-    assert len(losses["jax"]) == 20
-    for backend in ("jax", "torch"):
-        np.testing.assert_allclose(losses[backend], losses["tensorflow"], atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(
