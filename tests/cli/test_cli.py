@@ -45,13 +45,14 @@ def test_help_and_list_answer_at_once(run, arguments):
     )
     ended = run(["-c", program])
     assert ended.returncode == 0, ended.stderr
-    seconds = []
-    for _ in range(5):
+    for _ in range(5):  # the best of at most five: others may be busy on this machine
         start = time.perf_counter()
         ended = zoo(run, *arguments)
-        seconds.append(time.perf_counter() - start)
-    assert ended.returncode == 0 and ended.stderr == ""
-    assert min(seconds) < 0.5
+        seconds = time.perf_counter() - start
+        assert ended.returncode == 0 and ended.stderr == ""
+        if seconds < 0.5:
+            break
+    assert seconds < 0.5
 
 
 def test_help_names_every_command(run):
@@ -153,17 +154,16 @@ def test_backends_that_are_not_there(run, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(hide)
     ended = zoo(run, "summary", "cnn", backend="tensorflow", PYTHONPATH=str(tmp_path))
     assert ended.returncode == 2 and "KERAS_BACKEND is tensorflow, which is not installed" in ended.stderr
+    assert "pip install 'keras-model-zoo[tensorflow]', or use jax or torch." in ended.stderr
     (tmp_path / "sitecustomize.py").write_text(hide + "; sys.modules['jax'] = None")
-    program = (
-        "import os; del os.environ['KERAS_BACKEND']\n"
-        "from zoo.backends import import_keras; import_keras()\nimport keras; print(keras.backend.backend())"
-    )
-    ended = run(["-c", program], PYTHONPATH=str(tmp_path))
-    assert ended.stdout == "torch\n", ended.stderr
-    assert "KERAS_BACKEND is not set and TensorFlow is not installed: using torch." in ended.stderr
+    first = "from zoo.backends import import_keras; import_keras()\nimport keras", "import zoo.models.cnn, keras"
+    for program in first:  # as the command does, and as a library
+        program = f"import os; os.environ.pop('KERAS_BACKEND')\n{program}; print(keras.backend.backend())"
+        ended = run(["-c", program], PYTHONPATH=str(tmp_path))
+        assert ended.stdout == "torch\n" and ended.stderr == "", ended.stderr
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+@pytest.mark.parametrize("backend", [pytest.param("tensorflow", marks=pytest.mark.slow), "jax", "torch"])
 def test_what_the_command_leaves_out_can_be_imported_later(run, backend):
     """Packages that Keras would import for what nothing here uses, and PyTorch's compiler, which takes seconds."""
     program = (
@@ -256,6 +256,7 @@ def test_generate_text(tmp_path, capsys):
             generate(*arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", ["lstm_shakespeare", "gru_shakespeare"])
 def test_same_text_on_two_backends(run, name):
@@ -394,6 +395,7 @@ def test_verify_ends_with_0_or_1(run, tmp_path):
     assert ended.returncode == 1 and "torch differs from the parity record in its outputs" in ended.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in SAVED.glob("*/model.keras")))
 def test_parity_records_of_the_presets(run, name):

@@ -201,6 +201,7 @@ def assert_weights(pipeline, peers, **options):
 # ------------------------------------------------------------------------------------------------------------ folders
 
 
+@pytest.mark.once
 def test_a_folder_becomes_models_that_need_keras_only(plain, tmp_path, capsys, run):
     folder, peers = plain
     out = tmp_path / "new" / "out"
@@ -258,9 +259,9 @@ assert not any(name.split(".")[0] == "zoo" for name in sys.modules)
 @pytest.mark.parametrize(
     "options",
     [
-        {"variant": "fp16"},
-        {"shard": "20KB"},
-        {"variant": "fp16", "shard": "10KB"},
+        pytest.param({"variant": "fp16"}, marks=pytest.mark.once),
+        pytest.param({"shard": "20KB"}, marks=pytest.mark.once),
+        pytest.param({"variant": "fp16", "shard": "10KB"}, marks=pytest.mark.once),
         {
             "text": {"activation": "gelu"},
             "unet": {
@@ -282,6 +283,7 @@ def test_other_folders(options, tmp_path):
     assert pipeline.denoiser.inputs[0].shape[-1] == options.get("unet", {}).get("in_channels", 4)
 
 
+@pytest.mark.once
 def test_names_of_older_files(copied, plain):
     """Projections of the autoencoder's attention, the prefix of the text encoder, and its buffer of positions."""
     path = copied / "vae" / "diffusion_pytorch_model.safetensors"
@@ -299,6 +301,7 @@ def test_names_of_older_files(copied, plain):
     assert_weights(from_diffusers(copied), plain[1])
 
 
+@pytest.mark.once
 def test_weights_that_theirs_have_no_place_for():
     x = keras.Input((None, None, 4))
     model = keras.Model(x, keras.layers.Conv2D(4, 1, name="extra")(x), name="mine")
@@ -319,6 +322,7 @@ TEXTS = [
 ]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("pad", [END, "!"])
 @pytest.mark.parametrize("saved_again", [False, True])
 def test_tokens_are_those_of_transformers(pad, saved_again, tmp_path):
@@ -341,6 +345,7 @@ def test_tokens_are_those_of_transformers(pad, saved_again, tmp_path):
 # ----------------------------------------------------------------------------------------------------------- settings
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "peer, expected",
     [
@@ -397,6 +402,7 @@ def test_schedulers(peer, expected, tmp_path):
     assert found | expected == found and found["steps_offset"] == 1
 
 
+@pytest.mark.once
 def test_image_size_of_old_files(copied):
     """diffusers' pipelines take 64 where a file older than 0.9 says 32, and so do we."""
     for version, expected in (("0.6.0.dev0", 128), ("0.9.0", 64), ("0.42.1", 64)):
@@ -495,6 +501,7 @@ UNSUPPORTED = [
 ]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("spoil, words", UNSUPPORTED, ids=[words[:40] for _, words in UNSUPPORTED])
 def test_what_is_refused(spoil, words, copied, tmp_path):
     path = copied / "text_encoder" / "model.safetensors"
@@ -505,6 +512,7 @@ def test_what_is_refused(spoil, words, copied, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.once
 def test_no_folder(tmp_path):
     with pytest.raises(UserError, match="There is no folder .*nowhere: give the one that holds model_index.json"):
         from_diffusers(tmp_path / "nowhere")

@@ -95,7 +95,9 @@ def loss_and_gradients(model, x, factors):
 
 
 @pytest.mark.parametrize("both", [False, True], ids=["one direction", "both directions"])
-@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize(
+    "layers", [pytest.param(1, marks=pytest.mark.once), 2, pytest.param(3, marks=pytest.mark.once)]
+)
 @pytest.mark.parametrize("cell", KERAS)
 def test_equals_torch(cell, layers, both):
     rng = np.random.default_rng(0)
@@ -194,6 +196,7 @@ def test_equals_the_equations(cell):
     print(f"worst differences: outputs {max(worst):.1e}")
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("both", [False, True], ids=["one direction", "both directions"])
 @pytest.mark.parametrize("cell", KERAS)
@@ -225,6 +228,7 @@ def test_there_and_back(cell, both, bias):
             np.testing.assert_array_equal(now, old)
 
 
+@pytest.mark.once
 def test_kinds_of_numbers():
     """bfloat16 and float16 tensors are read; a bfloat16 layer is written as float32; float64 arrays are rounded."""
     _, stack = keras_rnn("lstm")
@@ -256,6 +260,7 @@ def plus(**tensors):
     return lambda state: state.update(tensors)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "change, named",
     [
@@ -283,6 +288,7 @@ def test_a_state_dict_that_does_not_fit_changes_nothing(change, named):
     refused(state_dict, stack, named)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "theirs, ours, named",
     [
@@ -320,6 +326,7 @@ def built(layer, inputs=D):
     return layer
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "layers, named",
     [
@@ -360,6 +367,7 @@ def test_layers_that_are_no_torch_module(layers, named):
             call()
 
 
+@pytest.mark.once
 def test_not_a_mapping():
     _, stack = keras_rnn("lstm")
     with pytest.raises(UserError, match=r"is a LSTM, where a mapping .* pass module.state_dict\(\)"):
@@ -404,7 +412,7 @@ def language_models(cell="lstm", tied=False, peer_tied=None):
     return peer, model
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["not tied", "tied"])
+@pytest.mark.parametrize("tied", [pytest.param(False, marks=pytest.mark.once), True], ids=["not tied", "tied"])
 @pytest.mark.parametrize("cell", KERAS)
 def test_language_model(cell, tied):
     peer, model = language_models(cell, tied)
@@ -421,6 +429,7 @@ def test_language_model(cell, tied):
     close(again(torch.tensor(token.T)).detach().numpy().swapaxes(0, 1), theirs, 1e-6)
 
 
+@pytest.mark.once
 def test_language_model_with_other_names():
     peer, model = language_models("gru")
     renamed = {
@@ -435,6 +444,7 @@ def test_language_model_with_other_names():
         load_language_model_state_dict(renamed, model)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "tied, change, named",
     [
@@ -464,6 +474,7 @@ def test_language_model_that_does_not_fit_changes_nothing(tied, change, named):
         np.testing.assert_array_equal(old, new)
 
 
+@pytest.mark.once
 def test_tied_state_dict_without_decoder():
     """A file that keeps shared tensors once (safetensors) has no decoder.weight."""
     peer, model = language_models(tied=True)
@@ -472,6 +483,7 @@ def test_tied_state_dict_without_decoder():
     np.testing.assert_array_equal(language_model_state_dict(model)["decoder.weight"], peer.decoder.weight.detach())
 
 
+@pytest.mark.once
 def test_models_that_are_no_language_model():
     plain, _ = keras_rnn("lstm")
     with pytest.raises(UserError, match="is not a recurrent language model"):
@@ -494,6 +506,7 @@ def test_models_that_are_no_language_model():
 # Files
 
 
+@pytest.mark.once
 def test_file_of_torch(tmp_path):
     peer = torch_rnn("gru", 2, True)
     torch.save(peer.state_dict(), tmp_path / "gru.pt")
@@ -510,6 +523,7 @@ class Code:
         return exec, ("import sys; sys.zoo_code_was_run = True",)
 
 
+@pytest.mark.once
 def test_code_in_a_file_is_not_run(tmp_path):
     torch.save({"weight_ih_l0": torch.zeros(2), "code": Code()}, tmp_path / "code.pt")
     torch.save(torch_rnn("lstm"), tmp_path / "module.pt")
@@ -523,6 +537,7 @@ def test_code_in_a_file_is_not_run(tmp_path):
     del sys.zoo_code_was_run
 
 
+@pytest.mark.once
 def test_files_that_hold_something_else(tmp_path):
     with pytest.raises(UserError, match="There is no file at .*lstm.pt"):
         read_state_dict(tmp_path / "lstm.pt")
@@ -538,6 +553,7 @@ def test_files_that_hold_something_else(tmp_path):
         read_state_dict(tmp_path / "cut.pt")
 
 
+@pytest.mark.once
 def test_file_of_safetensors(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     peer = torch_rnn("lstm")
@@ -549,10 +565,13 @@ def test_file_of_safetensors(tmp_path):
         read_state_dict(tmp_path / "cut.safetensors")
 
 
-@pytest.mark.parametrize("package, name", [("torch", "lstm.pt"), ("safetensors", "lstm.safetensors")])
-def test_package_that_is_not_installed(package, name, tmp_path, monkeypatch):
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "package, extra, name", [("torch", "torch", "lstm.pt"), ("safetensors", "convert", "lstm.safetensors")]
+)
+def test_package_that_is_not_installed(package, extra, name, tmp_path, monkeypatch):
     (tmp_path / name).write_bytes(b"")
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, f"{package}.numpy", None)
-    with pytest.raises(UserError, match=f"{name} needs the package {package}: run `pip install {package}`"):
+    with pytest.raises(UserError, match=rf"{name} needs {package}, .* pip install 'keras-model-zoo\[{extra}\]'\."):
         read_state_dict(tmp_path / name)

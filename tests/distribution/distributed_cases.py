@@ -1,8 +1,10 @@
 """Short trainings of the four kinds of models on one device or several; a program that the tests start.
 
-python tests/distribution/distributed_cases.py FOLDER --devices cpu:2 --counts 1 2 --cases cnn rnn
+python tests/distribution/distributed_cases.py FOLDER --devices cpu:4 --runs cnn@cpu:4 rnn+dropout@cpu:2 plain_fit@cpu:2
 
-Writes FOLDER/<case>-<count>.npz: the first losses, and the weights after the last step.
+A process begins with as many devices as `--devices` says, and does the runs one after the other. Each writes
+FOLDER/<run>.npz: the first losses, and the weights after the last step. Words behind a case: `dropout`, `model`
+(weights divided among the devices); any other is a part of the name alone.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from zoo import data
 from zoo.blocks.random_streams import set_random_streams
 from zoo.distribution import strategy as distribution
 from zoo.distribution.launch import run_recipe
-from zoo.errors import UserError
+from zoo.errors import TrainingError, UserError
 from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
 from zoo.io import files
 from zoo.models import transformer as transformers
@@ -149,7 +151,7 @@ def run(case, folder, *, devices, parallel="data", dropout=0.0, precision="float
         assert all(np.array_equal(a, b) for a, b in zip(weights, same, strict=True))
     if not files.discarding():
         metrics = {key: value for key, value in log.history[0].items() if "loss" in key or "accuracy" in key}
-        with files.atomic_write(folder.with_suffix(".npz")) as temporary:
+        with files.atomic_write(f"{folder}.npz") as temporary:
             np.savez(
                 temporary,
                 *weights,
@@ -195,9 +197,10 @@ def run_plain_fit(folder, *, devices):
     results = {}
     with distribution.strategy(devices) as on:
         for name, (data, options) in calls.items():
-            keras.utils.set_random_seed(0)
+            keras.utils.set_random_seed(0)  # of the order of the rows
             layers = [keras.Input((6,)), keras.layers.Dense(8, activation="relu"), keras.layers.Dense(3)]
             model = keras.Sequential(layers)
+            set_initial_weights(model, seed=0, initializer="he")
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
             model.compile(optimizer=keras.optimizers.Adam(1e-2), loss=loss, metrics=["accuracy"])
             history = model.fit(*data, epochs=2, verbose=0, **options).history
@@ -219,35 +222,46 @@ def run_plain_fit(folder, *, devices):
             )
     assert not hasattr(keras.Model.fit, "outside_scope")
     if not files.discarding():
-        with files.atomic_write(folder.with_suffix(".npz")) as temporary:
+        with files.atomic_write(f"{folder}.npz") as temporary:
             np.savez(temporary, **results)
 
 
+def train_until_a_process_is_lost(folder, *, devices):
+    """Train without an end; writes a file after the first step."""
+
+    def started(batch, logs):
+        if not files.discarding():
+            folder.touch()
+
+    with distribution.strategy(devices):
+        model, batches, _, compiling, numbers = rnn_case(dropout=0.0)
+        model.compile(optimizer=TorchAdam(2e-3, **numbers), **compiling)
+        try:
+            callback = keras.callbacks.LambdaCallback(on_train_batch_end=started)
+            model.fit(batches, shuffle=False, epochs=10**6, callbacks=[callback], verbose=0)
+        except Exception as error:
+            if not distribution.is_peer_failure(error):
+                raise
+            raise TrainingError(f"{distribution.PEER_FAILURE_MESSAGE}.") from error
+
+
 def main(args):
-    if args.plain_fit:
-        return [
-            run_plain_fit(pathlib.Path(args.folder) / devices.replace(":", ""), devices=devices)
-            for devices in ([args.devices] if args.counts is None else [f"cpu:{n}" for n in args.counts])
-        ]
-    for devices in [args.devices] if args.counts is None else [f"cpu:{n}" for n in args.counts]:
-        for case in args.cases:
-            name = f"{case}-{devices.replace(':', '')}{'' if args.parallel == 'data' else '-model'}"
-            run(
-                case,
-                pathlib.Path(args.folder) / name,
-                devices=devices,
-                parallel=args.parallel,
-                dropout=args.dropout,
-                precision=args.precision,
-            )
+    for name in args.runs:
+        folder = pathlib.Path(args.folder) / name
+        case, devices = name.split("@")
+        case, *words = case.split("+")
+        if case == "plain_fit":
+            run_plain_fit(folder, devices=devices)
+        elif case == "endless":
+            train_until_a_process_is_lost(folder, devices=devices)
+        else:
+            parallel, dropout = "model" if "model" in words else "data", 0.4 if "dropout" in words else 0.0
+            run(case, folder, devices=devices, parallel=parallel, dropout=dropout)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder")
-    parser.add_argument("--counts", type=int, nargs="+", default=None)
-    parser.add_argument("--cases", nargs="+", default=list(CASES))
-    parser.add_argument("--plain-fit", action="store_true")
-    parser.add_argument("--dropout", type=float, default=0.0)
-    flags.add(parser, "devices", "parallel", "precision")
+    parser.add_argument("--runs", nargs="+")
+    flags.add(parser, "devices")
     run_recipe(main, parser.parse_args())

@@ -23,10 +23,13 @@ from zoo.distribution.devices import Devices
 from zoo.distribution.sharding import ShardedBatches
 from zoo.errors import UserError
 from zoo.io import model_files
+from zoo.training.checkpoints import load_checkpoint
+from zoo.training.optimizers import TorchAdam
 
-CASES = "tests/distribution/distributed_cases.py"
+PROGRAM = "tests/distribution/distributed_cases.py"
+CASES = ("cnn", "rnn", "transformer", "denoiser")
 BACKEND = keras.backend.backend()
-COUNTS = (2, 4) if BACKEND == "torch" else (4,)  # the others have two devices in the two processes below
+COUNT = 2 if BACKEND == "torch" else 4  # the others have two devices in the two processes below
 RECIPE = "recipes/rnn_shakespeare.py --units 16 --embedding-dim 8 --sequence-length 16 --batch-size 8".split()
 
 
@@ -50,42 +53,85 @@ def assert_same(one, other, tolerance=1e-4):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A function: results of a case on so many simulated devices. Every case is trained on every number once."""
+    """A function: results of a case on one device, in this process. Every case is trained once."""
     folder = tmp_path_factory.mktemp("trained")
 
     @functools.cache
-    def train(*counts):
-        # One process for all of them where that is quicker; the first number is the largest.
-        command = [sys.executable, CASES, str(folder), "--devices", f"cpu:{counts[0]}", "--counts", *map(str, counts)]
-        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
-        assert ended.returncode == 0, ended.stderr
+    def train(case):
+        distributed_cases.run(case, folder / case, devices="cpu")
+        return results(folder, case)
 
-    def get(case, count):
-        train(*((4, 1) if BACKEND == "jax" else (count,)))
-        return results(folder, f"{case}-cpu{count}")
+    return train
 
-    return get
+
+def start(arguments, **environment):
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(path, process):
+    """Wait until there is the file that a process writes."""
+    began = time.monotonic()
+    while process.poll() is None and not path.exists():
+        assert time.monotonic() - began < 600
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """(folder, exit code, output) of all that one command does on simulated devices, its last run a mistake or a loss.
+
+    JAX is asked for a number that does not divide the weights; PyTorch, which starts a process a device, loses one.
+    """
+    folder = tmp_path_factory.mktemp("several")
+    runs = [f"{case}@cpu:{COUNT}" for case in (*CASES, "rnn+dropout", "rnn+dropout+again")] + ["plain_fit@cpu:2"]
+    if BACKEND == "jax":
+        runs += ["transformer+model@cpu:4", "denoiser+model@cpu:4", "transformer+model@cpu:3"]
+    if BACKEND == "torch":
+        runs += ["endless@cpu:2"]
+    process = start([PROGRAM, folder, "--devices", f"cpu:{COUNT}", "--runs", *runs])
+    if BACKEND == "torch":
+        wait_for(folder / "endless@cpu:2", process)
+        children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+        assert len(children) >= 2
+        os.kill(int(children[-1]), signal.SIGKILL)
+    told = process.communicate(timeout=900)[0]
+    assert process.returncode == {"tensorflow": 0, "jax": 2, "torch": 1}[BACKEND], told
+    return folder, told
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("count", COUNTS)
-def test_several_devices_give_the_run_of_one(trained, count):
+@pytest.mark.parametrize("case", CASES)
+def test_several_devices_give_the_run_of_one(trained, several, case):
     """The CNN with a last batch that nothing divides, an RNN with states, the transformer, the denoiser."""
-    for case in ("cnn", "rnn", "transformer", "denoiser"):
-        several = trained(case, count)
-        assert several["count"] == count
-        assert_same(trained(case, 1), several)
+    found = results(several[0], f"{case}@cpu:{COUNT}")
+    assert found["count"] == COUNT
+    assert_same(trained(case), found)
+
+
+@pytest.mark.slow
+@pytest.mark.heavy
+@pytest.mark.parametrize("count", {"tensorflow": [2], "jax": [2], "torch": [4]}[BACKEND])
+def test_other_numbers_of_devices_give_the_run_of_one(trained, tmp_path, count):
+    process = start([PROGRAM, tmp_path, "--devices", f"cpu:{count}", "--runs", *(f"{c}@cpu:{count}" for c in CASES)])
+    told = process.communicate(timeout=900)[0]
+    assert process.returncode == 0, told
+    for case in CASES:
+        assert_same(trained(case), results(tmp_path, f"{case}@cpu:{count}"))
 
 
 @pytest.mark.heavy
-def test_dropout_repeats_from_run_to_run(trained, tmp_path, run):
-    for name in ("first", "second"):
-        ended = run([CASES, tmp_path / name, "--devices", "cpu:2", "--cases", "rnn", "--dropout", "0.4"])
-        assert ended.returncode == 0, ended.stderr
-    first, second = (results(tmp_path / name, "rnn-cpu2") for name in ("first", "second"))
+def test_dropout_repeats_from_run_to_run(trained, several):
+    first, second = (results(several[0], f"rnn+{name}@cpu:{COUNT}") for name in ("dropout", "dropout+again"))
     for key in (key for key in first if key.startswith("arr_") or key == "losses"):
         np.testing.assert_array_equal(first[key], second[key])
-    assert np.abs(first["losses"] - trained("rnn", 1)["losses"]).max() > 1e-4
+    assert np.abs(first["losses"] - trained("rnn")["losses"]).max() > 1e-4
 
 
 def shards_of(stored):
@@ -95,34 +141,43 @@ def shards_of(stored):
 
 @pytest.mark.heavy
 @pytest.mark.skipif(BACKEND != "jax", reason="weights are divided on JAX only")
-def test_divided_weights(trained, tmp_path, run):
-    ended = run([CASES, tmp_path, "--devices", "cpu:4", "--parallel", "model", "--cases", "transformer", "denoiser"])
-    assert ended.returncode == 0, ended.stderr
-    for case in ("transformer", "denoiser"):
-        model = results(tmp_path, f"{case}-cpu4-model")
-        assert_same(trained(case, 1), model)
-    shards = shards_of(results(tmp_path, "transformer-cpu4-model"))
+def test_divided_weights(trained, several):
+    model = {case: results(several[0], f"{case}+model@cpu:4") for case in ("transformer", "denoiser")}
+    for case, found in model.items():
+        assert_same(trained(case), found)
+    shards = shards_of(model["transformer"])
     # d = 16, f = 32 on four devices
     assert shards["encoder_0_self_attention_query/kernel"] == "(16, 4)"
     assert shards["encoder_0_self_attention_output/kernel"] == "(4, 16)"
     assert shards["decoder_0_inner/kernel"] == "(16, 8)" and shards["decoder_0_inner/bias"] == "(8,)"
     assert shards["decoder_0_outer/kernel"] == "(8, 16)" and shards["decoder_0_outer/bias"] == "(16,)"
-    shards = shards_of(results(tmp_path, "denoiser-cpu4-model"))
+    shards = shards_of(model["denoiser"])
     assert shards["down_0_resnet_0_conv1/kernel"] == "(3, 3, 16, 4)"
     assert shards["down_0_resnet_0_conv2/kernel"] == "(3, 3, 4, 16)"
 
 
 @pytest.mark.heavy
-def test_plain_fit_on_two_replicas_gives_the_numbers_of_one_device(tmp_path, run):
+def test_plain_fit_on_two_replicas_gives_the_numbers_of_one_device(several, tmp_path):
     """Arrays with the order of Keras' own shuffling, weights of classes and rows, a PyDataset, validation, evaluate."""
-    for counts in ((2,), (1,)) if BACKEND == "torch" else ((2, 1),):
-        command = [CASES, tmp_path, "--plain-fit", "--devices", f"cpu:{counts[0]}", "--counts", *counts]
-        ended = run(command)
-        assert ended.returncode == 0, ended.stderr
-    one, two = results(tmp_path, "cpu1"), results(tmp_path, "cpu2")
+    distributed_cases.run_plain_fit(tmp_path / "one", devices="cpu")
+    one, two = results(tmp_path, "one"), results(several[0], "plain_fit@cpu:2")
     assert len(one) == len(two) == 25
     for key, values in one.items():
         np.testing.assert_allclose(two[key], values, atol=1e-5, rtol=1e-5, err_msg=key)
+
+
+@pytest.mark.heavy
+def test_a_checkpoint_of_several_devices_is_one_of_one(several):
+    """With the weights of the last step and the state of the optimizer."""
+    model, _, _, compiling, numbers = distributed_cases.transformer_case(dropout=0.0)
+    model.compile(optimizer=TorchAdam(2e-3, **numbers), **compiling)
+    run = f"transformer@cpu:{COUNT}"
+    (row,) = load_checkpoint(several[0] / run / "checkpoint.npz", model, settings={"epochs": 1})
+    found = results(several[0], run)
+    assert row["loss"] == pytest.approx(found["losses"].mean(), rel=1e-4)
+    for place, variable in enumerate(model.trainable_variables):
+        np.testing.assert_array_equal(keras.ops.convert_to_numpy(variable), found[f"arr_{place}"])
+    assert int(model.optimizer.iterations) == 20
 
 
 @pytest.mark.parametrize("data", [iter([1]), {"x": 1.0}, [[1.0], [2.0]]])
@@ -145,12 +200,11 @@ def free_ports(count):
 
 
 def start_two(arguments):
-    """The same command as two hosts start it, on loopback: two processes, and their outputs as files."""
+    """The same command as two hosts start it, on loopback: two processes."""
     ports, started = free_ports(2), []
     addresses = [f"127.0.0.1:{port}" for port in ports]
     for place in range(2):
-        command = [sys.executable]
-        more = {"OMP_NUM_THREADS": "1"}
+        command, more = [], {"OMP_NUM_THREADS": "1"}
         if BACKEND == "tensorflow":
             task = {"type": "worker", "index": place}
             more["TF_CONFIG"] = json.dumps({"cluster": {"worker": addresses}, "task": task})
@@ -163,31 +217,34 @@ def start_two(arguments):
         else:
             command += f"-m torch.distributed.run --nnodes 2 --nproc-per-node 1 --node-rank {place}".split()
             command += f"--master-addr 127.0.0.1 --master-port {ports[0]}".split()
-        started.append(
-            subprocess.Popen(
-                [*command, *map(str, arguments)],
-                cwd=ROOT,
-                env=os.environ | more,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
+        started.append(start([*command, *arguments], **more))
     return started
 
 
+def lose_the_second(first, second):
+    """Kill the second of two processes: what both have printed."""
+    os.kill(second.pid, signal.SIGKILL)
+    began = time.monotonic()
+    told = [process.communicate(timeout=120)[0] for process in (first, second)]
+    assert time.monotonic() - began < 60
+    assert first.returncode == 1, told[0]
+    said = [line for line in told[0].splitlines() if line.startswith("error: ")]  # torchrun's own report follows
+    assert len(said) == 1 and "Another process of this run has gone" in said[0], told[0]
+    return told
+
+
 @pytest.mark.heavy
-def test_two_processes_give_the_run_of_one(trained, tmp_path):
-    started = start_two(
-        [CASES, tmp_path, "--devices", "cpu" if BACKEND != "torch" else "auto", "--cases", "cnn", "rnn"]
-    )
-    told = [process.communicate(timeout=600)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0], told
+def test_two_processes_give_the_run_of_one_and_the_loss_of_one_ends_it(trained, tmp_path):
+    devices = "auto" if BACKEND == "torch" else "cpu"
+    runs = [f"{case}@{devices}" for case in ("cnn", "rnn", "endless")]
+    first, second = start_two([PROGRAM, tmp_path, "--devices", devices, "--runs", *runs])
+    wait_for(tmp_path / runs[-1], first)
+    told = lose_the_second(first, second)
     assert "Epoch" not in told[1] and "step" not in told[1]  # the second says nothing
-    for case in ("cnn", "rnn"):
-        several = results(tmp_path, next(tmp_path.glob(f"{case}-*.npz")).stem)
-        assert several["count"] == 2
-        assert_same(trained(case, 1), several)
+    for case, run in zip(("cnn", "rnn"), runs):
+        found = results(tmp_path, run)
+        assert found["count"] == 2
+        assert_same(trained(case), found)
 
 
 @pytest.fixture(scope="module")
@@ -195,24 +252,17 @@ def text(tmp_path_factory):
     return write_verses(tmp_path_factory.mktemp("text") / "verses.txt", words=4000, characters=18000)
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
-def test_a_lost_process_ends_the_run_and_resuming_gives_the_run_that_was_not_cut(text, tmp_path):
+def test_resuming_after_a_lost_process_gives_the_run_that_was_not_cut(text, tmp_path):
     arguments = [*RECIPE, "--text", text, "--epochs", "2", "--patience", "2", "--output"]
     whole = start_two([*arguments, tmp_path / "whole"])
     told = [process.communicate(timeout=600)[0] for process in whole]
     assert [process.returncode for process in whole] == [0, 0], told
 
     first, second = start_two([*arguments, tmp_path / "cut"])
-    while first.poll() is None and not (tmp_path / "cut" / "checkpoint.npz").exists():
-        time.sleep(0.02)
-    os.kill(second.pid, signal.SIGKILL)
-    began = time.monotonic()
-    told = first.communicate(timeout=120)[0]
-    second.communicate()
-    assert time.monotonic() - began < 60
-    assert first.returncode == 1, told
-    said = [line for line in told.splitlines() if line.startswith("error: ")]  # torchrun's own report follows
-    assert len(said) == 1 and "Another process of this run has gone" in said[0] and "--resume" in said[0], told
+    wait_for(tmp_path / "cut" / "checkpoint.npz", first)
+    assert "--resume" in lose_the_second(first, second)[0]
     assert not (tmp_path / "cut" / "model.keras").exists()
 
     resumed = start_two([*arguments, tmp_path / "cut", "--resume"])
@@ -226,31 +276,23 @@ def test_a_lost_process_ends_the_run_and_resuming_gives_the_run_that_was_not_cut
 
 @pytest.mark.heavy
 @pytest.mark.skipif(BACKEND != "torch", reason="only PyTorch has a process for each device")
-def test_a_lost_process_on_one_host(text, tmp_path, run):
-    """The recipe has started its processes itself, and says which one is gone."""
-    arguments = [*RECIPE, "--text", text, *"--epochs 30 --patience 30 --devices cpu:2 --output".split(), tmp_path]
-    process = run(arguments, wait=False)
-    while process.poll() is None and not (tmp_path / "checkpoint.npz").exists():
-        time.sleep(0.02)
-    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    assert len(children) >= 2
-    os.kill(int(children[-1]), signal.SIGKILL)
-    told = process.communicate(timeout=60)[0].strip().splitlines()
-    assert process.returncode == 1
-    assert re.match(r"error: Process \d of 2 was ended by SIGKILL: .*--resume", told[-1]), told
+def test_a_lost_process_on_one_host(several):
+    """The command has started its processes itself, and says which one is gone."""
+    last = several[1].strip().splitlines()[-1]
+    assert re.match(r"error: Process \d of 2 was ended by SIGKILL: .*--resume", last), last
 
 
 # ---------------------------------------------------------------------------------------------------- between backends
 
 
 @pytest.mark.once
+@pytest.mark.slow
 @pytest.mark.heavy
 def test_a_checkpoint_of_two_devices_goes_on_anywhere(text, tmp_path, run):
     """Written by TensorFlow on two devices; continued there, and on one device by JAX and PyTorch."""
     arguments = [*RECIPE, "--text", str(text), "--epochs", "2", "--parity"]
     process = run([*arguments, "--output", tmp_path / "cut", "--devices", "cpu:2"], backend="tensorflow", wait=False)
-    while process.poll() is None and not (tmp_path / "cut" / "checkpoint.npz").exists():
-        time.sleep(0.02)
+    wait_for(tmp_path / "cut" / "checkpoint.npz", process)
     process.kill()
     told = process.communicate()[0]
     assert process.returncode == -signal.SIGKILL, told
@@ -300,10 +342,8 @@ def test_what_jax_cannot_do():
 
 @pytest.mark.heavy
 @pytest.mark.skipif(BACKEND != "jax", reason="weights are divided on JAX only")
-def test_weights_that_devices_do_not_divide(tmp_path, run):
-    ended = run([CASES, tmp_path, "--devices", "cpu:3", "--parallel", "model", "--cases", "transformer"])
-    assert ended.returncode == 2
-    last = ended.stderr.strip().splitlines()[-1]
+def test_weights_that_devices_do_not_divide(several):
+    last = several[1].strip().splitlines()[-1]
     assert re.match(r"error: --parallel model cannot divide \d+ of \S+ \(.*\) among 3 devices: use", last), last
 
 
@@ -314,12 +354,19 @@ def test_torch_in_one_process_does_not_pretend():
             pass
 
 
-@pytest.mark.parametrize(
-    "devices, words", [("cpu:3", "A batch of 8 rows cannot be divided by 3 devices"), ("7", "asks for 7")]
-)
+@pytest.mark.once
 @pytest.mark.heavy
-def test_mistakes_of_a_recipe_are_one_sentence(text, tmp_path, run, devices, words):
-    ended = run([*RECIPE, "--text", text, "--devices", devices, "--output", tmp_path])
+@pytest.mark.parametrize(
+    "backend, devices, words",
+    [
+        ("jax", "cpu:3", "A batch of 8 rows cannot be divided by 3 devices"),
+        pytest.param("torch", "cpu:3", "A batch of 8 rows cannot be divided by 3 devices", marks=pytest.mark.slow),
+        pytest.param("tensorflow", "7", "asks for 7", marks=pytest.mark.slow),
+        ("torch", "7", "asks for 7"),
+    ],
+)
+def test_mistakes_of_a_recipe_are_one_sentence(text, tmp_path, run, backend, devices, words):
+    ended = run([*RECIPE, "--text", text, "--devices", devices, "--output", tmp_path], backend=backend)
     assert ended.returncode == 2, ended.stderr
     assert ended.stderr.strip().splitlines()[-1].startswith("error: ") and words in ended.stderr
     assert "Traceback" not in ended.stderr and ended.stderr.count("error:") == 1
@@ -360,13 +407,12 @@ def test_one_device_changes_nothing():
 
 @pytest.mark.heavy
 @pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
-def test_half_precision_learns_what_float32_learns(tmp_path, precision):
+def test_half_precision_learns_what_float32_learns(trained, tmp_path, precision):
     """To the digits it has; in float16 the loss is scaled, without which small gradients are zero."""
     if BACKEND == "jax" and precision == "mixed_float16":
         pytest.skip("float16 does not run on a CPU with JAX")
-    for name in ("float32", precision):
-        distributed_cases.run("transformer", tmp_path / name, devices="cpu", precision=name)
-    full, half = (results(tmp_path, name) for name in ("float32", precision))
+    distributed_cases.run("transformer", tmp_path / precision, devices="cpu", precision=precision)
+    full, half = trained("transformer"), results(tmp_path, precision)
     assert str(full["optimizer"]) == "TorchAdam"
     assert str(half["optimizer"]) == ("LossScaleOptimizer" if precision == "mixed_float16" else "TorchAdam")
     np.testing.assert_allclose(half["losses"], full["losses"], rtol=0.02)

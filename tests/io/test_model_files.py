@@ -65,6 +65,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.once
 def test_every_missing_class_is_named_and_no_module_is_imported(folder, monkeypatch):
     monkeypatch.syspath_prepend(folder)
     with pytest.raises(UserError) as caught:
@@ -77,6 +78,7 @@ def test_every_missing_class_is_named_and_no_module_is_imported(folder, monkeypa
     assert "my_layers" not in sys.modules
 
 
+@pytest.mark.once
 def test_classes_that_are_here_are_not_missing(folder):
     space = {}  # the classes, not registered for good, since other tests count on their absence
     exec(CLASSES.replace("@keras.saving.register_keras_serializable", "@(lambda _: lambda c: c)"), space)
@@ -90,10 +92,12 @@ def test_classes_that_are_here_are_not_missing(folder):
     np.testing.assert_allclose(model.predict(x, verbose=0), (2 * x @ kernel) ** 3 + 1, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.once
 def test_a_custom_loss_is_not_needed(folder):
     assert model_files.load_model(folder / "custom_loss.keras").count_params() == 5
 
 
+@pytest.mark.once
 def test_python_code_in_a_file_is_never_run(folder):
     with pytest.raises(UserError, match="holds a Lambda layer, which is Python code"):
         model_files.load_model(folder / "lambda.keras")
@@ -119,6 +123,7 @@ def test_files_of_stock_layers_load(tmp_path):
     assert model_files.load_model(tmp_path / "sequential.keras").count_params() == sequential.count_params()
 
 
+@pytest.mark.once
 def test_a_file_of_something_else(tmp_path):
     np.savez(tmp_path / "arrays.npz", a=np.ones(3))
     (tmp_path / "arrays.npz").rename(tmp_path / "arrays.keras")

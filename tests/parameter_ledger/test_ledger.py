@@ -9,6 +9,7 @@ import pytest
 from keras import layers
 
 import zoo
+from zoo.compat.keras import skip_weight_init
 from zoo.errors import UserError
 from zoo.models.cnn import cnn
 from zoo.parameter_ledger.ledger import ledger
@@ -223,7 +224,7 @@ def test_one_shape_for_all_inputs():
 
 
 def test_long_names_keep_both_ends():
-    text = ledger(zoo.create_model("transformer_tiny")).to_text(width=80)
+    text = ledger(zoo.create_model("transformer_tiny")).to_text(width=80, full=True)
     assert "encoder_…n_query" in text and "encoder_…ion_key" in text
 
 
@@ -320,13 +321,26 @@ def test_public_name():
 ARCHITECTURES = [name for name, build in vars(keras.applications).items() if inspect.isfunction(build)]
 # Keras 3.15 refuses to build these on PyTorch.
 NOT_ON_TORCH = ("NASNetLarge", "NASNetMobile")
+# One of each family; the others differ in depth and width.
+FAMILIES = {
+    *("ConvNeXtTiny", "DenseNet121", "EfficientNetB0", "EfficientNetV2B0", "InceptionV3", "MobileNet", "MobileNetV2"),
+    *("MobileNetV3Small", "ResNet50", "ResNet50V2", "VGG16", "Xception"),
+}
 
 
 @pytest.mark.once
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in NOT_ON_TORCH])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in FAMILIES else pytest.mark.slow)
+        for name in ARCHITECTURES
+        if name not in NOT_ON_TORCH
+    ],
+)
 def test_every_architecture_of_keras_applications(name):
-    model = getattr(keras.applications, name)(weights=None)
+    with skip_weight_init():  # it counts weights and reads none
+        model = getattr(keras.applications, name)(weights=None)
     book = ledger(model, input_shape=(224, 224, 3) if None in model.input_shape[1:] else None)
     check(book, model)
     assert not book.unknown_layers
@@ -347,6 +361,7 @@ for name in NOT_ON_TORCH:
 
 
 @pytest.mark.once
+@pytest.mark.slow
 @pytest.mark.heavy
 def test_architectures_that_do_not_build_on_torch(run):
     ended = run(["-c", ELSEWHERE], backend="tensorflow")
@@ -396,7 +411,7 @@ def test_macs_agree_with_pytorch_counter(name):
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("batch_size", [64, 128])
+@pytest.mark.parametrize("batch_size", [64, pytest.param(128, marks=pytest.mark.slow)])
 def test_training_memory_of_the_cnn(batch_size):
     """Against the most that PyTorch's allocator held during a step: its own record of every allocation and release,
     on top of the weights and optimizer slots that were there before the step."""

@@ -62,9 +62,10 @@ def test_stop_tokens_end_the_text(lm):
     assert both == [lm.generate(p, seed=i, stop_token_ids=ids, **OPTIONS) for i, p in enumerate(["to be", "t"])]
 
 
-def test_settings_are_the_argument_the_presets_or_the_defaults(lm, tmp_path):
+def test_settings_are_the_argument_the_presets_or_the_defaults(lm, tmp_path, monkeypatch):
     assert zoo.CausalLM.DEFAULTS["max_new_tokens"] == 400 and zoo.CausalLM.DEFAULTS["temperature"] == 0.8
-    assert lm.generate("to be") == lm.generate("to be", max_new_tokens=400, temperature=0.8, seed=0)
+    monkeypatch.setitem(zoo.CausalLM.DEFAULTS, "max_new_tokens", 30)
+    assert lm.generate("to be") == lm.generate("to be", max_new_tokens=30, temperature=0.8, seed=0)
     task = zoo.CausalLM(lm.model, lm.tokenizer, generation_config={"max_new_tokens": 12, "temperature": 0.0})
     task = zoo.CausalLM.from_preset(task.save_to_preset(tmp_path / "p"))
     assert task.generation_config == {"max_new_tokens": 12, "temperature": 0.0}

@@ -26,7 +26,16 @@ def translator():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"num_beams": 1}, {"num_beams": 2, "length_penalty": 0.2}, {"temperature": 1.0}, {"max_length": 6}]
+    "options",
+    [
+        {"max_length": 6},
+        {"temperature": 1.0, "max_length": 12},
+        *(
+            pytest.param(options, marks=pytest.mark.slow)
+            for options in ({}, {"num_beams": 1}, {"num_beams": 2, "length_penalty": 0.2}, {"temperature": 1.0})
+        ),
+    ],
+    ids=str,
 )
 def test_a_list_is_its_items_one_by_one(translator, options):
     sampled = "temperature" in options
@@ -41,7 +50,7 @@ def test_a_list_is_its_items_one_by_one(translator, options):
 
 def test_seeds_and_greedy(translator):
     def translate(**options):
-        return translator.translate(TEXTS[4], **options)
+        return translator.translate(TEXTS[4], max_length=12, **options)
 
     assert translate(temperature=2.0) == translate(temperature=2.0, seed=0) != translate(temperature=2.0, seed=1)
     assert translate(temperature=2.0, seed=None) != translate(temperature=2.0, seed=None)
