@@ -191,7 +191,9 @@ def test_a_models_folder_that_holds_nothing(own_models, monkeypatch):
 
 def test_a_preset_that_is_not_here(own_models, small_file):
     shutil.copytree(small_file.parent, own_models / "small")
-    with pytest.raises(UserError, match="The preset cnn_mnist is not in .*models or .*: set ZOO_MODELS_DIR"):
+    with pytest.raises(
+        UserError, match="The preset cnn_mnist is not in .*/models: set ZOO_MODELS_DIR to the folder saved_models of"
+    ):
         zoo.load_model("cnn_mnist")
 
 

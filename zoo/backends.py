@@ -1,13 +1,19 @@
-"""The backends: which are installed, and how Keras is imported on one of them. Importing this module loads none."""
+"""The backends: which are installed, which one Keras runs on, and how it is imported. Importing this module loads none.
+
+Keras runs on the backend that `KERAS_BACKEND` names, else the one in `~/.keras/keras.json`, else TensorFlow. Where none
+was chosen and TensorFlow is not installed, `import zoo` chooses JAX or, if that is not installed either, PyTorch. The
+"tensorflow" in `keras.json` counts as no choice: Keras writes it there when it is first imported, on any backend.
+"""
 
 import contextlib
 import importlib.util
 import inspect
+import json
 import os
 import sys
 import tempfile
 
-from zoo.errors import UserError, did_you_mean, run_command
+from zoo.errors import UserError, did_you_mean, install_command, run_command
 
 BACKENDS = ("tensorflow", "jax", "torch")
 
@@ -15,6 +21,8 @@ BACKENDS = ("tensorflow", "jax", "torch")
 # and JAX on every backend, for the sake of Orbax's checkpoints.
 _OPTIONAL_PACKAGES = ("sklearn", "matplotlib", "jax")
 _skip_optional_imports = False
+_default_backend = None  # what `set_default_backend` chose
+_announce_start = False
 
 
 def installed_backends():
@@ -25,7 +33,7 @@ def installed_backends():
     """
     names = [name for name in BACKENDS if importlib.util.find_spec(name)]
     if not names:
-        raise UserError("No backend is installed: pip install tensorflow, jax or torch.")
+        raise UserError(f"No backend is installed: {install_command('torch')}, or [jax] or [tensorflow].")
     return names
 
 
@@ -34,7 +42,30 @@ def check_backend(name, what="the backend"):
     if name not in BACKENDS:
         raise UserError(f"{what} is {name!r}: choose one of {', '.join(BACKENDS)}.{did_you_mean(name, BACKENDS)}")
     if name not in (names := installed_backends()):
-        raise UserError(f"{what} is {name}, which is not installed: pip install {name}, or use {' or '.join(names)}.")
+        raise UserError(
+            f"{what} is {name}, which is not installed: {install_command(name)}, or use {' or '.join(names)}."
+        )
+
+
+def set_default_backend():
+    """Set `KERAS_BACKEND` where no backend was chosen and TensorFlow, Keras' own default, is not installed."""
+    global _default_backend
+    if "keras" in sys.modules or os.environ.get("KERAS_BACKEND") or _configured_backend():
+        return
+    others = [name for name in BACKENDS if importlib.util.find_spec(name)]
+    if others and "tensorflow" not in others:
+        os.environ["KERAS_BACKEND"] = _default_backend = others[0]
+
+
+def _configured_backend():
+    """The backend that `keras.json` names, None if there is none or Keras' own default."""
+    try:
+        folder = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
+        with open(os.path.join(folder, "keras.json"), encoding="utf-8") as file:
+            backend = json.load(file).get("backend")
+    except (OSError, ValueError, AttributeError):  # no such file, or not one of Keras
+        return None
+    return backend if backend != "tensorflow" else None
 
 
 def import_keras(preferred=None):
@@ -43,25 +74,26 @@ def import_keras(preferred=None):
     Keras is imported whole, as `import keras` would, unless `skip_optional_imports` was called in this process.
 
     Args:
-        preferred: the backend where `KERAS_BACKEND` is not set and this one is installed. Else it is TensorFlow, Keras'
-            default; if that is not installed another one is taken, and a line on stderr says so.
+        preferred: the backend where none was chosen and this one is installed.
 
     Raises:
-        UserError: if it names an unknown backend, or one that is not installed.
+        UserError: if an unknown backend was chosen, or one that is not installed, or none is installed.
     """
     if "keras" in sys.modules:
         return
-    if chosen := os.environ.get("KERAS_BACKEND"):
+    set_default_backend()
+    chosen = os.environ.get("KERAS_BACKEND")
+    if chosen and chosen != _default_backend:
         check_backend(chosen, "KERAS_BACKEND")
+    elif configured := _configured_backend():
+        check_backend(configured, "the backend in keras.json")
+        os.environ["KERAS_BACKEND"] = configured
     elif preferred in installed_backends():
         os.environ["KERAS_BACKEND"] = preferred
-    elif "tensorflow" not in installed_backends():
-        os.environ["KERAS_BACKEND"] = installed_backends()[0]
-        print(
-            f"KERAS_BACKEND is not set and TensorFlow is not installed: using {installed_backends()[0]}.",
-            file=sys.stderr,
-        )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if _announce_start:
+        names = {"tensorflow": " on TensorFlow", "jax": " on JAX", "torch": " on PyTorch"}
+        print(f"Starting Keras{names.get(os.environ.get('KERAS_BACKEND'), '')} …", flush=True)
     with _stderr_held_back(), _without_optional_packages():
         import keras  # noqa: F401
 
@@ -69,10 +101,14 @@ def import_keras(preferred=None):
 def import_keras_or_exit():
     """`import_keras` for the top of a script: what it raises ends the process with one line.
 
-    A script that is the process, not one that another program imports, calls `skip_optional_imports` by this.
+    A script that is the process, not one that another program imports, calls `skip_optional_imports` by this, and says
+    in one line that Keras starts, which takes seconds.
     """
+    global _announce_start
     if inspect.currentframe().f_back.f_globals.get("__name__") == "__main__":
         skip_optional_imports()
+        # Not for --help, nor in each of the processes that `zoo.distribution.launch` starts.
+        _announce_start = not {"-h", "--help"} & set(sys.argv) and "ZOO_WATCHED" not in os.environ
     run_command(import_keras)
 
 

@@ -1,6 +1,7 @@
 """Errors that a user can put right, each one sentence, and the exit codes that a command ends with."""
 
 import difflib
+import importlib.util
 import os
 import re
 import sys
@@ -16,6 +17,40 @@ class TrainingError(UserError):
     """Training cannot go on, e.g. because the loss is no longer a number."""
 
     exit_code = 1
+
+
+# The extra of pyproject.toml that installs what the core does without, by the names that packages are imported by.
+EXTRAS = {
+    "tensorflow": ("tensorflow",),
+    "jax": ("jax",),
+    "torch": ("torch",),
+    "data": ("tensorflow_datasets", "importlib_resources"),
+    "train": ("matplotlib", "sklearn", "sacrebleu", "num2words"),
+    "convert": ("safetensors", "sentencepiece"),
+}
+
+
+def require(*packages, what):
+    """Check, before the work begins, that packages which the core does without are installed.
+
+    Args:
+        *packages: names that the packages are imported by; each is one of `EXTRAS`.
+        what: what needs them, the subject of the sentence, e.g. "A plot".
+
+    Raises:
+        UserError: if one is not installed; the sentence has the command that installs it.
+    """
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        extras = [extra for extra, names in EXTRAS.items() if set(names) & set(missing)]
+        raise UserError(
+            f"{what} needs {' and '.join(missing)}, which {'are' if len(missing) > 1 else 'is'} not installed: "
+            f"{install_command(*extras)}."
+        )
+
+
+def install_command(*extras):
+    """The command that installs extras, e.g. "pip install 'keras-model-zoo[train]'"."""
+    return f"pip install 'keras-model-zoo[{','.join(extras)}]'"
 
 
 def did_you_mean(name, known):

@@ -4,11 +4,14 @@
     zoo.create_model("cnn")         an architecture with fresh weights
     zoo.load_model("cnn_mnist")     the model of a preset, or any .keras file by its path
 
-A preset is looked for in the folder `ZOO_MODELS_DIR` (if set), then in `saved_models/` beside the package. A file of a
-preset that is not there and has a "url" in the preset's card is fetched and checked against the card's sha256.
+A preset is looked for in the folder `ZOO_MODELS_DIR` (if set), then in `saved_models/` beside the package, which is
+where a checkout has the published ones; an installed wheel has none. A file of a preset that is not there and has a
+"url" in the preset's card is fetched and checked against the card's sha256.
 `hf://owner/name` is a repository of the Hugging Face Hub that holds a preset.
 Importing this module loads neither Keras nor NumPy.
 """
+
+from __future__ import annotations
 
 import contextlib
 import dataclasses
@@ -18,14 +21,22 @@ import os
 import pathlib
 import shutil
 import sys
+from typing import TYPE_CHECKING, Any
 
 from zoo import backends
 from zoo.errors import UserError, did_you_mean, error_summary
 from zoo.io import cards, files
 from zoo.models import variants
+from zoo.typing import StrPath
+
+if TYPE_CHECKING:
+    import keras
+
 
 CHECKOUT_MODELS = pathlib.Path(__file__).resolve().parent.parent / "saved_models"
 HUB_PREFIX = "hf://"
+# What to do where the package was installed without the checkout, which holds the published presets.
+WHERE_TO_GET_PRESETS = "set ZOO_MODELS_DIR to the folder saved_models of the keras-model-zoo repository"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,24 +128,30 @@ class Preset:
     model_file: str = cards.MODEL_FILE
 
     @property
-    def task(self):
+    def task(self) -> str | None:
         """What the card says it is for, e.g. "translation"; None without a card."""
         return self.card.get("task")
 
     @property
-    def model_path(self):
+    def model_path(self) -> pathlib.Path:
         """Path of the `.keras` file of a preset of one model."""
         return self.folder / self.model_file
 
     @property
-    def model_paths(self):
+    def model_paths(self) -> list[pathlib.Path]:
         """Paths of its `.keras` files: the one model, or, where that is not there, the parts it consists of."""
         if self.model_path.is_file():
             return [self.model_path]
         return sorted(path for path in self.folder.glob("*.keras") if not path.name.startswith("."))
 
-    def file(self, name):
+    def file(self, name: str) -> pathlib.Path:
         """Path of a file of the preset, checked against the card.
+
+        Args:
+            name: of the file, e.g. "tokenizer.json".
+
+        Returns:
+            its path.
 
         Raises:
             UserError: if it is missing, or not the file that the card describes.
@@ -145,19 +162,36 @@ class Preset:
         cards.check_file(path)
         return path
 
-    def load_model(self, name=None, *, dtype=None, load_weights=True):
-        """Load a model of the preset; see `zoo.io.model_files.load_model`."""
+    def load_model(
+        self, name: str | None = None, *, dtype: str | None = None, load_weights: bool = True
+    ) -> keras.Model:
+        """Load a model of the preset.
+
+        Args:
+            name: of the `.keras` file; `model_file` if None.
+            dtype: dtype policy of the layers, e.g. "bfloat16"; as saved if None.
+            load_weights: False for fresh initial weights.
+
+        Returns:
+            `keras.Model`.
+
+        Raises:
+            UserError: as `zoo.io.model_files.load_model`.
+        """
         from zoo.io import model_files  # here, because it imports NumPy
 
         return model_files.load_model(self.folder / (name or self.model_file), dtype=dtype, load_weights=load_weights)
 
 
-def list_models(pretrained=None):
-    """Return the sorted names of the models.
+def list_models(pretrained: bool | None = None) -> list[str]:
+    """List the names of the models.
 
     Args:
         pretrained: True for presets (whose files are here, or whose card says where to fetch them); False for
             architectures without a preset of that name; None for all.
+
+    Returns:
+        the names, sorted.
 
     Raises:
         UserError: if the folder in `ZOO_MODELS_DIR` does not exist or holds no preset.
@@ -166,7 +200,7 @@ def list_models(pretrained=None):
     return sorted({None: presets | set(MODELS), True: presets, False: set(MODELS) - presets}[pretrained])
 
 
-def create_model(name, /, **overrides):
+def create_model(name: str, /, **overrides: Any) -> keras.Model:
     """Build an architecture with fresh weights.
 
     Args:
@@ -203,19 +237,35 @@ def create_model(name, /, **overrides):
         raise UserError(f"{name} cannot be built with {overrides}: {error_summary(error)}.") from error
 
 
-def load_model(name_or_path):
+def load_model(name_or_path: StrPath) -> keras.Model:
     """Load the model of a preset by name or folder, or any `.keras` file by its path, with its file checked.
+
+    Args:
+        name_or_path: a preset's name or folder, "hf://owner/name", or the path of a `.keras` file.
+
+    Returns:
+        `keras.Model`.
 
     Raises:
         UserError: if there is no such preset or file, or it cannot be trusted or used.
+
+    Example:
+        >>> zoo.load_model("cnn_mnist").count_params()
+        9536074
     """
     from zoo.io import model_files
 
     return model_files.load_model(resolve_model_path(name_or_path))
 
 
-def resolve_model_path(name_or_path):
-    """Return the path of a `.keras` file: the path itself, or the model of a preset.
+def resolve_model_path(name_or_path: StrPath) -> pathlib.Path:
+    """Find the `.keras` file of a preset of one model.
+
+    Args:
+        name_or_path: as in `load_model`.
+
+    Returns:
+        the path itself, or that of the preset's model.
 
     Raises:
         UserError: if there is no such preset, or it consists of several models.
@@ -230,7 +280,7 @@ def resolve_model_path(name_or_path):
     return preset.model_path
 
 
-def find_preset(name_or_path, *, revision=None):
+def find_preset(name_or_path: StrPath | Preset, *, revision: str | None = None) -> Preset:
     """Find a preset, after fetching what is not here.
 
     Args:
@@ -262,8 +312,11 @@ def find_preset(name_or_path, *, revision=None):
     return _folder_preset(pathlib.Path(text))
 
 
-def preset_folders():
-    """Return {name: folder} of the presets; the user's own come before those of the checkout.
+def preset_folders() -> dict[str, pathlib.Path]:
+    """Find the folders of presets.
+
+    Returns:
+        {name: folder}; the user's own come before those of the checkout.
 
     Raises:
         UserError: if the folder in `ZOO_MODELS_DIR` does not exist or holds no preset.
@@ -348,10 +401,16 @@ def _find_folder(name):
             f"{name} is an architecture without a pretrained file: build it with create_model({name!r}), or load one "
             f"of {_names(presets)}."
         )
-    searched = " or ".join(str(root) for root in _roots())
+    searched = " or ".join(str(root) for root in _roots() if root.is_dir())
     if name in MODELS:
-        raise UserError(f"The preset {name} is not in {searched}: set ZOO_MODELS_DIR to the folder that holds it.")
+        where = f"in {searched}" if searched else "installed with the package"
+        raise UserError(f"The preset {name} is not {where}: {WHERE_TO_GET_PRESETS}.")
     known = set(presets) | set(MODELS)
+    if not presets:
+        raise UserError(
+            f"There is no model {name!r}, and no preset is installed with the package: {WHERE_TO_GET_PRESETS}."
+            f"{did_you_mean(name, known)}"
+        )
     raise UserError(
         f"There is no model {name!r} in {searched}: choose one of {_names(known)}.{did_you_mean(name, known)}"
     )

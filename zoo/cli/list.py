@@ -4,6 +4,8 @@ import os
 import shutil
 import textwrap
 
+from zoo.errors import UserError
+
 HELP, EPILOG = "show every model: its task, size and result", None
 # Where a card holds one of these, it is shown as the result: accuracy, bits per character, BLEU.
 _METRICS = (
@@ -22,6 +24,7 @@ def run(args):
     from zoo import presets
     from zoo.io import cards
 
+    not_here = f"Presets that are not here ({presets.WHERE_TO_GET_PRESETS})"
     folders = presets.preset_folders()
     rows, sources = [("name", "task", "parameters", "result", "size")], {}
     for name in presets.list_models(True if args.pretrained else None):
@@ -32,9 +35,12 @@ def run(args):
         rows.append(
             (name, task, f"{parameters:,}" if parameters else "", _result(card), _size(folder, card) if folder else "")
         )
-        sources.setdefault(_source(folder, card), []).append(name)
+        source = not_here if not folder and entry.pretrained else _source(folder, card)
+        sources.setdefault(source, []).append(name)
+    if len(rows) == 1:
+        raise UserError(f"No preset is installed with the package: {presets.WHERE_TO_GET_PRESETS}.")
     print(_table(rows, right_aligned=(2, 3, 4)) + "\n")
-    for source, names in sorted(sources.items(), key=lambda item: item[0] == _ARCHITECTURES):
+    for source, names in sorted(sources.items(), key=lambda item: (item[0] == not_here, item[0] == _ARCHITECTURES)):
         line = f"{source}: {', '.join(names)}"
         print(textwrap.fill(line, shutil.get_terminal_size().columns, break_long_words=False))
 

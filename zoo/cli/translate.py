@@ -3,7 +3,7 @@
 import sys
 
 from zoo.cli.common import MODEL_HELP, at_least
-from zoo.errors import UserError
+from zoo.errors import UserError, require
 
 HELP = "translate sentences"
 
@@ -30,6 +30,8 @@ def add_arguments(parser):
 def run(args):
     if args.save_attention and len(args.sentence) != 1:
         raise UserError(f"--save-attention plots one sentence, got {len(args.sentence)}: give one in quotes.")
+    if args.save_attention:
+        require("matplotlib", what="--save-attention")
     from zoo import backends
     from zoo.presets import find_preset
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 
 from zoo.data.batches import epoch_order
-from zoo.errors import UserError, did_you_mean
+from zoo.errors import UserError, did_you_mean, require
 
 MULTI30K = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
 # Padded widths of batches: few, so that a backend compiles few programs.
@@ -143,6 +143,7 @@ def _read_lines(path):
 
 def _number_words(source_lang, target_lang):
     """Distinct numbers below a million in words, sampled with a fixed seed: no number is in two splits."""
+    require("num2words", what="Numbers in words, the data where there are no sentences,")
     from num2words import num2words
 
     numbers = np.random.default_rng(0).choice(1_000_000, _NUM_NUMERAL_PAIRS, replace=False)

@@ -1,10 +1,9 @@
 """Evaluation of a classifier: loss, accuracy, report by class, plots of the confusion matrix and of mistakes."""
 
 import numpy as np
-from matplotlib.figure import Figure
-from sklearn import metrics
 
-from zoo.io import files
+from zoo.errors import require
+from zoo.evaluation.figures import new_figure, save_figure
 
 
 def log_softmax(logits):
@@ -25,6 +24,7 @@ def format_report(labels, logits, class_names):
     """Precision, recall and F1 of each class, then the confusion matrix (or, for many classes, its largest errors)."""
     predicted = np.argmax(logits, axis=1)
     classes = np.arange(len(class_names))
+    metrics = _metrics()
     report = metrics.classification_report(
         labels, predicted, labels=classes, target_names=class_names, digits=4, zero_division=0
     )
@@ -49,10 +49,10 @@ def format_report(labels, logits, class_names):
 def plot_confusion_matrix(path, labels, logits, class_names):
     """Plot the confusion matrix as PNG; colors are fractions of the row, numbers are counts."""
     classes = np.arange(len(class_names))
-    matrix = metrics.confusion_matrix(labels, np.argmax(logits, axis=1), labels=classes)
+    matrix = _metrics().confusion_matrix(labels, np.argmax(logits, axis=1), labels=classes)
     fraction = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = max(5.0, 0.33 * len(class_names) + 2.5)
-    figure = Figure(figsize=(side, side), layout="constrained")
+    figure = new_figure(side, side)
     axes = figure.add_subplot()
     axes.imshow(fraction, cmap="Blues", vmin=0, vmax=1)
     size = 10 if len(class_names) <= 12 else 6
@@ -62,7 +62,7 @@ def plot_confusion_matrix(path, labels, logits, class_names):
     axes.set_xticks(classes, class_names, rotation=90 if len(class_names) > 12 else 0, fontsize=size)
     axes.set_yticks(classes, class_names, fontsize=size)
     axes.set(xlabel="prediction", ylabel="truth", title=f"{np.trace(matrix):,} of {matrix.sum():,} right")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_worst_mistakes(path, images, labels, logits, class_names, count=24):
@@ -74,7 +74,7 @@ def plot_worst_mistakes(path, images, labels, logits, class_names, count=24):
     worst = wrong[np.argsort(-loss[wrong], kind="stable")][:count]
     columns = 8
     rows = max(1, -(-len(worst) // columns))
-    figure = Figure(figsize=(columns * 1.6, rows * 2.2 + 0.5), layout="constrained")
+    figure = new_figure(columns * 1.6, rows * 2.2 + 0.5)
     figure.suptitle(f"The {len(worst)} worst of {len(wrong)} mistakes" if len(worst) else "No mistakes")
     for position, index in enumerate(worst, start=1):
         axes = figure.add_subplot(rows, columns, position)
@@ -83,13 +83,13 @@ def plot_worst_mistakes(path, images, labels, logits, class_names, count=24):
         probability = np.exp(log_p[index, predicted[index]])
         truth, guess = (_short(class_names[k]) for k in (labels[index], predicted[index]))
         axes.set_title(f"{truth}\n→ {guess}\n({probability:.0%})", fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_training_curves(path, history):
     """Plot training and validation loss and accuracy by epoch as PNG, from the rows of `history.csv`."""
     epochs = [row["epoch"] for row in history]
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = new_figure(9, 3.6)
     for position, metric in enumerate(("loss", "accuracy"), start=1):
         axes = figure.add_subplot(1, 2, position)
         for prefix, label in (("", "training"), ("val_", "validation")):
@@ -99,13 +99,15 @@ def plot_training_curves(path, history):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
+
+
+def _metrics():
+    require("sklearn", what="The report of a classifier")
+    from sklearn import metrics
+
+    return metrics
 
 
 def _short(name, length=22):
     return name if len(name) <= length else name[: length - 1] + "…"
-
-
-def _save(figure, path):
-    with files.atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110)

@@ -4,9 +4,8 @@ Letters: N images, H x W pixels.
 """
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from zoo.io import files
+from zoo.evaluation.figures import new_figure, save_figure
 
 
 def plot_training_curves(path, history):
@@ -18,7 +17,7 @@ def plot_training_curves(path, history):
     """
     not_plotted = ("epoch", "learning_rate", "seconds", "images_per_second")
     quantities = [key for key in history[0] if key not in not_plotted and not key.startswith("val_")]
-    figure = Figure(figsize=(4 * len(quantities), 3.4), layout="constrained")
+    figure = new_figure(4 * len(quantities), 3.4)
     for axes, quantity in zip(figure.subplots(1, len(quantities), squeeze=False)[0], quantities):
         for key, label in ((quantity, "training"), (f"val_{quantity}", "validation")):
             if key in history[0]:
@@ -27,23 +26,23 @@ def plot_training_curves(path, history):
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_loss_by_timestep(path, errors, timesteps=1000):
     """Write a PNG of the denoiser's mean squared error by timestep: `errors` over equal ranges of timesteps."""
-    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    figure = new_figure(6, 3.4)
     axes = figure.add_subplot()
     centers = (np.arange(len(errors)) + 0.5) * timesteps / len(errors)
     axes.semilogy(centers, errors, "o-", ms=3)
     axes.set(xlabel="timestep t (0 is nearly clean)", ylabel="mean of |ε - ε̂|²", title="Loss by timestep")
     axes.grid(alpha=0.3, which="both")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_steps(path, table):
     """Write a PNG of quality by number of steps: `table` is {sampler: {steps: (Fréchet distance, accuracy)}}."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = new_figure(9, 3.6)
     for index, (axes, title) in enumerate(
         zip(figure.subplots(1, 2), ("Fréchet distance (lower is better)", "class and both colors correct"))
     ):
@@ -58,13 +57,13 @@ def plot_steps(path, table):
             axis.set_minor_formatter("{x:g}" if axis is axes.yaxis and index == 0 else "")
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_grid(path, rows, captions):
     """Write a PNG of rows of images, each an array (N, H, W, 3) uint8, with `captions`, N texts, above the columns."""
     count = len(captions)
-    figure = Figure(figsize=(1.5 * count, 1.5 * len(rows) + 0.5), layout="constrained")
+    figure = new_figure(1.5 * count, 1.5 * len(rows) + 0.5)
     for index, (axes, row) in enumerate(
         (axes, row) for row, line in zip(rows, figure.subplots(len(rows), count, squeeze=False)) for axes in line
     ):
@@ -72,19 +71,19 @@ def plot_grid(path, rows, captions):
         axes.axis("off")
         if index < count:
             axes.set_title(_wrap(captions[index]), fontsize=7)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_gallery(path, images, captions, columns=8):
     """Write a PNG of images (N, H, W, 3) uint8, each under its caption."""
     lines = -(-len(images) // columns)
-    figure = Figure(figsize=(1.45 * columns, 1.75 * lines), layout="constrained")
+    figure = new_figure(1.45 * columns, 1.75 * lines)
     for index, axes in enumerate(figure.subplots(lines, columns, squeeze=False).flat):
         axes.axis("off")
         if index < len(images):
             axes.imshow(images[index], interpolation="nearest")
             axes.set_title(_wrap(captions[index]), fontsize=7)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _wrap(text, width=18):
@@ -95,8 +94,3 @@ def _wrap(text, width=18):
             lines.append("")
         lines[-1] = f"{lines[-1]} {word}".strip()
     return "\n".join(lines)
-
-
-def _save(figure, path):
-    with files.atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110)

@@ -3,9 +3,8 @@
 import math
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from zoo.io import files
+from zoo.evaluation.figures import new_figure, save_figure
 
 
 def scores(token_nll, *, num_characters):
@@ -42,7 +41,7 @@ def format_report(metrics):
 def plot_training_curves(path, history):
     """Plot training and validation loss by epoch as PNG, the best epoch annotated, from the rows of `history.csv`."""
     epochs = [row["epoch"] for row in history]
-    figure = Figure(figsize=(6.5, 3.8), layout="constrained")
+    figure = new_figure(6.5, 3.8)
     axes = figure.add_subplot()
     for key, label in (("loss", "training (with dropout)"), ("val_loss", "validation")):
         axes.plot(epochs, [row[key] for row in history], marker="o", ms=4, label=label)
@@ -59,5 +58,4 @@ def plot_training_curves(path, history):
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    with files.atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    save_figure(figure, path)

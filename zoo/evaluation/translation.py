@@ -1,13 +1,14 @@
 """Evaluation of translations: BLEU, samples; plots of the training and of attention weights."""
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from zoo.io import files
+from zoo.errors import require
+from zoo.evaluation.figures import new_figure, save_figure
 
 
 def bleu(translations, references):
     """(BLEU, sacreBLEU's signature): Papineni et al. 2002 as sacreBLEU computes it (Post 2018), cased, 13a tokens."""
+    require("sacrebleu", what="BLEU")
     from sacrebleu.metrics import BLEU
 
     metric = BLEU()
@@ -40,7 +41,7 @@ def format_report(metrics, triples, count=5):
 def plot_training_curves(path, history):
     """Plot the loss and the validation BLEU by epoch as PNG, from the rows of `history.csv`."""
     epochs = [row["epoch"] for row in history]
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    figure = new_figure(8, 3.6)
     loss, score = figure.subplots(1, 2)
     for key, label in (("loss", "training (with dropout)"), ("val_loss", "validation")):
         loss.plot(epochs, [row[key] for row in history], marker="o", ms=3, label=label)
@@ -51,8 +52,7 @@ def plot_training_curves(path, history):
     for axes in (loss, score):
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    with files.atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    save_figure(figure, path)
 
 
 def plot_attention(path, weights, source_pieces, target_pieces):
@@ -66,7 +66,7 @@ def plot_attention(path, weights, source_pieces, target_pieces):
     columns = min(len(weights), 3)
     rows = -(-len(weights) // columns)
     side = 0.19 * max(len(source_pieces), len(target_pieces)) + 1.6
-    figure = Figure(figsize=(side * columns, side * rows), layout="constrained")
+    figure = new_figure(side * columns, side * rows)
     grid = figure.subplots(rows, columns, squeeze=False).flat
     for axes, (name, weight) in zip(grid, weights.items()):
         axes.imshow(weight.mean(axis=0), cmap="Blues", vmin=0, aspect="auto")
@@ -75,5 +75,4 @@ def plot_attention(path, weights, source_pieces, target_pieces):
         axes.set_title(name.replace("_", " "), fontsize=8)
     for axes in list(figure.axes)[len(weights) :]:
         axes.axis("off")
-    with files.atomic_write(path) as temporary:
-        figure.savefig(temporary, dpi=110)
+    save_figure(figure, path)

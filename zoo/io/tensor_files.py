@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from zoo.errors import UserError, did_you_mean, error_summary
+from zoo.errors import UserError, did_you_mean, error_summary, require
 
 # File names of a model's weights in the layout of Hugging Face, by preference; an index names shards.
 WEIGHT_FILES = (
@@ -43,11 +43,9 @@ class TensorFile:
                 f"{did_you_mean(path.name, siblings)}"
             )
         self._safe = path.suffix == ".safetensors"
+        require("safetensors" if self._safe else "torch", what=f"Reading {path}")
         try:
             content = _open_safetensors(path) if self._safe else _open_torch(path)
-        except ImportError as error:
-            package = "safetensors" if self._safe else "torch"
-            raise UserError(f"Reading {path} needs the package {package}: run `pip install {package}`.") from error
         except pickle.UnpicklingError as error:
             raise UserError(
                 f"{path} holds more than tensors by name, or is damaged, and code in a file is never run: save the "

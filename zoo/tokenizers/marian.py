@@ -12,7 +12,7 @@ ones where marks combine with letters (decomposed Hangul, "ạ̈").
 import base64
 import re
 
-from zoo.errors import UserError, did_you_mean, error_summary
+from zoo.errors import UserError, did_you_mean, error_summary, require
 from zoo.io import files
 
 KIND = "marian"
@@ -201,12 +201,9 @@ def _check_vocabulary(vocabulary, required, description):
 
 def _sentencepiece(content, description):
     """A SentencePiece model from its bytes."""
-    try:
-        import sentencepiece
-    except ImportError as error:
-        raise UserError(
-            f"Reading {description} needs the package sentencepiece: run `pip install sentencepiece`."
-        ) from error
+    require("sentencepiece", what=f"Reading {description}")
+    import sentencepiece
+
     model = sentencepiece.SentencePieceProcessor()
     try:
         model.LoadFromSerializedProto(content)

@@ -4,7 +4,7 @@ parser = flags.parser(__doc__)
 flags.add(parser, "dataset", "data_dir", epochs=5, batch_size=64)   # a value is the recipe's default
 flags.add(parser, *flags.RUN_FLAGS)
 args = parser.parse_args()
-flags.check(args)                                                    # ranges; one sentence if a value is wrong
+flags.check(args)                          # ranges, packages: one sentence if a value is wrong or a package missing
 flags.settings(args)                                                 # what defines the run
 """
 
@@ -13,7 +13,7 @@ import dataclasses
 
 from zoo.data import IMAGE_DATASETS
 from zoo.distribution.devices import PARALLEL, PRECISIONS
-from zoo.errors import UserError
+from zoo.errors import EXTRAS, UserError, require
 from zoo.models.rnn_language_model import CELLS
 from zoo.models.variants import TRANSFORMER
 from zoo.tokenizers.text import TOKENIZER_KINDS
@@ -148,11 +148,12 @@ def add(parser, *names, **defaults):
 
 
 def check(args):
-    """Check the range of every value.
+    """Check the range of every value, and that the packages are installed which a run reports with at its end.
 
     Raises:
-        UserError: if a value is out of range.
+        UserError: if a value is out of range, or a package is missing.
     """
+    require(*EXTRAS["train"], what="A recipe")
     for name, value in vars(args).items():
         flag = FLAGS.get(name)
         if flag is None or value is None or flag.minimum is None:
