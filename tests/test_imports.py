@@ -35,8 +35,11 @@ MODULES = {name_of(path): path for path in FILES}
 
 
 def imports(path):
-    """(module, whether it is imported at the top level) of every import in a file."""
+    """(module, whether it is imported at the top level) of every import in a file, but for type checkers' own."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
+    never = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    for node in never:
+        tree.body.remove(node)
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

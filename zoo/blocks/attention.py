@@ -7,9 +7,12 @@ Letters: B batch, T queries, S keys, N heads, H size of a head, d = N·H. `get_l
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from keras import layers, ops
+
+from zoo.typing import Tensor
 
 _PROJECTIONS = ("query", "key", "value", "output")
 MASK_VALUE = -1e9  # attention score of a masked key; softmax maps it to 0
@@ -26,7 +29,9 @@ ATTENTION_LAYOUT_MAP = {
 }
 
 
-def attention_layers(name, *, hidden_dim, num_heads, qkv_bias=True, out_bias=True):
+def attention_layers(
+    name: str, *, hidden_dim: int, num_heads: int, qkv_bias: bool = True, out_bias: bool = True
+) -> list[layers.Layer]:
     """Build the layers of one multi-head attention.
 
     Args:
@@ -51,12 +56,28 @@ def attention_layers(name, *, hidden_dim, num_heads, qkv_bias=True, out_bias=Tru
     return [*projections, *split, layers.Reshape((-1, hidden_dim), name=f"{name}_join")]
 
 
-def project_heads(get_layer, name, x):
-    """Project x (B, T, d) with the layer `name` and split it into heads (B, T, N, H)."""
+def project_heads(get_layer: Callable[[str], layers.Layer], name: str, x: Tensor) -> Tensor:
+    """Project queries, keys or values and split them into heads.
+
+    Args:
+        get_layer: function from a name to a layer.
+        name: of the projection, e.g. "encoder_0_self_attention_query".
+        x: (B, T, d).
+
+    Returns:
+        (B, T, N, H).
+    """
     return get_layer(f"{name}_heads")(get_layer(name)(x))
 
 
-def multi_head_attention(get_layer, name, x, context, mask=None, causal=False):
+def multi_head_attention(
+    get_layer: Callable[[str], layers.Layer],
+    name: str,
+    x: Tensor,
+    context: Tensor,
+    mask: Tensor | None = None,
+    causal: bool = False,
+) -> Tensor:
     """Multi-head attention from `x` to `context`; self-attention where both are the same tensor.
 
     Args:
@@ -78,13 +99,17 @@ def multi_head_attention(get_layer, name, x, context, mask=None, causal=False):
     return get_layer(f"{name}_output")(get_layer(f"{name}_join")(outputs))
 
 
-def attention_weights(query, key, mask=None, causal=False):
-    """Attention weights, the softmax of equation 1: (B, N, T, S); rows sum to 1.
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """Attention weights, the softmax of equation 1.
 
     Args:
         query: (B, T, N, H).
         key: (B, S, N, H).
-        mask, causal: as in `attention`.
+        mask: as in `multi_head_attention`.
+        causal: as in `multi_head_attention`.
+
+    Returns:
+        (B, N, T, S); rows sum to 1.
     """
     query, key = (ops.transpose(x, (0, 2, 1, 3)) for x in (query, key))  # (B, N, T, H), (B, N, S, H)
     scores = ops.matmul(query, ops.swapaxes(key, 2, 3)) / math.sqrt(query.shape[-1])  # (B, N, T, S)
@@ -97,7 +122,16 @@ def attention_weights(query, key, mask=None, causal=False):
     return ops.softmax(scores, axis=-1)
 
 
-def cached_attention(get_layer, name, x, keys, values, mask, *, current_key_value=None):
+def cached_attention(
+    get_layer: Callable[[str], layers.Layer],
+    name: str,
+    x: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor,
+    *,
+    current_key_value: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Attention from one new position of each of K sequences to cached keys and values.
 
     Args:
@@ -127,7 +161,7 @@ def cached_attention(get_layer, name, x, keys, values, mask, *, current_key_valu
     return get_layer(f"{name}_output")(get_layer(f"{name}_join")(outputs))
 
 
-def sinusoidal_embedding(position, dim):
+def sinusoidal_embedding(position: Tensor, dim: int) -> Tensor:
     """Sinusoidal position embedding: sines in the first half, cosines in the second.
 
         sin(p / 10000^(2i/d)),  cos(p / 10000^(2i/d)),  i = 0 … d/2 - 1        Vaswani et al. 2017, section 3.5

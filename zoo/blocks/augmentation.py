@@ -8,9 +8,12 @@ Letters: B batch, H height, W width, C channels.
 """
 
 import math
+from typing import Any
 
 import keras
 from keras import ops
+
+from zoo.typing import Tensor
 
 
 @keras.saving.register_keras_serializable("zoo")
@@ -19,6 +22,10 @@ class RandomAffine(keras.layers.Layer):
 
     The output pixel at p (measured from the image centre) is the bilinear sample of the input at
     `M p + t`, where `M = rotation @ shear / scale`. Samples outside the image take the nearest edge pixel.
+    Input and output are float tensors (B, H, W, C).
+
+    Source: the inverse-mapping formulation of affine warps, e.g. Szeliski, "Computer Vision: Algorithms and
+    Applications", section 3.6.1.
 
     Args:
         rotation: largest rotation either way, in degrees.
@@ -26,17 +33,22 @@ class RandomAffine(keras.layers.Layer):
         scale: largest change of size either way; 0.1 means a factor between 0.9 and 1.1.
         shear: largest shear angle either way, in degrees.
         seed: integer seed of the layer's own random stream, or None.
-
-    Input and output: float tensor (B, H, W, C).
+        **kwargs: those of `keras.layers.Layer`.
 
     Raises:
         ValueError: if an amount is negative, or `scale` is 1 or more.
-
-    Reference: the inverse-mapping formulation of affine warps, e.g. Szeliski, "Computer Vision: Algorithms and
-    Applications", section 3.6.1.
     """
 
-    def __init__(self, *, rotation=0.0, translation=0.0, scale=0.0, shear=0.0, seed=None, **kwargs):
+    def __init__(
+        self,
+        *,
+        rotation: float = 0.0,
+        translation: float = 0.0,
+        scale: float = 0.0,
+        shear: float = 0.0,
+        seed: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         amounts = {"rotation": rotation, "translation": translation, "scale": scale, "shear": shear}
         for argument, value in amounts.items():
@@ -48,13 +60,13 @@ class RandomAffine(keras.layers.Layer):
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
-    def build(self, input_shape):
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
         self.built = True
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         return input_shape
 
-    def call(self, images, training=False):
+    def call(self, images: Tensor, training: bool = False) -> Tensor:
         if not training:
             return images
         # (B, 5) random numbers in [-1, 1]: rotation, shear, scale, shift in x, shift in y.
@@ -67,13 +79,13 @@ class RandomAffine(keras.layers.Layer):
         matrix = ops.stack([cos, cos * shear - sin, sin, sin * shear + cos], axis=1)  # (B, 4)
         return affine_resample(images, matrix, uniform[:, 3:] * self.translation)
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         names = ("rotation", "translation", "scale", "shear", "seed")
         return config | {name: getattr(self, name) for name in names}
 
 
-def affine_resample(images, matrix, shift):
+def affine_resample(images: Tensor, matrix: Tensor, shift: Tensor) -> Tensor:
     """Resample images under an affine map about their centre, bilinearly, repeating the edge outside.
 
     Args:

@@ -1,6 +1,9 @@
 """What a run is on: the devices that `--devices` asks for, in how many processes, and which one this process is."""
 
+import contextlib
 import re
+from collections.abc import Callable
+from typing import Any
 
 import keras
 
@@ -10,11 +13,17 @@ PARALLEL = ("data", "model")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")  # Keras' dtype policies
 
 
-def parse_devices(text):
-    """What `--devices` asks for: (platform or None, number or None).
+def parse_devices(text: str) -> tuple[str | None, int | None]:
+    """What `--devices` asks for.
+
+    Args:
+        text: "auto", a number of accelerators, "cpu", or "cpu:4" for four simulated devices.
+
+    Returns:
+        (platform "cpu" or None, number or None).
 
     Raises:
-        UserError: if it is none of auto, a number, cpu, cpu:N.
+        UserError: if it is none of these.
     """
     match = re.fullmatch(r"(auto)|(cpu)(?::(\d+))?|(\d+)", str(text).strip().lower())
     if not match or "0" in (match[3], match[4]):
@@ -24,8 +33,15 @@ def parse_devices(text):
     return None, int(match[4]) if match[4] else None
 
 
-def resolve_num_accelerators(requested, available):
-    """How many of the available accelerators to use; `requested` None is all of them, the result 0 is one CPU.
+def resolve_num_accelerators(requested: int | None, available: int) -> int:
+    """How many of the available accelerators to use.
+
+    Args:
+        requested: how many are asked for; None for all.
+        available: how many there are.
+
+    Returns:
+        the number; 0 is one CPU.
 
     Raises:
         UserError: if more are requested than there are.
@@ -54,14 +70,29 @@ class Devices:
 
     precision = "float32"
 
-    def __init__(self, num_devices=1, *, parallel="data", num_processes=1, process_id=0, scope=None, distribution=None):
+    def __init__(
+        self,
+        num_devices: int = 1,
+        *,
+        parallel: str = "data",
+        num_processes: int = 1,
+        process_id: int = 0,
+        scope: Callable[[], contextlib.AbstractContextManager] | None = None,
+        distribution: Any = None,
+    ) -> None:
         self.num_devices, self.parallel = num_devices, parallel
         self.num_processes, self.process_id = num_processes, process_id
         self.num_replicas = num_devices if parallel == "data" else 1
         self.scope, self.distribution = scope, distribution
 
-    def per_replica_batch_size(self, batch_size):
+    def per_replica_batch_size(self, batch_size: int) -> int:
         """Rows of a global batch that one copy of a model works on; on JAX there is one copy, cut in parts.
+
+        Args:
+            batch_size: rows of the global batch.
+
+        Returns:
+            rows.
 
         Raises:
             UserError: if the replicas cannot divide it.

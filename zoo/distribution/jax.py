@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import os
+from collections.abc import Mapping, Sequence
 
 import keras
 
@@ -12,7 +13,9 @@ from zoo.errors import UserError
 _HEARTBEAT_SECONDS = 20  # without a sign of life after which a process counts as lost; JAX waits 100
 
 
-def open_devices(platform, requested, parallel, layout_map):
+def open_devices(
+    platform: str | None, requested: int | None, parallel: str, layout_map: Mapping[str, Sequence[str | None]] | None
+) -> Devices:
     """The `Devices` of a run."""
     import jax
 
@@ -40,7 +43,7 @@ def open_devices(platform, requested, parallel, layout_map):
             raise UserError("--parallel model works on one host: use --parallel data for several.")
         mesh = keras.distribution.DeviceMesh((1, len(chosen)), ("batch", "model"), names)
         layouts = keras.distribution.LayoutMap(mesh)
-        for path, axes in layout_map.items():
+        for path, axes in (layout_map or {}).items():
             layouts[path] = axes
         distribution = _ModelParallel(layout_map=layouts, batch_dim_name="batch", auto_shard_dataset=False)
     else:
@@ -70,7 +73,7 @@ class _ModelParallel(keras.distribution.ModelParallel):
         return layout
 
 
-def num_processes():
+def num_processes() -> int:
     """How many processes `keras.distribution.initialize` is to join."""
     return int(os.environ.get("KERAS_DISTRIBUTION_NUM_PROCESSES", 1))
 
@@ -97,12 +100,14 @@ def _join_processes():
         jax.distributed.initialize = initialize
 
 
-def training_scope(model, devices, batches):
+def training_scope(
+    model: keras.Model, devices: Devices, batches: keras.utils.PyDataset
+) -> contextlib.AbstractContextManager:
     """What `fit` and `evaluate` of a model need around them: nothing, arrays are divided by their shardings."""
     return contextlib.nullcontext()
 
 
-def barrier(count):
+def barrier(count: int) -> None:
     """Wait for every process; `count` is the number of barriers so far."""
     if _join_processes.cache_info().currsize:
         from zoo.compat.jax import wait_at_barrier
@@ -110,13 +115,13 @@ def barrier(count):
         wait_at_barrier(f"zoo {count}", timeout=24 * 3600)
 
 
-def is_float16_supported():
+def is_float16_supported() -> bool:
     """Whether float16 runs: not on a CPU."""
     import jax
 
     return jax.default_backend() != "cpu"
 
 
-def is_distributed(model):
+def is_distributed(model: keras.Model) -> bool:
     """Whether a model's variables lie on several devices."""
     return any(len(weight.value.sharding.device_set) > 1 for weight in model.weights)

@@ -5,12 +5,15 @@ a process that misses another one, from C++, where Python cannot catch it: with 
 process, which the first process watches.
 """
 
+import argparse
 import ctypes
 import logging
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import TypeVar
 
 import keras
 
@@ -20,10 +23,15 @@ from zoo.distribution.strategy import PEER_FAILURE_MESSAGE
 from zoo.errors import TrainingError, run_command
 
 _WATCHED = "ZOO_WATCHED"  # set in child processes
+_T = TypeVar("_T")
 
 
-def run_recipe(main, args):
+def run_recipe(main: Callable[[argparse.Namespace], _T], args: argparse.Namespace) -> _T | None:
     """Run a recipe's `main(args)` as a command, on the devices that `args.devices` asks for.
+
+    Args:
+        main: function of the recipe.
+        args: its parsed flags.
 
     Returns:
         what `main` returns, or None where other processes did the work.

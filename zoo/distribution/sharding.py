@@ -1,14 +1,31 @@
 """Global batches and the part of each that a process hands to its devices."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 import keras
 import numpy as np
 
 from zoo.data.batches import epoch_order
 from zoo.errors import UserError
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
-def num_rows(data):
-    """The first dimension of arrays in a nested structure."""
+    from zoo.distribution.devices import Devices
+
+
+def num_rows(data: Any) -> int:
+    """The first dimension of arrays.
+
+    Args:
+        data: a nested structure of arrays.
+
+    Returns:
+        that of the first array.
+    """
     return len(keras.tree.flatten(data)[0])
 
 
@@ -17,8 +34,15 @@ def _map(function, data):
     return keras.tree.map_structure(function, data, none_is_leaf=False)
 
 
-def class_weight_to_sample_weights(y, class_weight):
-    """Weights (B,) of labels, integers (B,) or (B, 1) or one-hot (B, K); a class that is not named weighs 1.
+def class_weight_to_sample_weights(y: npt.ArrayLike, class_weight: Mapping[int, float]) -> np.ndarray:
+    """Weights of examples by their classes.
+
+    Args:
+        y: labels, integers (B,) or (B, 1) or one-hot (B, K).
+        class_weight: {class: weight}; a class that is not named weighs 1.
+
+    Returns:
+        (B,) float32.
 
     Raises:
         UserError: if there are several outputs.
@@ -31,23 +55,48 @@ def class_weight_to_sample_weights(y, class_weight):
 
 
 class ArrayBatches(keras.utils.PyDataset):
-    """Global batches of nested arrays x, y and sample_weight, None where there are none; the last may be smaller."""
+    """Global batches of nested arrays; the last may be smaller.
 
-    def __init__(self, x, y=None, sample_weight=None, *, batch_size):
+    Args:
+        x: inputs, arrays with the examples along their first axis.
+        y: targets, or None.
+        sample_weight: weights of the examples, or None.
+        batch_size: rows of a batch, on all devices together.
+    """
+
+    def __init__(self, x: Any, y: Any = None, sample_weight: Any = None, *, batch_size: int) -> None:
         super().__init__()
         self.data = _map(keras.ops.convert_to_numpy, (x, y, sample_weight))
         self.batch_size, self.order = batch_size, np.arange(num_rows(x))
 
-    def shuffle(self, epoch):
-        """Move to the order of an epoch, a function of its number alone."""
+    def shuffle(self, epoch: int) -> None:
+        """Move to the order of an epoch, a function of its number alone.
+
+        Args:
+            epoch: its number, from 0.
+        """
         self.order = epoch_order(len(self.order), seed=0, epoch=epoch)
 
-    def take(self, indices):
-        """The batch of some rows."""
+    def take(self, indices: slice | np.ndarray) -> tuple[Any, Any, Any]:
+        """The batch of some rows.
+
+        Args:
+            indices: of the rows, array (B,) or a slice.
+
+        Returns:
+            (x, y, sample_weight).
+        """
         return _map(lambda array: array[indices], self.data)
 
-    def is_divisible_by(self, num_replicas):
-        """Whether every batch falls into so many equal parts."""
+    def is_divisible_by(self, num_replicas: int) -> bool:
+        """Whether every batch falls into so many equal parts.
+
+        Args:
+            num_replicas: how many.
+
+        Returns:
+            True if it does.
+        """
         count = len(self.order)
         return not any(rows % num_replicas for rows in (min(self.batch_size, count), count % self.batch_size))
 
@@ -72,7 +121,13 @@ class ShardedBatches(keras.utils.PyDataset):
         training: whether gradients are taken.
     """
 
-    def __init__(self, batches, devices, class_weight=None, training=True):
+    def __init__(
+        self,
+        batches: keras.utils.PyDataset,
+        devices: Devices,
+        class_weight: Mapping[int, float] | None = None,
+        training: bool = True,
+    ) -> None:
         one_process = devices.num_processes == 1
         super().__init__(
             workers=batches.workers if one_process else 1,  # several workers may change the order
@@ -89,27 +144,41 @@ class ShardedBatches(keras.utils.PyDataset):
                 self.scale = 1 + added / sum(sizes)
 
     @property
-    def num_batches(self):
+    def num_batches(self) -> int | None:
         return self.batches.num_batches
 
-    def shuffle(self, epoch):
-        """Move to the order of an epoch: of the rows of arrays, else of whole batches."""
+    def shuffle(self, epoch: int) -> None:
+        """Move to the order of an epoch: of the rows of arrays, else of whole batches.
+
+        Args:
+            epoch: its number, from 0.
+        """
         if isinstance(self.batches, ArrayBatches):
             self.batches.shuffle(epoch)
         else:
             self.order = epoch_order(self.num_batches, seed=0, epoch=epoch)
 
-    def on_epoch_begin(self):
+    def on_epoch_begin(self) -> None:
         self.batches.on_epoch_begin()
 
-    def on_epoch_end(self):
+    def on_epoch_end(self) -> None:
         self.batches.on_epoch_end()
 
     def __getitem__(self, index):
         return self.shard(self.batches[index if self.order is None else self.order[index]])
 
-    def shard(self, batch):
-        """The part of a global batch that this process works on."""
+    def shard(self, batch: Any) -> Any:
+        """The part of a global batch that this process works on.
+
+        Args:
+            batch: x, (x, y) or (x, y, sample_weight), as Keras takes it.
+
+        Returns:
+            the same with fewer rows, and with weights where rows were added.
+
+        Raises:
+            UserError: if it has weights and there is `class_weight` too.
+        """
         x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
         if self.class_weight:
             if weights is not None:

@@ -26,12 +26,14 @@ import importlib
 import inspect
 import math
 import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import ParamSpec, TypeVar
 
 import keras
 import numpy as np
 
 from zoo import errors
-from zoo.compat.keras import flatten_layers, without_tensorflow, zero_weight_init
+from zoo.compat.keras import flatten_layers, without_ddp, without_tensorflow, zero_weight_init
 from zoo.distribution.devices import PARALLEL, PRECISIONS, Devices, parse_devices
 from zoo.distribution.sharding import ArrayBatches, ShardedBatches, num_rows
 from zoo.errors import UserError
@@ -44,9 +46,11 @@ _PEER_FAILURE_SIGNS = re.compile(
 _single_device = Devices()
 _current = _single_device
 _num_barriers = 0
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
-def current_devices():
+def current_devices() -> Devices:
     """The `Devices` of the scope that is open, or those of one device."""
     return _current
 
@@ -57,7 +61,13 @@ def _backend():
 
 
 @contextlib.contextmanager
-def strategy(devices="auto", *, parallel="data", layout_map=None, precision="float32"):
+def strategy(
+    devices: str | int = "auto",
+    *,
+    parallel: str = "data",
+    layout_map: Mapping[str, Sequence[str | None]] | None = None,
+    precision: str = "float32",
+) -> Iterator[Devices]:
     """A scope in which models are built, compiled and trained on several devices.
 
     Args:
@@ -81,7 +91,7 @@ def strategy(devices="auto", *, parallel="data", layout_map=None, precision="flo
         if value not in known:
             raise UserError(f"{name} must be one of {', '.join(known)}, got {value!r}.")
     backend = keras.backend.backend()
-    platform, count = parse_devices(devices)
+    platform, count = parse_devices(str(devices))
     if parallel == "model" and backend != "jax":
         raise UserError(f"--parallel model needs the JAX backend, this is {backend}: set KERAS_BACKEND=jax.")
     if parallel == "model" and not layout_map:
@@ -94,12 +104,13 @@ def strategy(devices="auto", *, parallel="data", layout_map=None, precision="flo
         files.discard_writes()
         errors.mute_output()
     before, _current = _current, opened
-    _enter(opened)
-    try:
-        yield opened
-    finally:
-        _leave(opened)
-        _current = before
+    with without_ddp():
+        _enter(opened)
+        try:
+            yield opened
+        finally:
+            _leave(opened)
+            _current = before
 
 
 def _enter(devices):
@@ -118,7 +129,7 @@ def _leave(devices):
 
 
 @contextlib.contextmanager
-def outside_scope():
+def outside_scope() -> Iterator[None]:
     """Outside the scope for a while: what is built and computed here is whole in every process."""
     devices = _current
     if devices is _single_device:
@@ -132,7 +143,7 @@ def outside_scope():
 
 
 @contextlib.contextmanager
-def single_device():
+def single_device() -> Iterator[None]:
     """On one device for a while, in every process by itself."""
     global _current
     before = _current
@@ -223,7 +234,8 @@ def _shard_arguments(arguments, is_fit):
     if keras.backend.backend() == "torch":  # every process draws the order that Keras draws on one device
         start_epoch = _backend().synchronize_random_states
         if isinstance(batches, ArrayBatches):
-            arguments |= {"x": _backend().shuffled_loader(batches, sharded.shard), "shuffle": False}
+            arguments["x"], start_epoch = _backend().shuffled_loader(batches, sharded.shard)
+            arguments["shuffle"] = False
     elif isinstance(batches, ArrayBatches) or _current.num_processes > 1:
         start_epoch = sharded.shuffle
         arguments["shuffle"] = False
@@ -270,15 +282,22 @@ def _split(data, fraction):
 # --------------------------------------------------------------------------------------------------- several processes
 
 
-def barrier():
+def barrier() -> None:
     """Return once every process of the run has come here; at most a day later."""
     global _num_barriers
     _num_barriers += 1
     _backend().barrier(_num_barriers)
 
 
-def on_main_process(function):
-    """Decorator: only the first process of a run calls the function; the others wait for its end and return None."""
+def on_main_process(function: Callable[_P, _R]) -> Callable[_P, _R | None]:
+    """Decorator: only the first process of a run calls the function; the others wait for its end and return None.
+
+    Args:
+        function: what one process is to do, e.g. write a file.
+
+    Returns:
+        function of the same arguments.
+    """
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
@@ -289,15 +308,28 @@ def on_main_process(function):
     return wrapper
 
 
-def is_peer_failure(error):
-    """Whether an error is what a process sees when another one of its run has gone."""
+def is_peer_failure(error: BaseException) -> bool:
+    """Whether an error is what a process sees when another one of its run has gone.
+
+    Args:
+        error: the exception.
+
+    Returns:
+        True if it is; False in a run of one process.
+    """
     return _current.num_processes > 1 and bool(_PEER_FAILURE_SIGNS.search(f"{type(error).__name__} {error}"))
 
 
-def to_single_device(model):
+def to_single_device(model: keras.Model) -> keras.Model:
     """The same model on one device and in float32, with copies of the weights; itself if it is so already.
 
     Call it in the scope or after it. A model that was trained on several devices is of use only by them.
+
+    Args:
+        model: a model built or trained in the scope of `strategy`.
+
+    Returns:
+        `keras.Model`.
     """
     mixed = any(layer.dtype_policy.name.startswith("mixed_") for layer in flatten_layers(model))
     if not _backend().is_distributed(model) and not mixed:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import os
+from collections.abc import Iterator, Mapping, Sequence
 
 import keras
 
@@ -11,7 +12,9 @@ from zoo.distribution.devices import Devices, resolve_num_accelerators
 from zoo.errors import UserError
 
 
-def open_devices(platform, requested, parallel, layout_map):
+def open_devices(
+    platform: str | None, requested: int | None, parallel: str, layout_map: Mapping[str, Sequence[str | None]] | None
+) -> Devices:
     """The `Devices` of a run."""
     import tensorflow as tf
 
@@ -35,7 +38,7 @@ def open_devices(platform, requested, parallel, layout_map):
             distribution=strategy,
         )
     if platform == "cpu":
-        names = [f"CPU:{index}" for index in range(requested)]
+        names = [f"CPU:{index}" for index in range(requested or 1)]
     else:
         available = len(tf.config.list_physical_devices("GPU"))
         names = [f"GPU:{index}" for index in range(resolve_num_accelerators(requested, available))]
@@ -88,7 +91,7 @@ def _scope(strategy):
 
 
 @contextlib.contextmanager
-def training_scope(model, devices, batches):
+def training_scope(model: keras.Model, devices: Devices, batches: keras.utils.PyDataset) -> Iterator[None]:
     """What `fit` and `evaluate` of a model need around them; `batches` are `ShardedBatches`."""
     model.jit_compile = False  # XLA knows no collective operations
     if devices.num_processes > 1:
@@ -116,7 +119,7 @@ def _prepare_workers(model, devices, batches):
         model.train_function, model.test_function = make_function(model.train_step), make_function(model.test_step)
 
 
-def barrier(count):
+def barrier(count: int) -> None:
     """Wait for every process; `count` is the number of barriers so far."""
     if _multi_worker_strategy.cache_info().currsize:
         import tensorflow as tf
@@ -125,7 +128,7 @@ def barrier(count):
         _multi_worker_strategy().run(reduce)
 
 
-def is_distributed(model):
+def is_distributed(model: keras.Model) -> bool:
     """Whether a model's variables lie on several devices."""
     import tensorflow as tf
 

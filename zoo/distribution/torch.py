@@ -1,34 +1,44 @@
 """PyTorch: `torch.distributed`, a process a device under torchrun.
 
-Keras 3.15 has no distribution on PyTorch. Here each process trains on its part of every global batch, gradients are
-averaged over the processes before the optimizer applies them, and metrics are summed over them before they are read.
-Keras 3.16 does both itself (`Model.ddp_model`, keras #23316), which is left alone then.
+Each process trains on its part of every global batch, gradients are averaged over the processes before the optimizer
+applies them, and metrics are summed over them before they are read. Keras 3.15 has nothing of the kind; what Keras 3.16
+has (`DistributedDataParallel` within `fit`, keras #23316) is off in a scope, see `zoo.compat.keras.without_ddp`.
 """
+
+from __future__ import annotations
 
 import contextlib
 import datetime
 import functools
 import os
 import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
 from zoo.blocks.random_streams import random_streams
+from zoo.compat.keras import shuffled_batch_sampler
 from zoo.distribution.devices import Devices, resolve_num_accelerators
 from zoo.errors import UserError
+
+if TYPE_CHECKING:
+    from zoo.distribution.sharding import ArrayBatches
 
 _BUCKET_ELEMENTS = 2**24  # gradients that are reduced at once, 64 MiB in float32
 _barrier_group = None
 
 
-def open_devices(platform, requested, parallel, layout_map):
+def open_devices(
+    platform: str | None, requested: int | None, parallel: str, layout_map: Mapping[str, Sequence[str | None]] | None
+) -> Devices:
     """The `Devices` of a run."""
     import torch
 
     world_size = int(os.environ.get("WORLD_SIZE", 1))
     num_gpus = 0 if platform == "cpu" else torch.cuda.device_count()
-    num_local = requested if platform == "cpu" else max(1, resolve_num_accelerators(requested, num_gpus))
+    num_local = requested or 1 if platform == "cpu" else max(1, resolve_num_accelerators(requested, num_gpus))
     if world_size == 1:
         if num_local > 1:
             raise UserError(
@@ -58,7 +68,7 @@ def _join_group(on_gpus):
     _barrier_group = torch.distributed.new_group(backend="gloo") if on_gpus else torch.distributed.group.WORLD
 
 
-def fix_zero_grad(model):
+def fix_zero_grad(model: keras.Model) -> None:
     """Let a model's `zero_grad` reach every weight, also where two layers in it have the same name.
 
     Keras 3.15 collects them by path (`TorchLayer._track_variables`), so that of two models within a model, each with a
@@ -73,15 +83,12 @@ def fix_zero_grad(model):
 
 
 @contextlib.contextmanager
-def training_scope(model, devices, batches):
+def training_scope(model: keras.Model, devices: Devices, batches: keras.utils.PyDataset) -> Iterator[None]:
     """What `fit` and `evaluate` of a model need around them."""
     if "get_metrics_result" in vars(model):  # `fit` calls `evaluate`
         yield
         return
     _synchronize(model, devices.process_id)
-    if hasattr(model, "ddp_model"):
-        yield
-        return
     optimizer = getattr(model, "optimizer", None)
 
     def apply(gradients, trainable_variables=None):
@@ -115,7 +122,7 @@ def _synchronize(model, process_id):
     synchronize_random_states()
 
 
-def synchronize_random_states(epoch=None):
+def synchronize_random_states(epoch: int | None = None) -> None:
     """Give every process the first one's global random states, of which orders of rows and batches are drawn."""
     import torch
 
@@ -160,12 +167,17 @@ def _global_metrics(model):
         return type(model).get_metrics_result(model)
 
 
-def shuffled_loader(batches, shard):
+def shuffled_loader(
+    batches: "ArrayBatches", shard: Callable[[Any], tuple]
+) -> tuple["torch.utils.data.DataLoader", Callable[[int], None]]:
     """A `DataLoader` of parts of global batches in the order in which Keras would shuffle the arrays on one device.
 
     Args:
         batches: `zoo.distribution.sharding.ArrayBatches`.
         shard: function of a global batch to the part of this process.
+
+    Returns:
+        (loader, start_epoch): `start_epoch(epoch)` is to be called at the begin of each epoch.
     """
     import torch
 
@@ -176,15 +188,16 @@ def shuffled_loader(batches, shard):
         def __len__(self):
             return len(batches.order)
 
-    sampler = torch.utils.data.RandomSampler(range(len(batches.order)))
-    return torch.utils.data.DataLoader(
-        Rows(),
-        batch_sampler=torch.utils.data.BatchSampler(sampler, batches.batch_size, drop_last=False),
-        collate_fn=lambda batch: batch,
-    )
+    sampler, next_order = shuffled_batch_sampler(len(batches.order), batches.batch_size)
+
+    def start_epoch(epoch):
+        synchronize_random_states()
+        next_order()
+
+    return torch.utils.data.DataLoader(Rows(), batch_sampler=sampler, collate_fn=lambda batch: batch), start_epoch
 
 
-def barrier(count):
+def barrier(count: int) -> None:
     """Wait for every process, at most a day; `count` is the number of barriers so far."""
     if _barrier_group:
         import torch
@@ -192,6 +205,6 @@ def barrier(count):
         torch.distributed.monitored_barrier(_barrier_group, timeout=datetime.timedelta(days=1))
 
 
-def is_distributed(model):
+def is_distributed(model: keras.Model) -> bool:
     """Whether a model's variables lie on several devices: each process has its own."""
     return False

@@ -3,6 +3,8 @@
 import threading
 import time
 import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 
@@ -11,7 +13,7 @@ from zoo.fast_paths.layers import inference_call
 _MAX_TRACED_SECONDS = 0.5  # in longer calls on PyTorch, the time in Python does not matter
 
 
-def inference_function(model):
+def inference_function(model: keras.Model) -> Callable[[Any], Any]:
     """A model as a compiled function for inference, by the backend's fast paths.
 
     Nothing in the model is replaced: it can be trained before and after, and the function reads its weights at each
@@ -27,7 +29,9 @@ def inference_function(model):
     return lambda inputs: run(keras.tree.map_structure(keras.ops.convert_to_tensor, inputs))
 
 
-def compile_function(function, variables, *, jit_compile=False, trace=True):
+def compile_function(
+    function: Callable[..., Any], variables: Sequence[keras.Variable], *, jit_compile: bool = False, trace: bool = True
+) -> Callable[..., Any]:
     """Compile a function. Several threads may call the result.
 
     Args:

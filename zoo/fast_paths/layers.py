@@ -21,6 +21,8 @@ library as `dot` fusions, the same float32 arithmetic runs twice as fast on a CP
 import functools
 import importlib.metadata
 import os
+from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import layers
@@ -29,7 +31,7 @@ from zoo.compat.keras import flatten_layers, functional_graph, graph_calls, run_
 from zoo.fast_paths.recurrent import fast_inner_loop
 
 
-def use_fast_paths(model):
+def use_fast_paths(model: keras.Model) -> None:
     """Give every eligible layer of a model, nested ones included, the fast path of the current backend.
 
     Eligible are channels-last `Conv2D` without dilation or groups, `MaxPooling2D` whose windows do not overlap or pad,
@@ -48,7 +50,7 @@ def use_fast_paths(model):
             layer.inner_loop = inner_loop
 
 
-def inference_call(model):
+def inference_call(model: keras.Model) -> Callable[[Any], Any]:
     """A function that computes what `model(inputs, training=False)` does, by the backend's fast paths.
 
     Nothing in the model is replaced, weights are read at each call, and several threads may call it. On PyTorch, the
@@ -103,7 +105,7 @@ def _graph_call(graph, paths):
     return run
 
 
-def set_compiler_flags():
+def set_compiler_flags() -> None:
     """On JAX, choose XLA's faster CPU kernels through `XLA_FLAGS`; call it before JAX runs its first operation.
 
     Only for the jaxlib releases it was measured on, because XLA ends the process on a flag it does not know, and only

@@ -18,6 +18,8 @@ forget, candidate, output (i f g o); GRU update, reset, candidate (z r n).
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import keras
 from keras import layers
@@ -25,8 +27,15 @@ from keras import layers
 _MAX_UNROLLED_STEPS = 256
 
 
-def fast_inner_loop(layer):
-    """The fast `inner_loop` of a recurrent layer on this backend, or None where the stock one stays."""
+def fast_inner_loop(layer: keras.layers.RNN) -> Callable[..., Any] | None:
+    """The fast `inner_loop` of a recurrent layer on this backend.
+
+    Args:
+        layer: a stock `LSTM` or `GRU`.
+
+    Returns:
+        a function with the arguments of `layer.inner_loop`, or None where the stock one stays.
+    """
     if not _is_plain(layer):
         return None
     kind = "lstm" if type(layer) is layers.LSTM else "gru"

@@ -4,15 +4,26 @@ The state is that of `zoo.generation.decode_step`, whose letters are used here, 
 each sentence: finished_sequences (B, K, P), finished_scores (B, K), and finished (B, K): which of them there are.
 """
 
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
 import numpy as np
 from keras import ops
 
 from zoo.generation.decode_step import NEG_INF, top_candidates, unmask_position, write_tokens
+from zoo.typing import Tensor
 
 
 def beam_search_step(
-    state, logits_blocks, params, *, end_id, suppress_tokens=(), renormalize_logits=False, force_end=True
-):
+    state: dict[str, Any],
+    logits_blocks: Iterable[Tensor],
+    params: Mapping[str, Tensor],
+    *,
+    end_id: int,
+    suppress_tokens: Sequence[int] = (),
+    renormalize_logits: bool = False,
+    force_end: bool = True,
+) -> dict[str, Any]:
     """Continue the K hypotheses of each sentence.
 
     The 2K most likely of all continuations are candidates. Those among the first K that ended are compared by
@@ -21,12 +32,16 @@ def beam_search_step(
     would not beat the worst of them, or when its last position is reached.
 
     Args:
-        state, end_id, suppress_tokens, renormalize_logits, force_end: as in `decode_step.sample_step`.
+        state: as in `decode_step.sample_step`.
         logits_blocks: logits of the next token, a sequence of (B, K, some) that make up V.
         params: {"last_position": (B,) int32, "length_penalty": scalar}.
+        end_id: as in `decode_step.sample_step`.
+        suppress_tokens: as in `decode_step.sample_step`.
+        renormalize_logits: as in `decode_step.sample_step`.
+        force_end: as in `decode_step.sample_step`.
 
     Returns:
-        The state of the next step.
+        the state of the next step.
     """
     position, beams = state["position"], state["token"].shape[1]
     length = ops.power(ops.cast(position + 1, "float32"), params["length_penalty"])

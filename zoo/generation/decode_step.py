@@ -16,13 +16,25 @@ Letters: B sentences, K hypotheses of each (beams), P positions that the buffers
 V vocabulary, C candidates of each hypothesis.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 from keras import ops
+
+from zoo.typing import Tensor
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 NEG_INF = -1e9  # the score of what must not be chosen
 
 
-def init_state(cache, num_layers, *, num_beams, num_positions, start_id, num_sentences):
+def init_state(
+    cache: Tensor, num_layers: int, *, num_beams: int, num_positions: int, start_id: int, num_sentences: int
+) -> dict[str, Any]:
     """The state before the first step.
 
     Args:
@@ -32,6 +44,9 @@ def init_state(cache, num_layers, *, num_beams, num_positions, start_id, num_sen
         num_positions: P.
         start_id: the first token.
         num_sentences: how many of the B rows are real; the others count as finished.
+
+    Returns:
+        dict of tensors; see above.
     """
     batch, heads, _, width = cache.shape
     # All beams start equal: only the first may be continued.
@@ -56,17 +71,17 @@ def init_state(cache, num_layers, *, num_beams, num_positions, start_id, num_sen
 
 
 def sample_step(
-    state,
-    logits_blocks,
-    params,
+    state: dict[str, Any],
+    logits_blocks: Iterable[Tensor],
+    params: Mapping[str, Tensor],
     *,
-    end_id,
-    suppress_tokens=(),
-    renormalize_logits=False,
-    force_end=True,
-    sampling=None,
-    with_scores=False,
-):
+    end_id: int,
+    suppress_tokens: Sequence[int] = (),
+    renormalize_logits: bool = False,
+    force_end: bool = True,
+    sampling: tuple[int | None, bool] | None = None,
+    with_scores: bool = False,
+) -> dict[str, Any]:
     """Append the most likely token, or a sampled one, to each hypothesis (K = 1).
 
     Args:
@@ -112,19 +127,42 @@ def sample_step(
     }
 
 
-def best_hypothesis(state):
-    """The best hypothesis of each sentence and its score: (B, P), (B,)."""
+def best_hypothesis(state: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """The best hypothesis of each sentence.
+
+    Args:
+        state: of the last step.
+
+    Returns:
+        (tokens (B, P), scores (B,)).
+    """
     prefix = "finished_" if "finished" in state else ""
     return state[f"{prefix}sequences"][:, 0], state[f"{prefix}scores"][:, 0]
 
 
-def select_sentences(state, rows):
-    """The state of some of the sentences."""
+def select_sentences(state: dict[str, Any], rows: npt.ArrayLike) -> dict[str, Any]:
+    """The state of some of the sentences.
+
+    Args:
+        state: of the last step.
+        rows: indices of the sentences, (b,).
+
+    Returns:
+        the state of b sentences.
+    """
     return _map_state(lambda x: ops.take(x, rows, axis=0) if len(x.shape) else x, state)
 
 
-def pad_positions(state, num_positions):
-    """The state with buffers of more positions: axis 2 wherever there is one."""
+def pad_positions(state: dict[str, Any], num_positions: int) -> dict[str, Any]:
+    """The state with buffers of more positions: axis 2 wherever there is one.
+
+    Args:
+        state: of the last step.
+        num_positions: the new P.
+
+    Returns:
+        the state.
+    """
 
     def pad(x):
         if len(x.shape) < 3:
@@ -139,7 +177,9 @@ def _map_state(function, state):
     return {key: [function(part) for part in x] if key == "caches" else function(x) for key, x in state.items()}
 
 
-def top_candidates(logits_blocks, count, suppress_tokens, normalize_over):
+def top_candidates(
+    logits_blocks: Iterable[Tensor], count: int, suppress_tokens: Sequence[int], normalize_over: str | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """At least the `count` most likely tokens of each hypothesis, and their scores.
 
     The vocabulary may come in blocks, so that each is used while it is in the processor's cache; no tensor as large as
@@ -199,13 +239,30 @@ def _sample(logits, uniforms, params, suppress_tokens, top_k, use_top_p):
     return ops.argmax(ops.cast(ops.logical_and(reached, kept), "int32"), axis=1, keepdims=True)
 
 
-def write_tokens(sequences, tokens, position):
-    """The sequences (B, K, P) with the tokens (B, K) at `position`."""
+def write_tokens(sequences: Tensor, tokens: Tensor, position: Tensor) -> Tensor:
+    """Write the tokens of one position.
+
+    Args:
+        sequences: (B, K, P).
+        tokens: (B, K).
+        position: scalar.
+
+    Returns:
+        (B, K, P).
+    """
     return ops.slice_update(sequences, (0, 0, position), ops.expand_dims(tokens, 2))
 
 
-def unmask_position(mask, position):
-    """The self-attention mask (B, K, P, K) where each hypothesis attends to its own token at `position`."""
+def unmask_position(mask: Tensor, position: Tensor) -> Tensor:
+    """Let each hypothesis attend to its own token at a position.
+
+    Args:
+        mask: self-attention mask (B, K, P, K).
+        position: scalar.
+
+    Returns:
+        the mask.
+    """
     batch, beams = mask.shape[:2]
     own = ops.broadcast_to(ops.reshape(ops.eye(beams, dtype="bool"), (1, beams, 1, beams)), (batch, beams, 1, beams))
     return ops.slice_update(mask, (0, 0, position, 0), own)

@@ -1,5 +1,10 @@
 """Text generation with a recurrent language model, one token at a time, at a cost that does not grow with the text."""
 
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
 import keras
 import numpy as np
 
@@ -8,6 +13,11 @@ from zoo.fast_paths.compile import compile_function
 from zoo.generation.sampling import check_sampling, filtered_softmax, sample_token
 from zoo.models.rnn_language_model import decode_step_model
 from zoo.tokenizers.text import encode
+from zoo.typing import Tensor
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import tokenizers
 
 
 class RecurrentGenerator:
@@ -20,16 +30,23 @@ class RecurrentGenerator:
         ValueError: if the model is no recurrent language model.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: keras.Model) -> None:
         step = decode_step_model(model)
         self._state_sizes = [state.shape[1] for state in step.inputs[1:]]
         self._step = compile_function(lambda *inputs: step(list(inputs), training=False), step.variables, trace=False)
 
-    def init_states(self, batch_size=1):
-        """Zero states, a list of tensors (B, h)."""
+    def init_states(self, batch_size: int = 1) -> list[Tensor]:
+        """States before the first token.
+
+        Args:
+            batch_size: B, how many texts.
+
+        Returns:
+            zeros, a list of tensors (B, h).
+        """
         return [keras.ops.zeros((batch_size, size)) for size in self._state_sizes]
 
-    def step(self, tokens, states):
+    def step(self, tokens: npt.ArrayLike, states: Sequence[Tensor]) -> tuple[np.ndarray, list[Tensor]]:
         """Take the next token of each text.
 
         Args:
@@ -44,15 +61,15 @@ class RecurrentGenerator:
 
     def generate(
         self,
-        prompts,
+        prompts: Sequence[Sequence[int]],
         *,
-        max_new_tokens,
-        seeds=None,
-        temperature=1.0,
-        top_k=None,
-        top_p=None,
-        stop_token_ids=(),
-    ):
+        max_new_tokens: int,
+        seeds: Sequence[int] | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        stop_token_ids: Collection[int] = (),
+    ) -> Iterator[tuple[int, int]]:
         """Continue prompts side by side; yields each step's tokens as they come.
 
         Args:
@@ -61,11 +78,16 @@ class RecurrentGenerator:
             seeds: a seed for each prompt, of NumPy's generator, which draws one uniform number a token: with equal
                 logits the tokens are the same on every backend and in any batch. None for the most likely token at each
                 step (greedy).
-            temperature, top_k, top_p: of the sampling, see `zoo.generation.sampling.filtered_softmax`.
+            temperature: of the sampling, as in `zoo.generation.sampling.filtered_softmax`.
+            top_k: likewise.
+            top_p: likewise.
             stop_token_ids: ids that end a continuation; they are not part of it.
 
         Yields:
             (index of the prompt, id), the ids of one prompt in order.
+
+        Raises:
+            UserError: if an argument of the sampling is out of range.
         """
         options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         check_sampling(**options)
@@ -88,12 +110,15 @@ class RecurrentGenerator:
                 return
 
 
-def stream_text(tokenizer, ids):
-    """Decode token ids one after the other; yields each new piece of text as soon as it is complete.
+def stream_text(tokenizer: tokenizers.Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """Decode token ids one after the other.
 
     Args:
         tokenizer: a `tokenizers.Tokenizer`.
         ids: iterable of ids.
+
+    Yields:
+        each new piece of text as soon as it is complete.
     """
     window, shown = [], ""
     for token in ids:
@@ -108,8 +133,15 @@ def stream_text(tokenizer, ids):
                 window, shown = window[-8:], tokenizer.decode(window[-8:])
 
 
-def encode_prompt(tokenizer, prompt):
+def encode_prompt(tokenizer: tokenizers.Tokenizer, prompt: str) -> list[int]:
     """Token ids of a prompt.
+
+    Args:
+        tokenizer: a `tokenizers.Tokenizer`.
+        prompt: one text.
+
+    Returns:
+        the ids.
 
     Raises:
         UserError: if the prompt is empty or has characters that are not in the vocabulary.
@@ -119,8 +151,19 @@ def encode_prompt(tokenizer, prompt):
     return encode(tokenizer, prompt)
 
 
-def top_next_tokens(generator, tokenizer, prompt, *, count=5):
-    """The most likely next tokens after a prompt: list of (text, probability), the most likely first.
+def top_next_tokens(
+    generator: RecurrentGenerator, tokenizer: tokenizers.Tokenizer, prompt: str, *, count: int = 5
+) -> list[tuple[str, float]]:
+    """The most likely next tokens after a prompt.
+
+    Args:
+        generator: a `RecurrentGenerator`.
+        tokenizer: a `tokenizers.Tokenizer`.
+        prompt: one text.
+        count: how many tokens.
+
+    Returns:
+        list of (text, probability), the most likely first.
 
     Raises:
         UserError: if the prompt is empty or has characters that are not in the vocabulary.

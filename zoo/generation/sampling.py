@@ -1,11 +1,20 @@
 """Token sampling in NumPy: equal logits give equal tokens on every backend."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from zoo.errors import UserError
 
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
-def filtered_softmax(logits, *, temperature=1.0, top_k=None, top_p=None):
+
+def filtered_softmax(
+    logits: npt.ArrayLike, *, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None
+) -> np.ndarray:
     """Probabilities of the next token after temperature, top-k and top-p filtering.
 
     Args:
@@ -34,8 +43,17 @@ def filtered_softmax(logits, *, temperature=1.0, top_k=None, top_p=None):
     return p / p.sum()
 
 
-def check_sampling(*, temperature=1.0, top_k=None, top_p=None):
-    """Raise UserError if an argument of `filtered_softmax` is out of range."""
+def check_sampling(*, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> None:
+    """Check the arguments of `filtered_softmax`.
+
+    Args:
+        temperature: > 0.
+        top_k: at least 1, or None.
+        top_p: in (0, 1], or None.
+
+    Raises:
+        UserError: if one is out of range.
+    """
     if not temperature > 0:
         raise UserError(f"The temperature must be above 0, got {temperature}: use greedy decoding for the likeliest.")
     if top_k is not None and top_k < 1:
@@ -44,13 +62,19 @@ def check_sampling(*, temperature=1.0, top_k=None, top_p=None):
         raise UserError(f"top_p must be above 0 and at most 1, got {top_p}.")
 
 
-def sample_token(logits, rng=None, **options):
-    """Id of the next token, an int.
+def sample_token(logits: npt.ArrayLike, rng: np.random.Generator | None = None, **options: Any) -> int:
+    """Choose the next token.
 
     Args:
         logits: float array (V,).
         rng: `numpy.random.Generator`; one uniform number is drawn from it. None for the most likely token (greedy).
         **options: `temperature`, `top_k`, `top_p`: see `filtered_softmax`.
+
+    Returns:
+        its id.
+
+    Raises:
+        UserError: if an argument is out of range.
     """
     if rng is None:
         return int(np.argmax(logits))

@@ -13,8 +13,12 @@ leave the batch.
 Letters: B sentences, S source positions, K beams, P positions of the buffers, N heads, H width of a head, V vocabulary.
 """
 
+from __future__ import annotations
+
 import functools
 import secrets
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 from keras import ops
@@ -27,7 +31,25 @@ from zoo.generation.sampling import check_sampling
 from zoo.generation.torch_transformer import TorchTransformer, supports
 from zoo.models.transformer import cross_attention_cache_model, decode_step_model, infer_config
 
+if TYPE_CHECKING:
+    import keras
+
 _INITIAL_POSITIONS = 16  # P of the first loop
+
+
+class GenerateOptions(TypedDict, total=False):
+    """Keyword arguments of `Seq2SeqGenerator.generate`, but for `with_scores`."""
+
+    num_beams: int
+    length_penalty: float
+    max_length: int | Sequence[int]
+    force_end: bool
+    do_sample: bool
+    seed: int | list[int] | None
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    batch_size: int | None
 
 
 class Seq2SeqGenerator:
@@ -46,7 +68,15 @@ class Seq2SeqGenerator:
         UserError: if an id is not in the vocabulary, or `end_id` is suppressed.
     """
 
-    def __init__(self, model, *, start_id, end_id, suppress_tokens=(), renormalize_logits=False):
+    def __init__(
+        self,
+        model: keras.Model,
+        *,
+        start_id: int,
+        end_id: int,
+        suppress_tokens: Iterable[int] = (),
+        renormalize_logits: bool = False,
+    ) -> None:
         self.config = infer_config(model)
         size = self.config["vocabulary_size"]
         for id_ in (start_id, end_id, *suppress_tokens):
@@ -66,22 +96,38 @@ class Seq2SeqGenerator:
         self._variables, self._loops = model.variables, {}
         self._encode = compile_function(self._network.encode, self._variables, jit_compile=True, trace=False)
 
+    @overload
     def generate(
         self,
-        sources,
+        sources: Sequence[Sequence[int]] | np.ndarray,
         *,
-        num_beams=1,
-        length_penalty=1.0,
-        max_length=512,
-        force_end=True,
-        do_sample=False,
-        seed=0,
-        temperature=1.0,
-        top_k=None,
-        top_p=None,
-        batch_size=None,
-        with_scores=False,
-    ):
+        with_scores: Literal[False] = False,
+        **options: Unpack[GenerateOptions],
+    ) -> list[list[int]]: ...
+    @overload
+    def generate(
+        self,
+        sources: Sequence[Sequence[int]] | np.ndarray,
+        *,
+        with_scores: Literal[True],
+        **options: Unpack[GenerateOptions],
+    ) -> tuple[list[list[int]], np.ndarray]: ...
+    def generate(
+        self,
+        sources: Sequence[Sequence[int]] | np.ndarray,
+        *,
+        num_beams: int = 1,
+        length_penalty: float = 1.0,
+        max_length: int | Sequence[int] = 512,
+        force_end: bool = True,
+        do_sample: bool = False,
+        seed: int | list[int] | None = 0,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        batch_size: int | None = None,
+        with_scores: bool = False,
+    ) -> list[list[int]] | tuple[list[list[int]], np.ndarray]:
         """Generate a target for each source.
 
         Args:
@@ -94,7 +140,9 @@ class Seq2SeqGenerator:
             do_sample: sample the tokens instead of taking the most likely.
             seed: of the sampling; source i uses seed + i, so that equal logits give equal targets on every backend and
                 in any batch. A list gives each source its own; None is fresh randomness.
-            temperature, top_k, top_p: of the sampling, as in `zoo.generation.sampling.filtered_softmax`.
+            temperature: of the sampling, as in `zoo.generation.sampling.filtered_softmax`.
+            top_k: likewise.
+            top_p: likewise.
             batch_size: sentences decoded at once, similar lengths together; None for all.
             with_scores: return scores too.
 

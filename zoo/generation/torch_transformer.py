@@ -13,6 +13,8 @@ a sentence's hypotheses together, N heads, H width of a head, d = N·H, V vocabu
 """
 
 import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -21,12 +23,20 @@ from zoo.blocks.attention import sinusoidal_embedding
 from zoo.compat.keras import flatten_layers
 from zoo.compat.torch import packed_linear, tensor_version
 from zoo.models.transformer import infer_config
+from zoo.typing import Tensor
 
 _VOCABULARY_BLOCK = 16_384  # entries of the vocabulary in a block: 10 MB of logits for 160 hypotheses
 
 
-def supports(model):
-    """Whether this is the torch backend and the layers are plain float32: not quantised, no low-rank additions."""
+def supports(model: keras.Model) -> bool:
+    """Whether this is the torch backend and the layers are plain float32: not quantised, no low-rank additions.
+
+    Args:
+        model: a transformer.
+
+    Returns:
+        True if it is.
+    """
     return keras.backend.backend() == "torch" and all(
         layer.compute_dtype == "float32"
         and not getattr(layer, "quantization_mode", None)
@@ -42,12 +52,19 @@ class TorchTransformer:
         model: a transformer that `supports` accepts.
     """
 
-    def __init__(self, model):
+    def __init__(self, model: keras.Model) -> None:
         self.model, self.config, self.version = model, infer_config(model), None
         self.num_layers = {"encoder": self.config["num_layers"], "decoder": self.config["decoder_layers"]}
 
-    def encode(self, source):
-        """Source (B, S) -> [padding mask, keys and values of each layer], as `cross_attention_cache_model`."""
+    def encode(self, source: Tensor) -> list[Tensor]:
+        """What decoding needs of a source, as `cross_attention_cache_model` gives it.
+
+        Args:
+            source: (B, S) int32.
+
+        Returns:
+            [padding mask, keys and values of each layer].
+        """
         import torch
         from torch.nn.functional import scaled_dot_product_attention
 
@@ -69,8 +86,12 @@ class TorchTransformer:
             context += [part.contiguous() for part in self._split_heads(block["cross_context"](x), 2)]
         return context
 
-    def step(self, state, context):
-        """One step of the decoder; `zoo.generation.decode_step` describes the state, `encode` the context.
+    def step(self, state: dict[str, Any], context: Sequence[Tensor]) -> tuple[Iterator[Tensor], list[Tensor]]:
+        """One step of the decoder; `zoo.generation.decode_step` describes the state.
+
+        Args:
+            state: of the last step.
+            context: of `encode`.
 
         Returns:
             (blocks of the logits (B, K, some), one after the other; the caches, which are written in place).

@@ -10,6 +10,7 @@ zoo.models.variants                    published sizes; this alone imports no Ke
 """
 
 import importlib
+from typing import Any
 
 __all__ = [
     *("captioned_image_classifier", "cnn", "preprocessing", "rnn_language_model", "stable_diffusion", "transformer"),
@@ -17,7 +18,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name):  # on first use, because `variants` is read without Keras
+def __getattr__(name: str) -> Any:  # on first use, because `variants` is read without Keras
     if name in __all__:
         return importlib.import_module(f"zoo.models.{name}")
     raise AttributeError(f"module 'zoo.models' has no attribute {name!r}")

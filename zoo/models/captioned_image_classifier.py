@@ -11,14 +11,19 @@ from zoo.models.preprocessing import attach_preprocessing, preprocessing
 MEAN, STD = 0.42, 0.34  # of captioned images in [0, 1], over all channels; inputs are normalized with them
 
 
-def captioned_image_classifier(num_classes, *, image_size=48, dropout=0.25, seed=0):
-    """A CNN behind its preprocessing: images (B, H, W, 3) in [0, 255] -> logits (B, K).
+def captioned_image_classifier(
+    num_classes: int, *, image_size: int = 48, dropout: float = 0.25, seed: int = 0
+) -> keras.Model:
+    """A CNN behind its preprocessing.
 
     Args:
         num_classes: K.
-        image_size: side to which images are resized.
+        image_size: side to which images are resized, in pixels.
         dropout: rate of the dropout layers.
         seed: of the dropout layers.
+
+    Returns:
+        `keras.Model` from images (B, H, W, 3) in [0, 255] to logits (B, K).
     """
     classifier = cnn(num_classes=num_classes, units=128, dropout=dropout, seed=seed, name="classifier")
     options = {"image_size": image_size, "mean": MEAN, "std": STD, "name": "prepare"}
@@ -27,10 +32,14 @@ def captioned_image_classifier(num_classes, *, image_size=48, dropout=0.25, seed
     )
 
 
-def feature_extractor(classifier):
-    """Images (B, H, W, 3) in [0, 255] -> activations (B, F) of a classifier's last hidden layer, without dropout.
+def feature_extractor(classifier: keras.Model) -> keras.Model:
+    """The last hidden layer of a classifier, without dropout; it shares the weights.
 
-    The weights are those of `classifier`, a `captioned_image_classifier`.
+    Args:
+        classifier: a `captioned_image_classifier`.
+
+    Returns:
+        `keras.Model` from images (B, H, W, 3) in [0, 255] to activations (B, F).
     """
     image = keras.Input((None, None, 3), name="image")
     network, x = classifier.get_layer("classifier"), classifier.get_layer("prepare")(image)

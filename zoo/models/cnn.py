@@ -19,7 +19,17 @@ import keras
 from keras import layers
 
 
-def cnn(*, num_classes, image_size=48, channels=3, dropout=0.5, single_pool=False, units=512, seed=0, name="cnn"):
+def cnn(
+    *,
+    num_classes: int,
+    image_size: int = 48,
+    channels: int = 3,
+    dropout: float = 0.5,
+    single_pool: bool = False,
+    units: int = 512,
+    seed: int = 0,
+    name: str = "cnn",
+) -> keras.Model:
     """Build the classifier as a functional model that returns logits.
 
     Args:

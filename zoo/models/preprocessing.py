@@ -9,10 +9,13 @@ Three modes:
 Grey images are augmented before the channel is copied to three, which gives the same values for a third of the work.
 """
 
+from collections.abc import Sequence
+
 import keras
 from keras import layers, ops
 
 from zoo.blocks.augmentation import RandomAffine
+from zoo.typing import Tensor
 
 MODES = ("base", "train", "test")
 
@@ -21,23 +24,23 @@ MNIST_MEAN, MNIST_STD = 0.1307, 0.3081
 
 
 def preprocessing(
-    mode,
+    mode: str,
     *,
-    input_shape,
-    image_size=48,
-    mean=MNIST_MEAN,
-    std=MNIST_STD,
-    per_image_standardization=False,
-    local_contrast_window=0,
-    rotation=10.0,
-    brightness=0.2,
-    contrast=0.2,
-    translation=0.0,
-    scale=0.0,
-    shear=0.0,
-    seed=0,
-    name=None,
-):
+    input_shape: tuple[int | None, ...],
+    image_size: int = 48,
+    mean: float | Sequence[float] = MNIST_MEAN,
+    std: float | Sequence[float] = MNIST_STD,
+    per_image_standardization: bool = False,
+    local_contrast_window: int = 0,
+    rotation: float = 10.0,
+    brightness: float = 0.2,
+    contrast: float = 0.2,
+    translation: float = 0.0,
+    scale: float = 0.0,
+    shear: float = 0.0,
+    seed: int = 0,
+    name: str | None = None,
+) -> keras.Model:
     """Build the preprocessing model of a mode.
 
     Args:
@@ -94,18 +97,20 @@ def preprocessing(
     return keras.Model(image, x, name=name or mode)
 
 
-def local_contrast_normalization(x, window):
+def local_contrast_normalization(x: Tensor, window: int) -> Tensor:
     """Local contrast normalization of images in [0, 1].
 
     Each pixel becomes 0.5 + (x - m) / (6 s), clipped to [0, 1], where m and s are the mean and the standard deviation
     (at least 0.03) of the brightness in the window around it. The brightness is the mean of the channels, so that hues
-    are kept.
+    are kept. Source: the subtractive and divisive normalization of Jarrett et al. 2009, section 2.1, with a square
+    window.
 
     Args:
         x: symbolic images (B, H, W, C) in [0, 1].
         window: side of the window in pixels, odd.
 
-    Reference: the subtractive and divisive normalization of Jarrett et al. 2009, section 2.1, with a square window.
+    Returns:
+        (B, H, W, C) in [0, 1].
     """
     brightness = ops.mean(x, axis=-1, keepdims=True)  # (B, H, W, 1)
     mean = layers.AveragePooling2D(window, strides=1, padding="same", name="local_mean")(brightness)
@@ -115,7 +120,16 @@ def local_contrast_normalization(x, window):
     return ops.clip(0.5 + (x - mean) / (6 * ops.sqrt(variance + 0.03**2)), 0.0, 1.0)
 
 
-def attach_preprocessing(preprocessing_model, classifier, *, name):
-    """One model from the raw image to the logits; it shares the weights of both parts."""
+def attach_preprocessing(preprocessing_model: keras.Model, classifier: keras.Model, *, name: str) -> keras.Model:
+    """One model from the raw image to the logits; it shares the weights of both parts.
+
+    Args:
+        preprocessing_model: what `preprocessing` returned.
+        classifier: from its images to logits (B, K).
+        name: name of the model.
+
+    Returns:
+        `keras.Model`.
+    """
     image = keras.Input(preprocessing_model.input_shape[1:], name="image")
     return keras.Model(image, classifier(preprocessing_model(image)), name=name)

@@ -14,6 +14,8 @@ the form of cuDNN and PyTorch (`reset_after`); dropout between layers only, Zare
 Press and Wolf 2017.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import layers, ops
@@ -25,17 +27,17 @@ CELLS = {"lstm": layers.LSTM, "gru": layers.GRU, "simple": layers.SimpleRNN}
 
 def rnn_language_model(
     *,
-    cell,
-    vocabulary_size,
-    embedding_dim=64,
-    units=512,
-    num_layers=2,
-    dropout=0.0,
-    tie_embeddings=False,
-    stateful_batch_size=None,
-    seed=0,
-    name=None,
-):
+    cell: str,
+    vocabulary_size: int,
+    embedding_dim: int = 64,
+    units: int = 512,
+    num_layers: int = 2,
+    dropout: float = 0.0,
+    tie_embeddings: bool = False,
+    stateful_batch_size: int | None = None,
+    seed: int = 0,
+    name: str | None = None,
+) -> keras.Model:
     """Build a language model in the functional API.
 
     Args:
@@ -97,13 +99,26 @@ def rnn_language_model(
     return model
 
 
-def recurrent_layers(model):
-    """The recurrent layers of a language model, from the first to the last."""
+def recurrent_layers(model: keras.Model) -> list[layers.RNN]:
+    """The recurrent layers of a language model.
+
+    Args:
+        model: a language model.
+
+    Returns:
+        list of layers, from the first to the last.
+    """
     return [layer for layer in model.layers if isinstance(layer, tuple(CELLS.values()))]
 
 
-def infer_config(model):
+def infer_config(model: keras.Model) -> dict[str, Any]:
     """The keyword arguments that build a language model of the same shape, without dropout; read from its layers.
+
+    Args:
+        model: a language model.
+
+    Returns:
+        dict, for `rnn_language_model`.
 
     Raises:
         ValueError: if the model is no recurrent language model.
@@ -138,19 +153,28 @@ def _make_stateful(layer):
     layer.inner_loop = inner_loop
 
 
-def reset_states(model):
-    """Reset the states of a stateful model to zero."""
+def reset_states(model: keras.Model) -> None:
+    """Reset the states of a stateful model to zero.
+
+    Args:
+        model: a language model built with `stateful_batch_size`.
+    """
     for layer in recurrent_layers(model):
         layer.reset_state()
 
 
-def copy_weights(source, target):
-    """Give one language model the weights of another of the same architecture; carried states stay."""
+def copy_weights(source: keras.Model, target: keras.Model) -> None:
+    """Give one language model the weights of another of the same architecture; carried states stay.
+
+    Args:
+        source: has the weights.
+        target: gets them.
+    """
     for old, new in zip(source.trainable_variables, target.trainable_variables, strict=True):
         new.assign(np.array(ops.convert_to_numpy(old)))
 
 
-def decode_step_model(model):
+def decode_step_model(model: keras.Model) -> keras.Model:
     """One step of a language model, made of its own layers: the cost of a token does not grow with the text.
 
     Args:

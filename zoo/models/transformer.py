@@ -15,6 +15,7 @@ Parameters with one tied embedding: V·d + L_enc·(4(d² + d) + 2df + f + d + 4d
 """
 
 import math
+from typing import Any
 
 import keras
 from keras import layers, ops
@@ -40,26 +41,26 @@ POSITIONS = ("sinusoidal", "learned")
 
 def transformer(
     *,
-    vocabulary_size,
-    source_vocabulary_size=None,
-    num_layers=6,
-    decoder_layers=None,
-    hidden_dim=512,
-    intermediate_dim=2048,
-    num_heads=8,
-    activation="relu",
-    pre_norm=False,
-    positions="sinusoidal",
-    max_length=512,
-    scale_embeddings=True,
-    tie_embeddings=True,
-    logits_bias=False,
-    dropout=0.0,
-    pad_id=0,
-    epsilon=1e-5,
-    seed=0,
-    name="transformer",
-):
+    vocabulary_size: int,
+    source_vocabulary_size: int | None = None,
+    num_layers: int = 6,
+    decoder_layers: int | None = None,
+    hidden_dim: int = 512,
+    intermediate_dim: int = 2048,
+    num_heads: int = 8,
+    activation: str = "relu",
+    pre_norm: bool = False,
+    positions: str = "sinusoidal",
+    max_length: int = 512,
+    scale_embeddings: bool = True,
+    tie_embeddings: bool = True,
+    logits_bias: bool = False,
+    dropout: float = 0.0,
+    pad_id: int = 0,
+    epsilon: float = 1e-5,
+    seed: int = 0,
+    name: str = "transformer",
+) -> keras.Model:
     """Build the encoder-decoder in the functional API.
 
     Args:
@@ -249,8 +250,14 @@ def _positions(token):
 # ------------------------------------------------------------------------------- models made of a built one's layers
 
 
-def infer_config(model):
+def infer_config(model: keras.Model) -> dict[str, Any]:
     """The keyword arguments that build a transformer of the same shape, without dropout; read from its layers.
+
+    Args:
+        model: a transformer.
+
+    Returns:
+        dict, for `transformer`.
 
     Raises:
         ValueError: if the model is no transformer of this file.
@@ -293,17 +300,28 @@ def _stack_of(model):
     return _Stack({layer.name: layer for layer in model.layers})
 
 
-def encoder_model(model):
-    """The encoder: source (B, S) int32 -> context (B, S, d)."""
+def encoder_model(model: keras.Model) -> keras.Model:
+    """The encoder.
+
+    Args:
+        model: what `transformer` returned, or such a model loaded from a file.
+
+    Returns:
+        `keras.Model` from source (B, S) int32 to context (B, S, d).
+    """
     source = keras.Input((None,), dtype="int32", name="source")
     return keras.Model(source, _stack_of(model).encode(source, _pad_id(model)), name=f"{model.name}_encoder")
 
 
-def cross_attention_cache_model(model):
-    """Source (B, S) int32 -> [padding mask, keys and values of each decoder layer], evaluated once a source.
+def cross_attention_cache_model(model: keras.Model) -> keras.Model:
+    """What decoding needs of a source, evaluated once.
 
-    The padding mask (B, S) bool is False at padding; keys and values, each (B, N, S, H), are those of the
-    cross-attentions.
+    Args:
+        model: what `transformer` returned, or such a model loaded from a file.
+
+    Returns:
+        `keras.Model` from source (B, S) int32 to a list of the padding mask (B, S) bool, False at padding, and keys and
+        values of the cross-attention of each decoder layer, each (B, N, S, H).
     """
     source, stack = keras.Input((None,), dtype="int32", name="source"), _stack_of(model)
     context, cache = stack.encode(source, _pad_id(model)), []
@@ -316,7 +334,7 @@ def cross_attention_cache_model(model):
     )
 
 
-def decode_step_model(model):
+def decode_step_model(model: keras.Model) -> keras.Model:
     """One step of the decoder for K hypotheses of each sentence, with keys and values cached.
 
     The hypotheses of a sentence share its source, and their caches lie side by side: M = P·K keys, of which the
@@ -373,13 +391,20 @@ def decode_step_model(model):
     return keras.Model(inputs, [logits, *new], name=f"{model.name}_step")
 
 
-def attention_names(model):
-    """Names of the attentions of a transformer, in the order of the layers."""
+def attention_names(model: keras.Model) -> list[str]:
+    """Names of the attentions of a transformer.
+
+    Args:
+        model: a transformer.
+
+    Returns:
+        the names, in the order of the layers, e.g. "decoder_3_cross_attention".
+    """
     ending = "_attention_query"
     return [layer.name.removesuffix("_query") for layer in model.layers if layer.name.endswith(ending)]
 
 
-def attention_weights_model(model, name):
+def attention_weights_model(model: keras.Model, name: str) -> keras.Model:
     """The attention weights of one attention layer.
 
     Args:

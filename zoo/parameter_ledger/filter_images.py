@@ -10,7 +10,7 @@ from keras import layers
 _MAX_TILES = 64  # filters, or slices of them, in an image
 
 
-def filter_image(layer):
+def filter_image(layer: keras.layers.Layer) -> tuple[np.ndarray, str]:
     """The filters of a 2-D convolution as an image, a pixel for each weight.
 
     Args:
@@ -69,8 +69,16 @@ def _tiled(tiles, columns):
     return grid.reshape(rows * (height + 1), columns * (width + 1), 4)[:-1, :-1]
 
 
-def encode_png(pixels, scale=1):
-    """RGBA pixels (height, width, 4), each repeated `scale` times both ways, as the bytes of a PNG file."""
+def encode_png(pixels: np.ndarray, scale: int = 1) -> bytes:
+    """Encode pixels as a PNG file.
+
+    Args:
+        pixels: RGBA (height, width, 4) uint8.
+        scale: how often each pixel is repeated, both ways.
+
+    Returns:
+        the bytes of the file.
+    """
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))

@@ -1,12 +1,21 @@
 """Numbers, shapes, formulas and totals of a ledger as short texts."""
 
+from __future__ import annotations
 
-def format_count(number):
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from zoo.parameter_ledger.formulas import Formula
+    from zoo.parameter_ledger.ledger import Ledger, LedgerRow
+
+
+def format_count(number: float | None) -> str:
     """12,345 in full; from a million on with three digits: "227 M", "1.36 G"; "?" for None."""
     return _scaled(number, ((1e12, "T"), (1e9, "G"), (1e6, "M")), "")
 
 
-def format_bytes(number):
+def format_bytes(number: float | None) -> str:
     """Bytes in decimal units: "295 kB", "38.1 MB"; "?" for None."""
     return _scaled(number, ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")), " B")
 
@@ -21,17 +30,17 @@ def _scaled(number, units, suffix):
     return f"{number:,}{suffix}"
 
 
-def format_shape(shape):
+def format_shape(shape: Sequence[int | None]) -> str:
     """(48, 48, 3) as "48·48·3"; open sizes are "?"."""
     return "·".join("?" if size is None else str(size) for size in shape) or "one number"
 
 
-def format_outputs(row):
+def format_outputs(row: LedgerRow) -> str:
     """The output shapes of a row, e.g. "48·48·32"."""
     return ", ".join(format_shape(shape) for shape in row.outputs)
 
 
-def format_formula(formula):
+def format_formula(formula: Formula) -> str:
     """A formula in full: "query: (d_q_in + 1)·n·d_k = (64 + 1)·4·16 = 4,160"."""
     symbolic, substituted = formula.symbolic, formula.substituted
     terms = symbolic if symbolic == substituted else f"{symbolic} = {substituted}"
@@ -40,14 +49,14 @@ def format_formula(formula):
     return f"{part}{terms} = {value}" if terms != value else f"{part}{value}"
 
 
-def format_macs(ledger):
+def format_macs(ledger: Ledger) -> str:
     """The MACs of an example: "96.4 M"; "≥ 96.4 M" where some rows are unknown, "?" where nothing is known."""
     if not ledger.unknown_layers:
         return format_count(ledger.macs)
     return f"≥ {format_count(ledger.macs)}" if ledger.macs else "?"
 
 
-def format_memory(ledger):
+def format_memory(ledger: Ledger) -> str:
     """The memory of training in one line; parts that cannot be computed are left out."""
     parts = ledger.training_memory()
     total = parts.pop("total")

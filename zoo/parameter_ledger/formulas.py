@@ -13,11 +13,18 @@ Sources: the layers' definitions in Keras 3 (`keras.layers`); LSTM: Hochreiter a
 gate of Gers et al. 2000; GRU: Cho et al. 2014; attention: Vaswani et al. 2017, section 3.2.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from keras import layers
+
+if TYPE_CHECKING:
+    import keras
 
 LEGEND = {
     "k": "kernel width",
@@ -74,29 +81,29 @@ class Formula:
     trainable: bool = True
 
     @property
-    def substituted(self):
+    def substituted(self) -> str:
         """The symbols replaced by their values, e.g. "(18432 + 1)·512"; an open size is "?"."""
         values = {symbol: "?" if value is None else str(value) for symbol, value in self.values.items()}
         return re.sub(r"[A-Za-z_]\w*", lambda symbol: values[symbol.group()], self.symbolic)
 
     @property
-    def symbols(self):
+    def symbols(self) -> list[str]:
         """The symbols in it, in order."""
         return re.findall(r"[A-Za-z_]\w*", self.symbolic)
 
     @property
-    def value(self):
+    def value(self) -> int | None:
         """The result, an int, or None where a symbol has no value."""
         if any(self.values[symbol] is None for symbol in self.symbols):
             return None
         return round(eval(self.symbolic.replace("·", "*"), {"__builtins__": {}}, self.values))  # no text from outside
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """Part, symbolic and substituted form, and value, as plain values."""
         return {"part": self.part, "symbolic": self.symbolic, "substituted": self.substituted, "value": self.value}
 
 
-def parameter_formulas(layer, flattened=None):
+def parameter_formulas(layer: keras.layers.Layer, flattened: tuple[int, ...] | None = None) -> tuple[Formula, ...]:
     """Formulas of a layer's parameters, in the order of its tensors.
 
     Args:
@@ -121,12 +128,18 @@ def parameter_formulas(layer, flattened=None):
     return tuple(shape_formula(weight) for weight in unique_weights(layer.weights))
 
 
-def mac_formulas(operation, inputs, outputs, arguments=None):
+def mac_formulas(
+    operation: keras.Operation,
+    inputs: Sequence[tuple[int | None, ...]],
+    outputs: Sequence[tuple[int | None, ...]],
+    arguments: Mapping[str, Any] | None = None,
+) -> tuple[Formula, ...] | None:
     """Formulas of the multiply-accumulates for one example: matrix products and convolutions, nothing elementwise.
 
     Args:
         operation: a Keras layer or operation.
-        inputs, outputs: shapes of its inputs and outputs, without the batch; open sizes are None.
+        inputs: shapes of its inputs, without the batch; open sizes are None.
+        outputs: shapes of its outputs, likewise.
         arguments: keyword arguments of the call.
 
     Returns:
@@ -145,13 +158,27 @@ def mac_formulas(operation, inputs, outputs, arguments=None):
     return None
 
 
-def unique_weights(weights):
-    """Each weight once, in order."""
+def unique_weights(weights: Iterable[keras.Variable]) -> list[keras.Variable]:
+    """Leave out repeated weights.
+
+    Args:
+        weights: variables.
+
+    Returns:
+        each weight once, in order.
+    """
     return list({id(weight): weight for weight in weights}.values())
 
 
-def shape_formula(weight):
-    """The shape of one weight as a formula."""
+def shape_formula(weight: keras.Variable) -> Formula:
+    """The shape of one weight as a formula.
+
+    Args:
+        weight: a variable.
+
+    Returns:
+        `Formula` such as "512·10".
+    """
     shape = tuple(weight.shape) or (1,)
     return Formula("·".join(str(size) for size in shape), {}, part=weight.name, trainable=weight.trainable)
 
@@ -551,11 +578,18 @@ MAC_RULES = {
 }
 
 
-def saved_activations(operation, inputs):
-    """Number of values a layer saves for its backward pass besides its output, for one example; None if a size is open.
+def saved_activations(operation: keras.Operation, inputs: Sequence[tuple[int | None, ...]]) -> int | None:
+    """Number of values a layer saves for its backward pass besides its output, for one example.
 
     Attention saves queries, keys, values, scores before and after the softmax, and their weighted sum; a recurrent
     layer its gates and states at every step; batch normalization and the rest recompute from their input.
+
+    Args:
+        operation: a Keras layer or operation.
+        inputs: shapes of its inputs, without the batch; open sizes are None.
+
+    Returns:
+        the number; None if a size is open.
     """
     if isinstance(operation, layers.Bidirectional):
         parts = [saved_activations(layer, inputs) for layer in (operation.forward_layer, operation.backward_layer)]

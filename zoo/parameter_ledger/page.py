@@ -4,10 +4,13 @@ The page is self-contained: no network, no external fonts or scripts; images are
 which adds only "find a layer", "open all" and that printing opens the boxes.
 """
 
+from __future__ import annotations
+
 import base64
 import html
 import math
 import re
+from typing import TYPE_CHECKING
 
 import keras
 from keras import layers
@@ -16,6 +19,9 @@ from zoo.parameter_ledger.filter_images import encode_png, filter_image
 from zoo.parameter_ledger.format import format_bytes, format_macs, format_outputs, format_shape
 from zoo.parameter_ledger.formulas import LEGEND
 from zoo.parameter_ledger.page_style import CONTENT_SECURITY_POLICY, SCRIPT, STYLE
+
+if TYPE_CHECKING:
+    from zoo.parameter_ledger.ledger import Ledger
 
 # CSS class of a family of layers: its name on the page, and a pattern of class names; the first match counts.
 _FAMILIES = {
@@ -46,11 +52,14 @@ _GAP, _LANE, _INDENT = 20, 9, 16
 _ENTRY, _EXIT = _GAP + 16, _GAP + 32  # y where connections meet the side of a box
 
 
-def render_page(ledger):
-    """The HTML of the page.
+def render_page(ledger: Ledger) -> str:
+    """Make the page of a ledger.
 
     Args:
         ledger: a `zoo.parameter_ledger.ledger.Ledger`.
+
+    Returns:
+        its HTML, one self-contained page.
 
     Example:
         >>> zoo.io.files.write_text("cnn.html", render_page(zoo.ledger(zoo.create_model("cnn"))))

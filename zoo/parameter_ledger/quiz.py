@@ -1,8 +1,12 @@
 """Questions about the parameters and output shapes of a model's layers, answered with the ledger's formulas."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +14,10 @@ from zoo.errors import UserError
 from zoo.parameter_ledger.format import format_formula, format_shape
 from zoo.parameter_ledger.formulas import LEGEND
 from zoo.parameter_ledger.ledger import VIEW_LAYERS, ledger
+from zoo.typing import Log
+
+if TYPE_CHECKING:
+    import keras
 
 _VOWEL_PREFIXES = ("A", "E", "I", "O", "LSTM", "RMS", "Up")  # of layer kinds that take the article "an"
 # Attributes of a layer that determine its output shape, and their names in a question.
@@ -50,12 +58,12 @@ class Question:
     answer_without_bias: int | None = None
 
     @property
-    def answer_text(self):
+    def answer_text(self) -> str:
         """The answer as text."""
         return format_shape(self.answer) if isinstance(self.answer, tuple) else f"{self.answer:,}"
 
 
-def questions(model, *, count=5, seed=0):
+def questions(model: keras.Model, *, count: int = 5, seed: int = 0) -> list[Question]:
     """Choose questions about a model; the same seed gives the same questions on every backend.
 
     Args:
@@ -81,7 +89,15 @@ def questions(model, *, count=5, seed=0):
     return [question for _, question in sorted((pool[i] for i in chosen), key=lambda item: item[0])]
 
 
-def run_quiz(model, *, seed=0, count=5, answers=None, ask=input, log=print):
+def run_quiz(
+    model: keras.Model,
+    *,
+    seed: int = 0,
+    count: int = 5,
+    answers: Sequence[str] | None = None,
+    ask: Callable[[str], str] = input,
+    log: Log = print,
+) -> tuple[int, int]:
     """Ask questions, grade each answer, and explain the wrong ones.
 
     Args:
@@ -116,8 +132,20 @@ def run_quiz(model, *, seed=0, count=5, answers=None, ask=input, log=print):
     return right, len(quiz)
 
 
-def worksheet(model, *, seed=0, count=5):
-    """The questions, then the answers with their formulas, as text to hand out."""
+def worksheet(model: keras.Model, *, seed: int = 0, count: int = 5) -> str:
+    """The questions, then the answers with their formulas, as text to hand out.
+
+    Args:
+        model: a built `keras.Model`.
+        seed: as in `questions`.
+        count: as in `questions`.
+
+    Returns:
+        the text.
+
+    Raises:
+        UserError: as `questions`.
+    """
     quiz = questions(model, count=count, seed=seed)
     lines = [f"{model.name}: {len(quiz)} questions (seed {seed})", ""]
     lines += [f"{number}. {question.text}\n" for number, question in enumerate(quiz, start=1)]
@@ -127,8 +155,16 @@ def worksheet(model, *, seed=0, count=5):
     return "\n".join(lines)
 
 
-def grade(question, answer):
-    """Grade an answer: (whether it is right, remark). Accepts 18496, 18,496, 24x24x64, (24, 24, 64), 24·24·64."""
+def grade(question: Question, answer: str) -> tuple[bool, str]:
+    """Grade an answer.
+
+    Args:
+        question: one of `questions`.
+        answer: 18496 or 18,496; for a shape 24x24x64, (24, 24, 64) or 24·24·64.
+
+    Returns:
+        (whether it is right, a remark).
+    """
     parsed = _parse_answer(answer, shape=isinstance(question.answer, tuple))
     if parsed == question.answer:
         return True, "Right."

@@ -1,6 +1,7 @@
 """List every call of a layer or operation inside a model, in order, with symbolic tensors (nothing is computed)."""
 
 import dataclasses
+from typing import Any
 
 import keras
 from keras import tree
@@ -31,7 +32,7 @@ class LayerCall:
     outputs: list
 
 
-def trace(model, inputs):
+def trace(model: keras.Model, inputs: Any) -> list[LayerCall]:
     """Trace a model.
 
     Args:

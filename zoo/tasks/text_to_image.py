@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 
     from zoo.generation.diffusion.latent_diffusion import Step
 
-
 COMPONENTS = ("text_encoder", "encoder", "decoder", "denoiser")  # files of a preset, each with ".keras"
 _SMALL_IMAGE_SIZE = 128  # pixels: up to this size, `save_images` writes a strip of the steps as well
 _KIND = "stable_diffusion"

@@ -14,7 +14,11 @@ Letters: B batch, H x W pixels, F = vae_scale_factor, h = H/F, w = W/F, C latent
 context, E evaluations of the denoiser.
 """
 
+from __future__ import annotations
+
 import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from keras import ops
@@ -23,12 +27,18 @@ from zoo.fast_paths import compile_function, inference_call, inference_function
 from zoo.generation.diffusion.noise_sampler import (
     SAMPLERS,
     SamplerConfig,
+    SamplingPlan,
     alphas_cumprod_from_config,
     init_state,
     sampler_step,
     seeded_noise,
     start_step,
 )
+from zoo.typing import Tensor
+
+if TYPE_CHECKING:
+    import keras
+    import numpy.typing as npt
 
 # Samplers whose default timestep_spacing in diffusers is "leading"; that of the others is "linspace".
 _LEADING_SAMPLERS = ("ddpm", "ddim", "plms")
@@ -53,16 +63,16 @@ class Step:
     _decode: object
 
     @property
-    def latents(self):
+    def latents(self) -> np.ndarray:
         """Latents (B, h, w, C) float32, scaled to the variance that the decoder expects; all but the last are noisy."""
         return self._scale * ops.convert_to_numpy(self._state[0])
 
     @property
-    def pred_x0(self):
+    def pred_x0(self) -> np.ndarray:
         """The denoised latents predicted at this evaluation, (B, h, w, C) float32."""
         return ops.convert_to_numpy(self._state[1])
 
-    def decode(self):
+    def decode(self) -> np.ndarray:
         """Images (B, H, W, 3) uint8 of the latents."""
         return self._decode(self.latents)
 
@@ -83,12 +93,12 @@ class LatentDiffusion:
 
     def __init__(
         self,
-        text_encoder,
-        encoder,
-        decoder,
-        denoiser,
-        pipeline_config,
-    ):
+        text_encoder: keras.Model,
+        encoder: keras.Model | None,
+        decoder: keras.Model,
+        denoiser: keras.Model,
+        pipeline_config: Mapping[str, Any],
+    ) -> None:
         self.pipeline_config, self.vae_scale_factor = pipeline_config, pipeline_config["vae_scale_factor"]
         self.is_inpainting_model = denoiser.inputs[0].shape[-1] == 2 * pipeline_config["latent_channels"] + 1
         self._denoiser = inference_call(denoiser)
@@ -97,14 +107,19 @@ class LatentDiffusion:
         )
         self._denoising_step = compile_function(self._step, denoiser.variables)
 
-    def plan(self, num_steps, *, sampler=None, strength=1.0, eta=0.0):
-        """The `SamplingPlan` of a sampler.
+    def plan(
+        self, num_steps: int, *, sampler: str | None = None, strength: float = 1.0, eta: float = 0.0
+    ) -> SamplingPlan:
+        """The plan of a sampler.
 
         Args:
             num_steps: number of steps from pure noise, of which a strength below 1 skips the first.
             sampler: a key of `SAMPLERS`; None for the pipeline's own.
             strength: image-to-image strength, in (0, 1].
             eta: η of DDIM, in [0, 1].
+
+        Returns:
+            `SamplingPlan`.
 
         Raises:
             ValueError: if an argument is out of range.
@@ -136,36 +151,46 @@ class LatentDiffusion:
             )
         return SAMPLERS[sampler](sampler_config)
 
-    def encode_prompt(self, token_ids):
-        """The context (B, S, d) of prompts, token ids (B, S)."""
+    def encode_prompt(self, token_ids: npt.ArrayLike) -> Tensor:
+        """The context of prompts.
+
+        Args:
+            token_ids: (B, S).
+
+        Returns:
+            (B, S, d).
+        """
         return self._text_encoder(ops.convert_to_tensor(np.asarray(token_ids, np.int32)))
 
     def denoise(
         self,
-        token_ids,
+        token_ids: npt.ArrayLike,
         *,
-        negative_token_ids=None,
-        guidance_scale=7.5,
-        num_steps=50,
-        sampler=None,
-        eta=0.0,
-        seeds=(0,),
-        height=None,
-        width=None,
-        image=None,
-        mask_image=None,
-        strength=1.0,
-        latents=None,
-    ):
+        negative_token_ids: npt.ArrayLike | None = None,
+        guidance_scale: float = 7.5,
+        num_steps: int = 50,
+        sampler: str | None = None,
+        eta: float = 0.0,
+        seeds: Sequence[int] = (0,),
+        height: int | None = None,
+        width: int | None = None,
+        image: np.ndarray | None = None,
+        mask_image: np.ndarray | None = None,
+        strength: float = 1.0,
+        latents: npt.ArrayLike | None = None,
+    ) -> Iterator[Step]:
         """Sample latents, one for each seed, given one prompt or a prompt each.
 
         Args:
             token_ids: of the prompt, (S,), or of a prompt for each seed, (B, S).
             negative_token_ids: of the negative prompt, (S,) or (B, S); not used without guidance.
             guidance_scale: g; 1 or less for no guidance.
-            num_steps, sampler, eta: see `plan`.
+            num_steps: as in `plan`.
+            sampler: as in `plan`.
+            eta: as in `plan`.
             seeds: each image has the noise of its seed alone, whatever else is in the batch.
-            height, width: H and W; None for those of `image`, or else those that the pipeline was trained for.
+            height: H in pixels; None for that of `image`, or else the one that the pipeline was trained for.
+            width: W, likewise.
             image: initial image (H, W, 3) uint8.
             mask_image: (H, W) bool, True where `image` is repainted.
             strength: image-to-image strength, in (0, 1]; with a mask and 1, repainted parts start from pure noise.
@@ -209,8 +234,15 @@ class LatentDiffusion:
                 inpainting = (latent_mask, original, noise)
         return self._run(plan, x.astype(np.float32), context, guidance_scale, sample_noise, denoiser_extras, inpainting)
 
-    def decode(self, latents):
-        """Images (B, H, W, 3) uint8 of latents (B, h, w, C)."""
+    def decode(self, latents: np.ndarray) -> np.ndarray:
+        """Decode latents.
+
+        Args:
+            latents: (B, h, w, C).
+
+        Returns:
+            images (B, H, W, 3) uint8.
+        """
         config = self.pipeline_config
         latents = (latents / config["scaling_factor"] + config["shift_factor"]).astype(np.float32)
         # Large images one by one, for memory; small ones together, for time.
@@ -299,6 +331,13 @@ class LatentDiffusion:
             raise ValueError("This is an inpainting model: give an image and a mask.")
 
 
-def to_uint8(images):
-    """Images, about in [-1, 1], as uint8."""
+def to_uint8(images: np.ndarray) -> np.ndarray:
+    """Images as bytes.
+
+    Args:
+        images: about in [-1, 1].
+
+    Returns:
+        uint8 of the same shape.
+    """
     return np.round(255 * np.clip(images / 2 + 0.5, 0, 1)).astype(np.uint8)

@@ -21,9 +21,18 @@ Letters: T training timesteps, E evaluations of the model, t a timestep, x laten
 the alphas (share of signal), σ standard deviation of the noise for a signal of 1, √(1 − ᾱ) / √ᾱ.
 """
 
+from __future__ import annotations
+
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from zoo.typing import Tensor
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -32,15 +41,24 @@ TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 # ---------------------------------------------------------------------------------------------------- noise schedules
 
 
-def betas(beta_schedule, *, num_train_timesteps=1000, beta_start=0.00085, beta_end=0.012):
-    """β_t of every timestep, float64 (T,).
+def betas(
+    beta_schedule: str, *, num_train_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
+) -> np.ndarray:
+    """β_t of every timestep.
 
     Args:
         beta_schedule: "linear" (Ho et al. 2020, section 4: 0.0001 to 0.02); "scaled_linear", linear in √β (Rombach et
             al. 2022, used by Stable Diffusion: 0.00085 to 0.012); "squaredcos_cap_v2", the cosine schedule (Nichol &
             Dhariwal 2021, equation 17).
         num_train_timesteps: T.
-        beta_start, beta_end: the first and the last β; not used by the cosine schedule.
+        beta_start: the first β; not used by the cosine schedule.
+        beta_end: the last β; not used by the cosine schedule.
+
+    Returns:
+        float64 (T,).
+
+    Raises:
+        ValueError: if there is no such schedule.
     """
     if beta_schedule not in BETA_SCHEDULES:
         raise ValueError(f"beta_schedule must be one of {', '.join(BETA_SCHEDULES)}, got {beta_schedule!r}.")
@@ -52,31 +70,75 @@ def betas(beta_schedule, *, num_train_timesteps=1000, beta_start=0.00085, beta_e
     return np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
 
 
-def alphas_cumprod(betas):
-    """ᾱ_t = Π (1 − β_s) for s up to t, float64 (T,)."""
+def alphas_cumprod(betas: npt.ArrayLike) -> np.ndarray:
+    """ᾱ_t = Π (1 − β_s) for s up to t.
+
+    Args:
+        betas: β (T,).
+
+    Returns:
+        float64 (T,).
+    """
     return np.cumprod(1 - np.asarray(betas, np.float64))
 
 
-def alphas_cumprod_from_config(noise_schedule):
-    """ᾱ of every timestep, float64 (T,), of the `noise_schedule` of a pipeline.json: the arguments of `betas`."""
+def alphas_cumprod_from_config(noise_schedule: Mapping[str, Any]) -> np.ndarray:
+    """ᾱ of every timestep, of a pipeline's configuration.
+
+    Args:
+        noise_schedule: that of a pipeline.json: the arguments of `betas`.
+
+    Returns:
+        float64 (T,).
+    """
     return alphas_cumprod(betas(**noise_schedule))
 
 
 # ---------------------------------------------------------------------------------------------------- forward process
 
 
-def add_noise(x_0, noise, alpha_cumprod):
-    """Sample from q(x_t | x_0): √ᾱ_t x_0 + √(1 − ᾱ_t) noise. Ho et al. 2020, equation 4."""
+def add_noise(x_0: Tensor, noise: Tensor, alpha_cumprod: Tensor) -> Tensor:
+    """Sample from q(x_t | x_0): √ᾱ_t x_0 + √(1 − ᾱ_t) noise. Ho et al. 2020, equation 4.
+
+    Args:
+        x_0: an array.
+        noise: standard normal, of its shape.
+        alpha_cumprod: ᾱ_t, a number or an array that broadcasts.
+
+    Returns:
+        x_t.
+    """
     return alpha_cumprod**0.5 * x_0 + (1 - alpha_cumprod) ** 0.5 * noise
 
 
-def add_noise_step(x, noise, beta):
-    """Sample from q(x_t | x_{t-1}): √(1 − β_t) x_{t-1} + √β_t noise. Ho et al. 2020, equation 2."""
+def add_noise_step(x: Tensor, noise: Tensor, beta: Tensor) -> Tensor:
+    """Sample from q(x_t | x_{t-1}): √(1 − β_t) x_{t-1} + √β_t noise. Ho et al. 2020, equation 2.
+
+    Args:
+        x: x_{t-1}, an array.
+        noise: standard normal, of its shape.
+        beta: β_t, a number or an array that broadcasts.
+
+    Returns:
+        x_t.
+    """
     return (1 - beta) ** 0.5 * x + beta**0.5 * noise
 
 
-def predict_x0_and_epsilon(prediction_type, output, x, alpha_cumprod):
-    """(x_0, ε) of a model's output for x = √ᾱ x_0 + √(1 − ᾱ) ε; "v_prediction" is Salimans & Ho 2022, appendix D."""
+def predict_x0_and_epsilon(
+    prediction_type: str, output: Tensor, x: Tensor, alpha_cumprod: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x_0 and ε of a model's output for x = √ᾱ x_0 + √(1 − ᾱ) ε.
+
+    Args:
+        prediction_type: "epsilon", "v_prediction" (Salimans & Ho 2022, appendix D) or "sample".
+        output: of the model.
+        x: its input, of the same shape.
+        alpha_cumprod: ᾱ, a number or an array that broadcasts.
+
+    Returns:
+        (x_0, ε).
+    """
     a, s = alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
     if prediction_type == "epsilon":
         return (x - s * output) / a, output
@@ -85,8 +147,15 @@ def predict_x0_and_epsilon(prediction_type, output, x, alpha_cumprod):
     return output, (x - a * output) / s
 
 
-def seeded_noise(seeds):
-    """A function from a shape (h, w, C) to standard normal noise (B, h, w, C) float32, one random stream per seed."""
+def seeded_noise(seeds: Sequence[int]) -> Callable[[tuple[int, ...]], np.ndarray]:
+    """Noise of one random stream per seed.
+
+    Args:
+        seeds: B of them.
+
+    Returns:
+        a function from a shape (h, w, C) to standard normal noise (B, h, w, C) float32, fresh at each call.
+    """
     streams = [np.random.default_rng(seed) for seed in seeds]
     return lambda shape: np.stack([stream.standard_normal(shape, dtype=np.float32) for stream in streams])
 
@@ -137,21 +206,35 @@ class SamplerConfig:
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must be from 0 to 1, got {self.eta}.")
 
-    def spaced_timesteps(self, default_spacing):
-        """The timesteps (num_steps,) as `timestep_spacing` spaces them, or where it is None, `default_spacing`."""
+    def spaced_timesteps(self, default_spacing: str) -> np.ndarray:
+        """The timesteps as `timestep_spacing` spaces them.
+
+        Args:
+            default_spacing: used where `timestep_spacing` is None.
+
+        Returns:
+            (num_steps,).
+        """
         return space_timesteps(
             self.timestep_spacing or default_spacing, self.num_steps, len(self.alphas_cumprod), self.steps_offset
         )
 
-    def leading_timesteps(self):
+    def leading_timesteps(self) -> np.ndarray:
         """The timesteps of samplers whose default spacing is "leading", as indices into `alphas_cumprod`."""
         return np.round(self.spaced_timesteps("leading")).astype(int)
 
-    def alpha_cumprod_at(self, t):
-        """ᾱ at timestep t, which may be negative after the last step."""
+    def alpha_cumprod_at(self, t: int) -> float:
+        """ᾱ at a timestep.
+
+        Args:
+            t: the timestep, which may be negative after the last step.
+
+        Returns:
+            ᾱ_t.
+        """
         return self.alphas_cumprod[t] if t >= 0 else 1.0 if self.set_alpha_to_one else self.alphas_cumprod[0]
 
-    def timesteps_and_sigmas(self):
+    def timesteps_and_sigmas(self) -> tuple[np.ndarray, np.ndarray]:
         """(timesteps, σ at each and 0 after the last) for samplers that work with x = x_0 + σ ε."""
         train_sigmas = ((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5
         timesteps = self.spaced_timesteps("linspace")
@@ -189,17 +272,24 @@ class SamplingPlan:
         return len(self.timesteps)
 
     @property
-    def adds_noise(self):
+    def adds_noise(self) -> np.ndarray:
         """Which evaluations add fresh noise, bool (E,)."""
         return self.step_matrices[:, 0, -1] != 0
 
 
-def init_state(x):
-    """The initial state for latents x, a NumPy array: (5, *x.shape)."""
+def init_state(x: np.ndarray) -> np.ndarray:
+    """The initial state.
+
+    Args:
+        x: latents, a NumPy array.
+
+    Returns:
+        (5, *x.shape).
+    """
     return np.stack([x, *[np.zeros_like(x)] * 4])
 
 
-def sampler_step(matrix, state, output, noise):
+def sampler_step(matrix: Tensor, state: Tensor, output: Tensor, noise: Tensor) -> Tensor:
     """The next state: the product of `matrix` and (state, output, noise).
 
     Args:
@@ -207,20 +297,31 @@ def sampler_step(matrix, state, output, noise):
         state: (5, ...), of `init_state` or of the previous step.
         output: output of the model, (...).
         noise: standard normal, (...); ignored where the plan does not say `adds_noise`.
+
+    Returns:
+        (5, ...).
     """
     column = (slice(None),) + (None,) * len(output.shape)
     inputs = [*(state[index] for index in range(5)), output, noise]
     return sum(matrix[:, index][column] * x for index, x in enumerate(inputs))
 
 
-def space_timesteps(timestep_spacing, num_steps, num_train_timesteps=1000, steps_offset=1):
-    """The timesteps at which a sampler evaluates the model, descending, float64 (num_steps,). Lin et al. 2024, table 2.
+def space_timesteps(
+    timestep_spacing: str, num_steps: int, num_train_timesteps: int = 1000, steps_offset: int = 1
+) -> np.ndarray:
+    """The timesteps at which a sampler evaluates the model. Lin et al. 2024, table 2.
 
     Args:
         timestep_spacing: "leading", "trailing" or "linspace", which is not rounded.
         num_steps: number of timesteps.
         num_train_timesteps: T.
         steps_offset: added to those of "leading"; 1 in Stable Diffusion 1.
+
+    Returns:
+        float64 (num_steps,), descending.
+
+    Raises:
+        ValueError: if an argument is out of range.
     """
     if timestep_spacing not in TIMESTEP_SPACINGS:
         raise ValueError(f"timestep_spacing must be one of {', '.join(TIMESTEP_SPACINGS)}, got {timestep_spacing!r}.")
@@ -240,8 +341,16 @@ def space_timesteps(timestep_spacing, num_steps, num_train_timesteps=1000, steps
     return timesteps.astype(np.float64)
 
 
-def start_step(num_steps, strength):
-    """Number of steps that image-to-image with this strength skips: none with 1, all with 0."""
+def start_step(num_steps: int, strength: float) -> int:
+    """Number of steps that image-to-image skips.
+
+    Args:
+        num_steps: number of steps from pure noise.
+        strength: 1 skips none, 0 skips all.
+
+    Returns:
+        the number.
+    """
     return num_steps - min(int(num_steps * strength), num_steps)
 
 
@@ -250,8 +359,15 @@ def start_step(num_steps, strength):
 # Each maps a `SamplerConfig` to a `SamplingPlan`, with the timesteps of diffusers' scheduler, its oddities included.
 
 
-def ddpm(config):
-    """Ancestral sampling: Ho et al. 2020, algorithm 2, with the posterior mean and variance of equation 7."""
+def ddpm(config: SamplerConfig) -> SamplingPlan:
+    """Ancestral sampling: Ho et al. 2020, algorithm 2, with the posterior mean and variance of equation 7.
+
+    Args:
+        config: of the sampler.
+
+    Returns:
+        `SamplingPlan`.
+    """
     timesteps, matrices = config.leading_timesteps(), []
     for t, t_prev in list(zip(timesteps, [*timesteps[1:], -1]))[config.start_step :]:
         alpha_cumprod = config.alphas_cumprod[t]
@@ -267,8 +383,15 @@ def ddpm(config):
     return _variance_preserving_plan(config, timesteps[config.start_step :], matrices)
 
 
-def ddim(config):
-    """Song et al. 2021, equations 12 and 16."""
+def ddim(config: SamplerConfig) -> SamplingPlan:
+    """Song et al. 2021, equations 12 and 16.
+
+    Args:
+        config: of the sampler.
+
+    Returns:
+        `SamplingPlan`.
+    """
     timesteps, stride, matrices = config.leading_timesteps(), len(config.alphas_cumprod) // config.num_steps, []
     for t in timesteps[config.start_step :]:
         alpha_cumprod, alpha_cumprod_prev = config.alphas_cumprod[t], config.alpha_cumprod_at(t - stride)
@@ -280,12 +403,18 @@ def ddim(config):
     return _variance_preserving_plan(config, timesteps[config.start_step :], matrices)
 
 
-def plms(config):
+def plms(config: SamplerConfig) -> SamplingPlan:
     """Pseudo linear multistep, Liu et al. 2022, equations 9 and 12, started by one step of Heun's method.
 
     The model's outputs are combined first, whatever their prediction type, and converted to x_0 and ε after that. The
     second evaluation repeats the first step, so that there is one more evaluation than steps; with `start_step`,
     diffusers still repeats the second of the remaining timesteps, and this follows it.
+
+    Args:
+        config: of the sampler.
+
+    Returns:
+        `SamplingPlan`.
     """
     timesteps, stride, matrices = config.leading_timesteps(), len(config.alphas_cumprod) // config.num_steps, []
     timesteps = np.concatenate([timesteps[:2], timesteps[1:]])[config.start_step :]
@@ -321,8 +450,15 @@ def _variance_preserving_plan(config, timesteps, matrices):
     )
 
 
-def euler(config):
-    """Euler's method for dx/dσ = (x − x_0) / σ: Karras et al. 2022, algorithm 1 without its correction."""
+def euler(config: SamplerConfig) -> SamplingPlan:
+    """Euler's method for dx/dσ = (x − x_0) / σ: Karras et al. 2022, algorithm 1 without its correction.
+
+    Args:
+        config: of the sampler.
+
+    Returns:
+        `SamplingPlan`.
+    """
     (timesteps, sigmas), matrices = config.timesteps_and_sigmas(), []
     for sigma, sigma_next in list(zip(sigmas, sigmas[1:]))[config.start_step :]:
         x_0, d = _x0_and_derivative(config, sigma)
@@ -330,8 +466,15 @@ def euler(config):
     return _sigma_plan(config, timesteps[config.start_step :], sigmas, sigmas[config.start_step :], matrices)
 
 
-def euler_ancestral(config):
-    """Euler's method down to σ_down, then fresh noise up to the next σ: k-diffusion, after Ho et al. 2020."""
+def euler_ancestral(config: SamplerConfig) -> SamplingPlan:
+    """Euler's method down to σ_down, then fresh noise up to the next σ: k-diffusion, after Ho et al. 2020.
+
+    Args:
+        config: of the sampler.
+
+    Returns:
+        `SamplingPlan`.
+    """
     (timesteps, sigmas), matrices = dataclasses.replace(config, use_karras_sigmas=False).timesteps_and_sigmas(), []
     for sigma, sigma_next in list(zip(sigmas, sigmas[1:]))[config.start_step :]:
         x_0, d = _x0_and_derivative(config, sigma)
@@ -341,8 +484,15 @@ def euler_ancestral(config):
     return _sigma_plan(config, timesteps[config.start_step :], sigmas, sigmas[config.start_step :], matrices)
 
 
-def heun(config):
-    """Heun's method: Karras et al. 2022, algorithm 1. Two evaluations per step, one for the last."""
+def heun(config: SamplerConfig) -> SamplingPlan:
+    """Heun's method: Karras et al. 2022, algorithm 1. Two evaluations per step, one for the last.
+
+    Args:
+        config: of the sampler.
+
+    Returns:
+        `SamplingPlan`.
+    """
     (timesteps, sigmas), matrices = config.timesteps_and_sigmas(), []
     for sigma, sigma_next in list(zip(sigmas, sigmas[1:]))[config.start_step :]:
         x_0, d = _x0_and_derivative(config, sigma)
@@ -371,8 +521,15 @@ def _sigma_plan(config, timesteps, sigmas, evaluated_sigmas, matrices):
     )
 
 
-def dpmpp_2m(config):
-    """DPM-Solver++(2M): Lu et al. 2022, algorithm 2; the first and the last step are of order 1."""
+def dpmpp_2m(config: SamplerConfig) -> SamplingPlan:
+    """DPM-Solver++(2M): Lu et al. 2022, algorithm 2; the first and the last step are of order 1.
+
+    Args:
+        config: of the sampler.
+
+    Returns:
+        `SamplingPlan`.
+    """
     num_train_timesteps, num_steps, start = len(config.alphas_cumprod), config.num_steps, config.start_step
     train_sigmas = ((1 - config.alphas_cumprod) / config.alphas_cumprod) ** 0.5
     if config.timestep_spacing == "trailing":

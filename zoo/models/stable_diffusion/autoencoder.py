@@ -11,6 +11,9 @@ Letters: B batch, H height, W width, h = H/F, w = W/F, C channels, T tokens (pix
 Source: diffusers 0.42, models/autoencoders/autoencoder_kl.py and vae.py: AutoencoderKL.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import keras
 from keras import layers, ops
 
@@ -23,13 +26,13 @@ _LOG_VARIANCE_RANGE = (-30.0, 20.0)  # vae.py: DiagonalGaussianDistribution
 
 def encoder(
     *,
-    block_out_channels=(128, 256, 512, 512),
-    layers_per_block=2,
-    norm_num_groups=32,
-    image_channels=3,
-    latent_channels=4,
-    name="encoder",
-):
+    block_out_channels: Sequence[int] = (128, 256, 512, 512),
+    layers_per_block: int = 2,
+    norm_num_groups: int = 32,
+    image_channels: int = 3,
+    latent_channels: int = 4,
+    name: str = "encoder",
+) -> keras.Model:
     """Build the encoder in the functional API.
 
     Args:
@@ -71,18 +74,22 @@ def encoder(
 
 def decoder(
     *,
-    block_out_channels=(128, 256, 512, 512),
-    layers_per_block=2,
-    norm_num_groups=32,
-    image_channels=3,
-    latent_channels=4,
-    name="decoder",
-):
-    """Build the decoder in the functional API.
+    block_out_channels: Sequence[int] = (128, 256, 512, 512),
+    layers_per_block: int = 2,
+    norm_num_groups: int = 32,
+    image_channels: int = 3,
+    latent_channels: int = 4,
+    name: str = "decoder",
+) -> keras.Model:
+    """Build the decoder, the mirror image of the encoder but for one more residual block per level.
 
     Args:
-        block_out_channels, layers_per_block, norm_num_groups, image_channels, latent_channels, name: as in `encoder`,
-            of which it is the mirror image but for one more residual block per level.
+        block_out_channels: as in `encoder`.
+        layers_per_block: as in `encoder`.
+        norm_num_groups: as in `encoder`.
+        image_channels: as in `encoder`.
+        latent_channels: as in `encoder`.
+        name: name of the model.
 
     Returns:
         `keras.Model` from latents (B, h, w, latent_channels) to image (B, F·h, F·w, image_channels), not clipped.
@@ -109,12 +116,13 @@ def decoder(
     return keras.Model(latents, conv3x3(x, "conv_out", image_channels), name=name)
 
 
-def autoencoder(*, latent_channels=4, name="autoencoder", **kwargs):
+def autoencoder(*, latent_channels: int = 4, name: str = "autoencoder", **kwargs: Any) -> keras.Model:
     """Build encoder and decoder as one model, with the reparameterized latents between them.
 
     Args:
-        latent_channels, **kwargs: as in `encoder`.
+        latent_channels: channels of the latents.
         name: name of the model.
+        **kwargs: as in `encoder`.
 
     Returns:
         `keras.Model` from [image (B, H, W, 3), noise (B, h, w, 4)] to [image, mean, log_variance]: the decoder's input
@@ -132,8 +140,17 @@ def autoencoder(*, latent_channels=4, name="autoencoder", **kwargs):
     return autoencoder_from_parts(*parts, name=name)
 
 
-def autoencoder_from_parts(encoder, decoder, *, name="autoencoder"):
-    """`autoencoder` of a built encoder and decoder, e.g. loaded from files; it shares their weights."""
+def autoencoder_from_parts(encoder: keras.Model, decoder: keras.Model, *, name: str = "autoencoder") -> keras.Model:
+    """`autoencoder` of two built models, e.g. loaded from files; it shares their weights.
+
+    Args:
+        encoder: what `encoder` returned.
+        decoder: what `decoder` returned.
+        name: name of the model.
+
+    Returns:
+        `keras.Model` as of `autoencoder`.
+    """
     image = keras.Input(encoder.inputs[0].shape[1:], name="image")
     noise = keras.Input(decoder.inputs[0].shape[1:], name="noise")
     mean, log_variance = encoder(image)

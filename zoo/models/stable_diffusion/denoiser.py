@@ -14,6 +14,7 @@ Source: diffusers 0.42, models/unets/unet_2d_condition.py: UNet2DConditionModel.
 """
 
 import math
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -29,6 +30,7 @@ from zoo.blocks.residual import (
     unflatten_spatial,
     upsample_nearest,
 )
+from zoo.typing import Tensor
 
 # Tensor parallelism, see `zoo.blocks.attention`. In a residual block the first convolution is sharded by its output
 # channels, the second by its input channels.
@@ -46,18 +48,18 @@ _TRANSFORMER_EPSILON = 1e-6  # of the group normalization before a transformer, 
 
 def denoiser(
     *,
-    block_out_channels=(320, 640, 1280, 1280),
-    layers_per_block=2,
-    has_attention=(True, True, True, False),
-    num_heads=8,
-    transformer_layers_per_block=1,
-    cross_attention_dim=768,
-    in_channels=4,
-    out_channels=4,
-    norm_num_groups=32,
-    epsilon=1e-5,
-    name="denoiser",
-):
+    block_out_channels: Sequence[int] = (320, 640, 1280, 1280),
+    layers_per_block: int | Sequence[int] = 2,
+    has_attention: bool | Sequence[bool] = (True, True, True, False),
+    num_heads: int | Sequence[int] = 8,
+    transformer_layers_per_block: int | Sequence[int] = 1,
+    cross_attention_dim: int = 768,
+    in_channels: int = 4,
+    out_channels: int = 4,
+    norm_num_groups: int = 32,
+    epsilon: float = 1e-5,
+    name: str = "denoiser",
+) -> keras.Model:
     """Build the U-Net in the functional API.
 
     Arguments documented "per level" take one value for all levels, or a tuple with one for each.
@@ -163,17 +165,26 @@ def denoiser(
     return keras.Model([latents, timestep, context], x, name=name)
 
 
-def timestep_embedding(timestep, dim):
-    """Sinusoidal embedding: cos(t / 10000^(2i/dim)), then the sines, i = 0 … dim/2 - 1; (B,) float32 -> (B, dim).
+def timestep_embedding(timestep: Tensor, dim: int) -> Tensor:
+    """Sinusoidal embedding: cos(t / 10000^(2i/dim)), then the sines, i = 0 … dim/2 - 1.
 
     The frequencies are rounded as in diffusers: at t = 999 the last digits of an angle matter.
+
+    Args:
+        timestep: (B,) float32.
+        dim: size of the embedding, even.
+
+    Returns:
+        (B, dim) float32.
     """
     exponent = np.float32(-math.log(_MAX_PERIOD)) * np.arange(dim // 2, dtype="float32") / np.float32(dim // 2)
     angle = ops.multiply(ops.expand_dims(timestep, -1), np.exp(exponent))
     return ops.concatenate([ops.cos(angle), ops.sin(angle)], axis=-1)
 
 
-def spatial_transformer(x, context, indices, name, *, num_heads, num_layers, norm_num_groups):
+def spatial_transformer(
+    x: Tensor, context: Tensor, indices: Tensor, name: str, *, num_heads: int, num_layers: int, norm_num_groups: int
+) -> Tensor:
     """x + f(x), with f a transformer over the pixels: self-attention, and cross-attention to the context.
 
     Args:

@@ -26,17 +26,17 @@ _OUTPUT_LAYERS = ("last", "penultimate")
 
 def text_encoder(
     *,
-    vocabulary_size,
-    num_layers=12,
-    hidden_dim=768,
-    intermediate_dim=3072,
-    num_heads=12,
-    max_length=77,
-    activation="quick_gelu",
-    output_layer="last",
-    epsilon=1e-5,
-    name="text_encoder",
-):
+    vocabulary_size: int,
+    num_layers: int = 12,
+    hidden_dim: int = 768,
+    intermediate_dim: int = 3072,
+    num_heads: int = 12,
+    max_length: int = 77,
+    activation: str = "quick_gelu",
+    output_layer: str = "last",
+    epsilon: float = 1e-5,
+    name: str = "text_encoder",
+) -> keras.Model:
     """Build the text transformer in the functional API.
 
     Args:
