@@ -193,12 +193,16 @@ def run_plain_fit(folder, *, devices):
         ),
         "batches": ((RowBatches(x, y),), {"shuffle": False, "validation_data": RowBatches(x[:24], y[:24])}),
         "rows left over": ((x[:59], y[:59]), left),
+        "layers of one name": ((x, y), {"batch_size": ROWS}),
     }
     results = {}
     with distribution.strategy(devices) as on:
         for name, (data, options) in calls.items():
             keras.utils.set_random_seed(0)  # of the order of the rows
             layers = [keras.Input((6,)), keras.layers.Dense(8, activation="relu"), keras.layers.Dense(3)]
+            if name == "layers of one name":
+                parts = [([keras.Input((6,)), keras.layers.Dense(6, name="dense")]) for _ in range(2)]
+                layers[1:1] = [keras.Sequential(part, name=f"part_{index}") for index, part in enumerate(parts)]
             model = keras.Sequential(layers)
             set_initial_weights(model, seed=0, initializer="he")
             loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)

@@ -161,7 +161,7 @@ def test_plain_fit_on_two_replicas_gives_the_numbers_of_one_device(several, tmp_
     """Arrays with the order of Keras' own shuffling, weights of classes and rows, a PyDataset, validation, evaluate."""
     distributed_cases.run_plain_fit(tmp_path / "one", devices="cpu")
     one, two = results(tmp_path, "one"), results(several[0], "plain_fit@cpu:2")
-    assert len(one) == len(two) == 25
+    assert len(one) == len(two) == 29
     for key, values in one.items():
         np.testing.assert_allclose(two[key], values, atol=1e-5, rtol=1e-5, err_msg=key)
 

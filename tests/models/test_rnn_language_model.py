@@ -131,6 +131,7 @@ def test_fast_paths_change_no_numbers(cell):
         np.testing.assert_allclose(one, other, atol=1e-5, rtol=0)  # with rate 1 the steps are the gradients
 
 
+@pytest.mark.filterwarnings("ignore:.* does not support masking:UserWarning")  # of Keras 3.16, of what uses up a mask
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_fast_paths_leave_other_layers_alone(cell):
     kind = CELLS[cell]

@@ -50,6 +50,7 @@ def inner_of_three():
     return keras.Model(x, layers.Dense(2, name="leaf")(x), name="three")
 
 
+@pytest.mark.filterwarnings("ignore:.* does not support masking:UserWarning")  # of Keras 3.16, of what uses up a mask
 @pytest.mark.filterwarnings("ignore:Layer 'reader'|Layer 'flat':UserWarning")  # neither hands the mask on
 def test_masks_and_layers_around_models_are_left_as_they_are():
     """A mask reaches the LSTM inside a nested model, and what a layer does with a model inside it is one call."""
@@ -170,6 +171,7 @@ def test_a_record_is_written_beside_the_file_and_read_back(tmp_path):
     assert path.read_bytes() == content  # the same numbers make the same file
 
 
+@pytest.mark.filterwarnings("ignore:.* does not support masking:UserWarning")  # of Keras 3.16, of what uses up a mask
 def test_paths_do_not_depend_on_what_the_process_did_before(tmp_path):
     """Keras makes the operation that masks anew, under another number, whenever a sequential model is loaded."""
     words = [keras.Input((6,), dtype="int32"), layers.Embedding(9, 4, mask_zero=True, name="table")]

@@ -7,7 +7,6 @@ a framework, imported where it is used, so that no framework is loaded for anoth
 """
 
 import importlib
-import importlib.metadata
 
 from zoo.errors import UserError
 
@@ -51,7 +50,8 @@ def _attribute_or_module(owner, name):
 
 
 def _version(package):
+    """The version of an imported package; the distribution may have another name, such as keras-nightly."""
     try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
+        return importlib.import_module(package).__version__
+    except (ImportError, AttributeError):
         return ""

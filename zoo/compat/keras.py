@@ -1,4 +1,4 @@
-"""Private names of Keras, as of 3.15.1."""
+"""Private names of Keras, as of 3.15.1 and 3.16.0.dev2026102704."""
 
 import collections
 import contextlib
@@ -8,6 +8,14 @@ import sys
 import numpy as np
 
 from zoo.compat import private
+
+
+def version():
+    """(major, minor) of the Keras that is imported."""
+    import keras
+
+    return tuple(map(int, keras.__version__.split(".")[:2]))
+
 
 # ------------------------------------------------------------------------------------------------------ initial weights
 
@@ -253,6 +261,48 @@ def without_tensorflow():
     finally:
         if hide:
             lazy_module._available = None
+
+
+# ---------------------------------------------------------------------------------------------------- several processes
+
+
+@contextlib.contextmanager
+def without_ddp():
+    """Keep Keras on PyTorch from distributing models itself while `torch.distributed` is initialized.
+
+    Since Keras 3.16 (keras #23316): `fit`, `evaluate` and `predict` wrap the model in `DistributedDataParallel`, and
+    metrics are summed over the processes. That leaves out all but one of the variables that share a path, as layers of
+    one name in two nested models do, so that the processes drift apart; it refuses models of which a step does not use
+    every weight; and a process that predicts alone, as the one that writes samples, waits for the others for ever.
+    Earlier releases have nothing to keep back. Public way: none.
+    """
+    import keras
+
+    if keras.backend.backend() != "torch" or version() < (3, 16):
+        yield
+        return
+    trainer = private("keras", "src.backend.torch.trainer.Trainer")
+    originals = {name: private(trainer, name) for name in ("_initialize_ddp", "get_metrics_result")}
+    trainer._initialize_ddp = lambda self: None
+    trainer.get_metrics_result = super(trainer, trainer).get_metrics_result  # that of every backend
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(trainer, name, original)
+
+
+def shuffled_batch_sampler(num_rows, batch_size):
+    """The orders of rows in which `fit` on PyTorch takes arrays, as Keras draws them.
+
+    Of PyTorch's global random state in Keras 3.15, of the number of the epoch since 3.16. Public way: none.
+
+    Returns:
+        (sampler, next_order): the lists of indices of one epoch's batches, and a function to call before each epoch.
+    """
+    adapter = private("keras", "src.trainers.data_adapters.array_data_adapter.ArrayDataAdapter")
+    adapter = adapter(np.arange(num_rows), batch_size=batch_size, shuffle=True)
+    return private(adapter, "get_torch_dataloader")().batch_sampler, private(adapter, "on_epoch_end")
 
 
 # ----------------------------------------------------------------------------------------------------------- optimizers

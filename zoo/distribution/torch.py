@@ -24,6 +24,8 @@ from zoo.distribution.devices import Devices, resolve_num_accelerators
 from zoo.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
+
     from zoo.distribution.sharding import ArrayBatches
 
 _BUCKET_ELEMENTS = 2**24  # gradients that are reduced at once, 64 MiB in float32
@@ -168,8 +170,8 @@ def _global_metrics(model):
 
 
 def shuffled_loader(
-    batches: "ArrayBatches", shard: Callable[[Any], tuple]
-) -> tuple["torch.utils.data.DataLoader", Callable[[int], None]]:
+    batches: ArrayBatches, shard: Callable[[Any], tuple]
+) -> tuple[torch.utils.data.DataLoader, Callable[[int], None]]:
     """A `DataLoader` of parts of global batches in the order in which Keras would shuffle the arrays on one device.
 
     Args:
