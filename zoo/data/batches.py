@@ -4,26 +4,36 @@ import keras
 import numpy as np
 
 
-def epoch_order(count, *, seed, epoch):
-    """Return the permutation of `range(count)` for one epoch, made by NumPy from (seed, epoch)."""
+def epoch_order(count: int, *, seed: int, epoch: int) -> np.ndarray:
+    """The order of examples in one epoch, made by NumPy and so the same on every backend.
+
+    Args:
+        count: number of examples.
+        seed: integer from 0 up.
+        epoch: its number, from 0.
+
+    Returns:
+        permutation of `range(count)`, (count,) int64.
+    """
     return np.random.default_rng([seed, epoch]).permutation(count)
 
 
 class Batches(keras.utils.PyDataset):
     """Batches of two arrays for `model.fit(batches, shuffle=False)`; the last batch may be smaller.
 
+    `set_epoch` sets the order of an epoch; the callback `zoo.training.callbacks.SetEpoch` calls it.
+
     Args:
-        x, y: arrays with the same first dimension.
+        x: inputs, array (N, …).
+        y: targets, array (N, …).
         batch_size: examples in a batch.
         seed: seed of the order; None keeps the order of the arrays (validation).
-
-    `set_epoch` sets the order of an epoch; the callback `zoo.training.callbacks.SetEpoch` calls it.
 
     Raises:
         ValueError: if the arrays differ in length, are empty, or `batch_size` is below 1.
     """
 
-    def __init__(self, x, y, *, batch_size, seed=0):
+    def __init__(self, x: np.ndarray, y: np.ndarray, *, batch_size: int, seed: int | None = 0) -> None:
         super().__init__(workers=1, use_multiprocessing=False)
         if len(x) != len(y):
             raise ValueError(f"x and y must have the same length, got {len(x)} and {len(y)}.")
@@ -34,8 +44,12 @@ class Batches(keras.utils.PyDataset):
         self.x, self.y, self.batch_size, self.seed = x, y, batch_size, seed
         self.set_epoch(0)
 
-    def set_epoch(self, epoch):
-        """Set the order of an epoch."""
+    def set_epoch(self, epoch: int) -> None:
+        """Set the order of an epoch.
+
+        Args:
+            epoch: its number, from 0.
+        """
         count = len(self.x)
         self.order = np.arange(count) if self.seed is None else epoch_order(count, seed=self.seed, epoch=epoch)
 

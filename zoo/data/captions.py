@@ -9,14 +9,18 @@ The caption names the class and both colors, by one of six templates. One tenth 
 combinations is held out of training, to test whether a model composes what it has never been trained on.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from zoo.data.batches import epoch_order
 from zoo.data.images import default_image_dataset, load_images
 from zoo.errors import UserError
+from zoo.typing import StrPath
 
 IMAGE_SIZE = 48
 COLORS = {
@@ -79,7 +83,9 @@ class CaptionedImages:
     glyphs: dict
     labels: dict
 
-    def render(self, split, indices, *, seed, held_out=False):
+    def render(
+        self, split: str, indices: np.ndarray, *, seed: int | Sequence[int], held_out: bool = False
+    ) -> CaptionedBatch:
         """Colorize and caption some glyphs; the result is a function of the arguments alone.
 
         Args:
@@ -101,34 +107,76 @@ class CaptionedImages:
         images = colorize(self.glyphs[split][indices], foregrounds, backgrounds)
         return CaptionedBatch(images, captions, labels, foregrounds, backgrounds)
 
-    def batches(self, split, batch_size, *, seed, epoch=0, held_out=False):
-        """Iterate once over a split; order, colors and captions are a function of (seed, epoch)."""
+    def batches(
+        self, split: str, batch_size: int, *, seed: int, epoch: int = 0, held_out: bool = False
+    ) -> Iterator[CaptionedBatch]:
+        """Iterate once over a split; order, colors and captions are a function of (seed, epoch).
+
+        Args:
+            split: "train", "validation" or "test".
+            batch_size: images in a batch.
+            seed: integer from 0 up.
+            epoch: its number, from 0.
+            held_out: use the held-out combinations instead of the others.
+
+        Yields:
+            `CaptionedBatch`.
+        """
         order = epoch_order(len(self.labels[split]), seed=seed, epoch=epoch)
         for step, start in enumerate(range(0, len(order), batch_size)):
             indices = order[start : start + batch_size]
             yield self.render(split, indices, seed=[seed, epoch, step], held_out=held_out)
 
-    def caption(self, label, foreground, background, rng):
-        """Caption of a class index and two color indices; `rng` chooses the template."""
+    def caption(self, label: int, foreground: int, background: int, rng: np.random.Generator) -> str:
+        """Write a caption.
+
+        Args:
+            label: class index.
+            foreground: index into `COLORS`.
+            background: index into `COLORS`.
+            rng: chooses the template.
+
+        Returns:
+            the caption.
+        """
         return fill_template(TEMPLATES[rng.integers(len(TEMPLATES))], self.class_names[label], foreground, background)
 
-    def prompts(self, count, *, held_out=False, seed=0):
-        """Evaluation prompts (captions, labels, foregrounds, backgrounds), each combination once before any repeats."""
+    def prompts(
+        self, count: int, *, held_out: bool = False, seed: int = 0
+    ) -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray]:
+        """Evaluation prompts, each combination once before any repeats.
+
+        Args:
+            count: number of prompts.
+            held_out: use the held-out combinations instead of the others.
+            seed: of the choice and of the templates.
+
+        Returns:
+            (captions, labels (N,), foregrounds (N,), backgrounds (N,)).
+        """
         rng = np.random.default_rng([seed, held_out])
         combinations = np.argwhere((held_out_combinations(len(self.class_names)) == held_out) & distinct_color_pairs())
         rounds = [rng.permutation(combinations) for _ in range(-(-count // len(combinations)))]
         chosen = np.concatenate(rounds)[:count]
         return [self.caption(*combination, rng) for combination in chosen], *chosen.T
 
-    def subset(self, count, seed=0):
-        """A copy with at most `count` glyphs in each split, chosen at random."""
+    def subset(self, count: int, seed: int = 0) -> CaptionedImages:
+        """A copy with fewer glyphs, chosen at random.
+
+        Args:
+            count: most glyphs of each split.
+            seed: of the choice.
+
+        Returns:
+            `CaptionedImages`.
+        """
         rng = np.random.default_rng(seed)
         indices = {split: np.sort(rng.permutation(len(labels))[:count]) for split, labels in self.labels.items()}
         glyphs = {split: self.glyphs[split][indices[split]] for split in indices}
         labels = {split: self.labels[split][indices[split]] for split in indices}
         return dataclasses.replace(self, glyphs=glyphs, labels=labels)
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """sha256 of the glyphs and labels of the three splits."""
         digest = hashlib.sha256()
         for split in ("train", "validation", "test"):
@@ -137,7 +185,7 @@ class CaptionedImages:
         return digest.hexdigest()
 
 
-def load_captioned_images(data_dir=None):
+def load_captioned_images(data_dir: StrPath | None = None) -> tuple[CaptionedImages, str | None]:
     """Load MNIST and Fashion-MNIST through tensorflow-datasets, or scikit-learn's digits where these are missing.
 
     Args:
@@ -172,13 +220,21 @@ def _captioned(name, class_names, sources):
     return CaptionedImages(name, class_names, glyphs, labels)
 
 
-def distinct_color_pairs():
+def distinct_color_pairs() -> np.ndarray:
     """(8, 8) bool, True where foreground and background differ."""
     return ~np.eye(len(COLORS), dtype=bool)
 
 
-def held_out_combinations(num_classes, seed=0):
-    """(K, 8, 8) bool, True for the tenth of the (class, foreground, background) combinations held out of training."""
+def held_out_combinations(num_classes: int, seed: int = 0) -> np.ndarray:
+    """The tenth of the (class, foreground, background) combinations that is held out of training.
+
+    Args:
+        num_classes: K.
+        seed: of the choice.
+
+    Returns:
+        (K, 8, 8) bool, True for those held out.
+    """
     shape = (num_classes, len(COLORS), len(COLORS))
     combinations = np.argwhere(np.broadcast_to(distinct_color_pairs(), shape))
     chosen = np.random.default_rng(seed).permutation(combinations)[: round(len(combinations) / 10)]
@@ -187,8 +243,18 @@ def held_out_combinations(num_classes, seed=0):
     return held_out
 
 
-def fill_template(template, class_name, foreground, background):
-    """Caption from a template, a class name and two color indices into `COLORS`."""
+def fill_template(template: str, class_name: str, foreground: int, background: int) -> str:
+    """Write a caption from a template.
+
+    Args:
+        template: one of `TEMPLATES`.
+        class_name: as captions use it.
+        foreground: index into `COLORS`.
+        background: index into `COLORS`.
+
+    Returns:
+        the caption.
+    """
     names = list(COLORS)
     words = {"class_name": class_name, "foreground": names[foreground], "background": names[background]}
     return template.format(**words, **{f"a_{key}": f"{_article(word)} {word}" for key, word in words.items()})
@@ -198,8 +264,16 @@ def _article(word):
     return "an" if word[0] in "aeiou" else "a"
 
 
-def colorize(glyphs, foregrounds, backgrounds):
-    """Color grey glyphs (N, side, side) uint8, resized linearly to 48x48: (N, 48, 48, 3) uint8.
+def colorize(glyphs: np.ndarray, foregrounds: np.ndarray, backgrounds: np.ndarray) -> np.ndarray:
+    """Color grey glyphs, resized linearly to 48x48.
+
+    Args:
+        glyphs: (N, side, side) uint8.
+        foregrounds: (N,) indices into `COLORS`.
+        backgrounds: (N,) indices into `COLORS`.
+
+    Returns:
+        (N, 48, 48, 3) uint8.
 
     Raises:
         UserError: if the glyphs are not square.
@@ -223,14 +297,17 @@ def _interpolation_matrix(side):
     return matrix
 
 
-def classify_colors(images):
-    """Nearest foreground and background colors of images: (foregrounds (N,), backgrounds (N,)), indices into `COLORS`.
+def classify_colors(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest foreground and background colors of images.
 
     The background is the color nearest to the median of the border pixels. The foreground is the color whose mixtures
     with that background fit the image best, in squared distance summed over the pixels.
 
     Args:
         images: (N, H, W, 3), 0 to 255.
+
+    Returns:
+        (foregrounds (N,), backgrounds (N,)), indices into `COLORS`.
     """
     images = np.asarray(images, "float32")
     border = np.concatenate([images[:, :2].reshape(len(images), -1, 3), images[:, -2:].reshape(len(images), -1, 3)], 1)

@@ -1,31 +1,49 @@
 """Labelled images as NumPy arrays: mnist, fashion_mnist, gtsrb and digits.
 
-`mnist` and `fashion_mnist` come through tensorflow-datasets. Reading its TFRecord files imports TensorFlow, which must
-not happen in a process that trains on JAX or PyTorch, and an unprepared data set without a network makes
-`tfds.load` retry for minutes: a child process (`zoo.data.tfds_export`) reads them instead.
+`mnist` and `fashion_mnist` are read from their original idx files, or through tensorflow-datasets: by a child process
+(`zoo.data.tfds_export`), since preparing a data set imports TensorFlow, which must not happen in a process that trains
+on JAX or PyTorch, and an unprepared one without a network makes `tfds.load` retry for minutes. What the child has read
+is kept in the cache folder (`ZOO_CACHE_DIR`).
 """
 
+from __future__ import annotations
+
+import contextlib
 import csv
 import dataclasses
+import gzip
 import hashlib
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
+import zipfile
+import zlib
 
 import numpy as np
 
-from zoo.errors import UserError, did_you_mean
+from zoo.errors import UserError, did_you_mean, require
+from zoo.io import files
 from zoo.io.images import load_image
+from zoo.typing import StrPath
 
 IMAGE_DATASETS = ("mnist", "fashion_mnist", "gtsrb", "digits")
 
 _GTSRB_ARRAYS = ("x_train", "y_train", "track_train", "x_test", "y_test", "class_names")
 _GTSRB_SIZE = 48  # official images have many sizes; they are brought to this one
 _TFDS_HOST = ("storage.googleapis.com", 443)
+_IDX_FILES = {"train": "train", "test": "t10k"}  # <prefix>-images-idx3-ubyte and <prefix>-labels-idx1-ubyte
+_IDX_CLASSES = {
+    "mnist": tuple("0123456789"),
+    "fashion_mnist": (  # as tensorflow-datasets names them
+        *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+        *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +63,7 @@ class ImageDataset:
     source: str
     group_train: np.ndarray | None = None
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """sha256 over the four arrays, in the order x_train, y_train, x_test, y_test."""
         digest = hashlib.sha256()
         for array in (self.x_train, self.y_train, self.x_test, self.y_test):
@@ -53,12 +71,13 @@ class ImageDataset:
         return digest.hexdigest()
 
 
-def load_images(name, data_dir=None):
+def load_images(name: str, data_dir: StrPath | None = None) -> ImageDataset:
     """Load a data set by name.
 
     Args:
         name: one of `IMAGE_DATASETS`.
-        data_dir: location of the files. For mnist and fashion_mnist a tensorflow-datasets folder (default
+        data_dir: location of the files. For mnist and fashion_mnist a tensorflow-datasets folder, TFRecord or
+            ArrayRecord, or one with the original idx files, gzipped or not, in it or in <data_dir>/<name> (default
             `TFDS_DATA_DIR`, else ~/tensorflow_datasets); for gtsrb an `.npz` file, a folder holding one, or the
             official folder of PPM images (default `GTSRB_DIR`, else ~/gtsrb). `digits` needs none.
 
@@ -76,22 +95,31 @@ def load_images(name, data_dir=None):
         return _load_digits()
     if name == "gtsrb":
         return _load_gtsrb(pathlib.Path(data_dir or os.environ.get("GTSRB_DIR") or "~/gtsrb").expanduser())
-    return _load_tfds(name, _tfds_dir(data_dir))
+    return _load_mnist(name, _tfds_dir(data_dir))
 
 
-def default_image_dataset(data_dir=None):
-    """Return (name, remark): "mnist" where it is prepared or reachable, else "digits" and one line saying so."""
+def default_image_dataset(data_dir: StrPath | None = None) -> tuple[str, str | None]:
+    """The data set of a recipe where none was chosen.
+
+    Args:
+        data_dir: tensorflow-datasets folder, as in `load_images`.
+
+    Returns:
+        (name, remark): "mnist" where it is prepared or reachable, else "digits" and one line saying so.
+    """
     folder = _tfds_dir(data_dir)
-    if _is_prepared("mnist", folder) or _server_reachable():
+    if _is_prepared("mnist", folder) or _idx_files("mnist", folder) or _server_reachable():
         return "mnist", None
     return "digits", (
-        f"MNIST is neither prepared in {folder} nor reachable: using scikit-learn's 1,797 digits instead "
+        f"MNIST is neither in {folder} nor reachable: using scikit-learn's 1,797 digits instead "
         "(--data-dir or TFDS_DATA_DIR says where MNIST is)."
     )
 
 
-def split_validation(dataset, *, fraction, seed=0, limit=None):
-    """Split the training part into (x, y) for training and (x, y) for validation.
+def split_validation(
+    dataset: ImageDataset, *, fraction: float, seed: int = 0, limit: int | None = None
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """Split the training part for training and validation.
 
     Whole groups go to one side (the frames of one traffic sign are near copies of each other), and within each class
     the same fraction of groups is held out, at least one of two or more.
@@ -101,6 +129,9 @@ def split_validation(dataset, *, fraction, seed=0, limit=None):
         fraction: fraction of the groups of each class to hold out.
         seed: seed of the choice.
         limit: keep at most this many examples of each side, chosen at random.
+
+    Returns:
+        ((x, y) for training, (x, y) for validation).
     """
     labels = dataset.y_train
     groups = np.arange(len(labels)) if dataset.group_train is None else dataset.group_train
@@ -148,13 +179,23 @@ def _server_reachable(timeout=4.0):
     return bool(answer)
 
 
-def _load_tfds(name, folder):
-    prepared = _is_prepared(name, folder)
+def _load_mnist(name, folder):
+    prepared, idx_files = _is_prepared(name, folder), _idx_files(name, folder)
+    if idx_files and not prepared:
+        arrays = {key: _read_idx(path) for key, path in idx_files.items()}
+        for split in _IDX_FILES:
+            arrays[f"x_{split}"] = arrays[f"x_{split}"][..., None]
+            arrays[f"y_{split}"] = arrays[f"y_{split}"].astype(np.int32)
+            if len(arrays[f"x_{split}"]) != len(arrays[f"y_{split}"]):
+                raise UserError(f"The images and labels in {idx_files[f'x_{split}'].parent} differ in number.")
+        return ImageDataset(
+            name=name, class_names=_IDX_CLASSES[name], source=str(idx_files["x_train"].parent), **arrays
+        )
     if not prepared and not _server_reachable():
         raise UserError(
-            f"{name} is not prepared in {folder} and the data server cannot be reached: put the tensorflow-datasets "
-            f"folder there (it holds {name}/<version>/dataset_info.json), or name another with --data-dir or "
-            "TFDS_DATA_DIR."
+            f"{name} is not in {folder} and the data server cannot be reached: put the tensorflow-datasets folder "
+            f"there (it holds {name}/<version>/dataset_info.json) or the idx files (train-images-idx3-ubyte.gz and so "
+            "on), or name another folder with --data-dir or TFDS_DATA_DIR."
         )
     data = _export(name, folder, prepared)
     names = tuple(str(n) for n in data.pop("class_names"))
@@ -162,15 +203,18 @@ def _load_tfds(name, folder):
 
 
 def _export(name, folder, prepared):
-    """The arrays of a tensorflow-datasets data set, read by a child process."""
+    """The arrays of a tensorflow-datasets data set: from the cache, else read by a child process."""
+    cached = _cache_file(name, folder) if prepared else None
+    if cached and (data := _read_arrays(cached)):
+        return data
+    require("tensorflow_datasets", what=f"Reading {name} in {folder}")
     with tempfile.TemporaryDirectory() as scratch:
         arrays = pathlib.Path(scratch) / "arrays.npz"
         child = subprocess.run(
-            [sys.executable, "-m", "zoo.data.tfds_export", name, str(folder), str(arrays)],
+            [sys.executable, "-P", pathlib.Path(__file__).with_name("tfds_export.py"), name, folder, arrays],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if prepared else None,  # a download shows its progress
             text=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         )
         if child.returncode:
             reason = (child.stderr or child.stdout or "").strip().splitlines() or ["no message"]
@@ -178,12 +222,73 @@ def _export(name, folder, prepared):
                 f"{name} in {folder} cannot be read ({reason[-1][:200]}): the folder is incomplete or damaged, "
                 f"prepare it again or name another with --data-dir."
             )
-        with np.load(arrays) as stored:
+        cached = cached or _cache_file(name, folder)  # of what the child has prepared
+        with contextlib.suppress(OSError):  # a cache that cannot be written is none
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            with files.atomic_write(cached) as temporary:
+                shutil.copyfile(arrays, temporary)
+        return _read_arrays(arrays)
+
+
+def _cache_file(name, folder):
+    """Where the arrays of a data set are kept: a name made from the content of its files, wherever they lie."""
+    digest = hashlib.sha256()
+    for path in sorted((folder / name).rglob("*")):
+        if path.is_file():
+            digest.update(f"{path.name} {files.sha256(path)}\n".encode())
+    return files.cache_dir() / "data" / f"{name}-{digest.hexdigest()[:16]}.npz"
+
+
+def _read_arrays(path):
+    """{name: array} of an .npz file; None if it is missing or damaged."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return {key: stored[key] for key in stored.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return None
 
 
-def read_tfds_text(name, data_dir):
-    """The text of a tensorflow-datasets data set, its parts joined in order; None if neither prepared nor reachable."""
+def _idx_files(name, folder):
+    """{"x_train": path, …} of the four idx files in a folder or in its `name`, or None if they are not all there."""
+    for place in (folder / name, folder):
+        found = {}
+        for split, prefix in _IDX_FILES.items():
+            for letter, kind in (("x", "images-idx3-ubyte"), ("y", "labels-idx1-ubyte")):
+                candidates = (place / f"{prefix}-{kind}", place / f"{prefix}-{kind}.gz")
+                found |= {f"{letter}_{split}": path for path in candidates if path.is_file()}
+        if len(found) == 4:
+            return found
+    return None
+
+
+def _read_idx(path):
+    """The array of an idx file: 0, 0, a code for uint8 (8), the rank; the sizes, big-endian; the values.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    try:
+        raw = path.read_bytes()
+        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+        rank = raw[3]
+        shape = np.frombuffer(raw, ">i4", rank, offset=4)
+        if raw[:3] != b"\0\0\x08" or not 1 <= rank <= 3:
+            raise ValueError("it does not begin as an idx file of bytes")
+        return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)
+    except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
+        raise UserError(f"{path} is not a whole idx file ({error}): fetch it again.") from error
+
+
+def read_tfds_text(name: str, data_dir: StrPath | None) -> str | None:
+    """The text of a tensorflow-datasets data set, its parts joined in order.
+
+    Args:
+        name: of the data set, e.g. "tiny_shakespeare".
+        data_dir: tensorflow-datasets folder; the default one if None.
+
+    Returns:
+        the text; None if the data set is neither prepared nor reachable.
+    """
     folder = _tfds_dir(data_dir)
     prepared = _is_prepared(name, folder)
     if not prepared and not _server_reachable():
@@ -199,6 +304,7 @@ def _load_digits():
 
     Every fifth image is the test part: 1,438 for training, 359 for testing.
     """
+    require("sklearn", what="The data set digits, which is part of scikit-learn,")
     from sklearn.datasets import load_digits
 
     scans = load_digits()

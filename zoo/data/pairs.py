@@ -1,15 +1,19 @@
 """Sentence pairs for translation, and batches of them: pairs of similar length together."""
 
+from __future__ import annotations
+
 import dataclasses
 import gzip
 import hashlib
 import pathlib
+from collections.abc import Sequence
 
 import keras
 import numpy as np
 
 from zoo.data.batches import epoch_order
 from zoo.errors import UserError, did_you_mean, require
+from zoo.typing import StrPath
 
 MULTI30K = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
 # Padded widths of batches: few, so that a backend compiles few programs.
@@ -28,17 +32,24 @@ class PairDataset:
     validation: list
     test: list
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """sha256 of all pairs in UTF-8."""
         lines = (f"{a}\t{b}\n" for part in (self.train, self.validation, self.test) for a, b in part)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def load_pairs(source_lang="de", target_lang="en", *, data_dir=None, pairs=None):
+def load_pairs(
+    source_lang: str = "de",
+    target_lang: str = "en",
+    *,
+    data_dir: StrPath | None = None,
+    pairs: Sequence[StrPath] | None = None,
+) -> tuple[PairDataset, str | None]:
     """Load sentence pairs.
 
     Args:
-        source_lang, target_lang: languages, e.g. "de", "en".
+        source_lang: language of the source, e.g. "de".
+        target_lang: language of the target, e.g. "en".
         data_dir: folder of Multi30k, task 1: `train.de`, `val.de`, `test_2016_flickr.de` and so on, gzipped or not.
         pairs: paths of your own files: [one TSV file with source and target in its columns], or [source file, target
             file] whose lines correspond. Of every 20 pairs in order, one is for validation and one for the test.
@@ -169,20 +180,29 @@ class BucketedBatches(keras.utils.PyDataset):
     same number of rows, so that a backend compiles one program a width; missing rows of the last batch repeat its
     first pair with weight 0.
 
+    Each batch: ((source (B, S), decoder input (B, S)), target (B, S), weights (B, S)); weights are equal at all target
+    tokens, 0 at padding, and 1 on average.
+
     Args:
         pairs: list of (source ids with the end token, target ids with the end token).
         batch_tokens: upper bound of rows x width of a batch (at least one row).
-        pad_id, start_id: special token ids.
+        pad_id: id of the padding token.
+        start_id: id of the start token.
         seed: seed of the order, a function of (seed, epoch) alone; None for a fixed order (validation).
-
-    Each batch: ((source (B, S), decoder input (B, S)), target (B, S), weights (B, S)); weights are equal at all target
-    tokens, 0 at padding, and 1 on average.
 
     Raises:
         UserError: if there are no pairs, or one is longer than the widest bucket.
     """
 
-    def __init__(self, pairs, *, batch_tokens, pad_id, start_id, seed=None):
+    def __init__(
+        self,
+        pairs: Sequence[tuple[list[int], list[int]]],
+        *,
+        batch_tokens: int,
+        pad_id: int,
+        start_id: int,
+        seed: int | None = None,
+    ) -> None:
         super().__init__(workers=1, use_multiprocessing=False)
         if not pairs:
             raise UserError("There are no sentence pairs to make batches of.")
@@ -197,8 +217,12 @@ class BucketedBatches(keras.utils.PyDataset):
         self.target_tokens = sum(len(target) for _, target in pairs)
         self.set_epoch(0)
 
-    def set_epoch(self, epoch):
-        """Set the order of an epoch."""
+    def set_epoch(self, epoch: int) -> None:
+        """Set the order of an epoch.
+
+        Args:
+            epoch: its number, from 0.
+        """
         count = len(self.pairs)
         order = np.arange(count) if self.seed is None else epoch_order(count, seed=self.seed, epoch=epoch)
         self.batches = []  # (width, rows, indices of pairs)

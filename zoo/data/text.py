@@ -1,8 +1,11 @@
 """Texts for language models, and batches of them: contiguous streams, or shuffled windows."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import pathlib
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -10,6 +13,10 @@ import numpy as np
 from zoo.data.batches import epoch_order
 from zoo.data.images import read_tfds_text
 from zoo.errors import UserError
+from zoo.typing import StrPath
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +27,15 @@ class TextDataset:
     text: str
     source: str
 
-    def split(self, name):
-        """The text of "train", "validation" or "test"."""
+    def split(self, name: str) -> str:
+        """The text of a split.
+
+        Args:
+            name: "train", "validation" or "test".
+
+        Returns:
+            the text.
+        """
         first, second = int(len(self.text) * 0.9), int(len(self.text) * 0.95)
         return {
             "train": self.text[:first],
@@ -29,12 +43,12 @@ class TextDataset:
             "test": self.text[second:],
         }[name]
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """sha256 of the text in UTF-8."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
-def load_text(*, file=None, data_dir=None):
+def load_text(*, file: StrPath | None = None, data_dir: StrPath | None = None) -> tuple[TextDataset, str | None]:
     """Load a text: a file, or tiny shakespeare.
 
     Args:
@@ -93,19 +107,21 @@ class BPTTBatches(keras.utils.PyDataset):
     the target of a token is the next one. A stateful model sees every stream as one long text. With a seed, the streams
     start at an offset below T that depends on (seed, epoch), so that the cuts differ between epochs.
 
+    Each batch: (tokens (B, T), targets (B, T)), int32.
+
     Args:
         token_ids: token ids (N,).
         batch_size: number of streams B.
         sequence_length: tokens of a stream in one batch, T.
         seed: seed of the offsets; None for offset 0 in every epoch (validation).
 
-    Each batch: (tokens (B, T), targets (B, T)), int32.
-
     Raises:
         UserError: if the text is too short for one batch.
     """
 
-    def __init__(self, token_ids, *, batch_size, sequence_length, seed=None):
+    def __init__(
+        self, token_ids: npt.ArrayLike, *, batch_size: int, sequence_length: int, seed: int | None = None
+    ) -> None:
         super().__init__(workers=1, use_multiprocessing=False)
         self.token_ids, self.seed = np.asarray(token_ids, np.int32), seed
         self.batch_size, self.sequence_length = batch_size, sequence_length
@@ -119,8 +135,12 @@ class BPTTBatches(keras.utils.PyDataset):
             )
         self.set_epoch(0)
 
-    def set_epoch(self, epoch):
-        """Set the offset of an epoch."""
+    def set_epoch(self, epoch: int) -> None:
+        """Set the offset of an epoch.
+
+        Args:
+            epoch: its number, from 0.
+        """
         rng = np.random.default_rng([self.seed or 0, epoch])
         offset = 0 if self.seed is None else int(rng.integers(self.sequence_length))
         span = self.batch_size * self.steps_per_epoch * self.sequence_length
@@ -138,8 +158,12 @@ class BPTTBatches(keras.utils.PyDataset):
 class ShuffledWindows(BPTTBatches):
     """The same windows of T tokens in shuffled order, for a stateless model."""
 
-    def set_epoch(self, epoch):
-        """Set the offset and the order of an epoch."""
+    def set_epoch(self, epoch: int) -> None:
+        """Set the offset and the order of an epoch.
+
+        Args:
+            epoch: its number, from 0.
+        """
         super().set_epoch(epoch)
         windows = self.batch_size * self.steps_per_epoch
         order = np.arange(windows) if self.seed is None else epoch_order(windows, seed=self.seed, epoch=epoch)

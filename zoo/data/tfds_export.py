@@ -1,10 +1,17 @@
 """Child process of `zoo.data`: read a tensorflow-datasets data set and write its arrays, or its text, to an .npz file.
 
-python -m zoo.data.tfds_export mnist ~/tensorflow_datasets arrays.npz
+python -P zoo/data/tfds_export.py mnist ~/tensorflow_datasets arrays.npz
+
+It is started as a file, since its package imports Keras. What is prepared is read without TensorFlow, whose import
+takes longer than the reading: the files hold `tf.train.Example` messages, which tensorflow-datasets parses by itself.
 """
 
+import io
 import os
+import struct
 import sys
+
+from zoo.typing import StrPath
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -12,31 +19,65 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import numpy as np
 
 
-def main(name, folder, target):
+def main(name: str, folder: StrPath, target: StrPath) -> None:
+    """Write the arrays of a data set.
+
+    Args:
+        name: of the tensorflow-datasets data set.
+        folder: tensorflow-datasets folder.
+        target: `.npz` file to write.
+    """
     import tensorflow_datasets as tfds
+    from PIL import Image
 
     builder = tfds.builder(name, data_dir=folder)
     if not builder.is_prepared():
         builder.download_and_prepare()
     if "text" in builder.info.features:
-        parts = [tfds.as_numpy(builder.as_dataset(split=split)) for split in ("train", "validation", "test")]
-        text = b"".join(example["text"] for part in parts for example in part)
-        np.savez(target, text=np.frombuffer(text, np.uint8))
+        parts = (example["text"].bytes_list.value for split in builder.info.splits for example in _read(builder, split))
+        np.savez(target, text=np.frombuffer(b"".join(text for values in parts for text in values), np.uint8))
         return
-    array_record = builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
+    shape = builder.info.features["image"].shape
     arrays = {"class_names": np.array(builder.info.features["label"].names)}
     for split in ("train", "test"):
-        if array_record:
-            source = builder.as_data_source(split=split)
-            examples = source.__getitems__(list(range(len(source))))
-            x, y = np.stack([e["image"] for e in examples]), np.array([e["label"] for e in examples])
-        else:
-            x, y = tfds.as_numpy(builder.as_dataset(split=split, batch_size=-1, as_supervised=True))
-        expected = builder.info.splits[split].num_examples
-        if len(x) != expected:
-            raise SystemExit(f"{split} holds {len(x)} of {expected} images")
-        arrays[f"x_{split}"], arrays[f"y_{split}"] = x, y.astype(np.int32)
+        count = builder.info.splits[split].num_examples
+        x, y = np.empty((count, *shape), np.uint8), np.empty(count, np.int32)
+        read = 0
+        for read, example in enumerate(_read(builder, split), start=1):
+            if read > count:
+                break
+            image = Image.open(io.BytesIO(example["image"].bytes_list.value[0]))
+            x[read - 1] = np.asarray(image).reshape(shape)
+            y[read - 1] = example["label"].int64_list.value[0]
+        if read != count:
+            raise SystemExit(f"{split} holds {read} of {count} images")
+        arrays |= {f"x_{split}": x, f"y_{split}": y}
     np.savez(target, **arrays)
+
+
+def _read(builder, split):
+    """Yield the examples of a split, {name: tf.train.Feature}, in the order of its files."""
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    for path in builder.info.splits[split].filepaths:
+        for record in _array_records(path) if "array_record" in path.name else _tf_records(path):
+            yield tf_example_pb2.Example.FromString(record).features.feature
+
+
+def _array_records(path):
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    return ArrayRecordReader(str(path)).read_all()
+
+
+def _tf_records(path):
+    """Yield the records of a TFRecord file: length (8 bytes), its checksum (4), data, their checksum (4)."""
+    with open(path, "rb") as file:
+        while header := file.read(12):
+            record = file.read(struct.unpack("<Q4x", header)[0])
+            if len(file.read(4)) < 4:
+                raise SystemExit(f"{path.name} is cut short")
+            yield record
 
 
 if __name__ == "__main__":

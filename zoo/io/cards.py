@@ -4,9 +4,12 @@ import json
 import pathlib
 import re
 import shlex
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from zoo.errors import UserError
 from zoo.io import files
+from zoo.typing import StrPath
 
 MODEL_FILE = "model.keras"
 CARD_FILE = "card.json"
@@ -25,8 +28,14 @@ DIFFUSION_PARTS = {
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
-def read_json(path):
-    """Return the dict that a JSON file holds, {} if there is no such file.
+def read_json(path: StrPath) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Args:
+        path: of the file.
+
+    Returns:
+        the object as a dict, {} if there is no such file.
 
     Raises:
         UserError: if it is not valid JSON, or holds something else than an object.
@@ -43,11 +52,14 @@ def read_json(path):
     return value
 
 
-def read_card(path):
-    """Return the card of a preset folder, or the one that describes a file; {} if there is none.
+def read_card(path: StrPath) -> dict[str, Any]:
+    """Read the card of a preset folder, or the one that describes a file.
 
     Args:
         path: a folder, or a file in one: a card counts for a file only if it names it.
+
+    Returns:
+        the card; {} if there is none.
 
     Raises:
         UserError: if the card is damaged.
@@ -64,8 +76,11 @@ def read_card(path):
     return card if path.is_dir() or path.name in described else {}
 
 
-def check_file(path):
+def check_file(path: StrPath) -> None:
     """Compare a file with the sha256 in the card of its folder; a file that no card names passes.
+
+    Args:
+        path: of the file.
 
     Raises:
         UserError: if they differ.
@@ -79,7 +94,7 @@ def check_file(path):
         )
 
 
-def write_card(folder, card, names):
+def write_card(folder: StrPath, card: Mapping[str, Any], names: Iterable[str]) -> None:
     """Write the card of a folder, with the sha256 and the size of each file named.
 
     Args:
@@ -95,11 +110,25 @@ def write_card(folder, card, names):
     files.write_json(folder / CARD_FILE, card)
 
 
-def is_sha256(value):
-    """Whether a value of a card is a hexadecimal sha256."""
+def is_sha256(value: object) -> bool:
+    """Whether a value of a card is a hexadecimal sha256.
+
+    Args:
+        value: anything.
+
+    Returns:
+        True if it is.
+    """
     return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
 
-def without_resume_flag(command):
-    """The command that repeats a run: a resumed run equals, bit for bit, one that was never interrupted."""
+def without_resume_flag(command: str) -> str:
+    """The command that repeats a run: a resumed run equals, bit for bit, one that was never interrupted.
+
+    Args:
+        command: of the run, as for a shell.
+
+    Returns:
+        the command without `--resume`.
+    """
     return shlex.join(word for word in shlex.split(command) if word != "--resume")

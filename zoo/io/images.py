@@ -1,18 +1,22 @@
 """Image files: reading them, writing PNG files with metadata, strips and animations."""
 
+from __future__ import annotations
+
 import os
 import pathlib
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from zoo.errors import UserError
 from zoo.io import files
+from zoo.typing import ImageLike, StrPath
 
 MAX_STRIP_FRAMES, MAX_GIF_FRAMES = 8, 24
 _FRAME_MILLISECONDS = 120  # of a frame in an animation; the last is shown ten times as long
 
 
-def load_image(image):
+def load_image(image: ImageLike) -> np.ndarray:
     """Load an image as RGB pixels: upright as its EXIF data says, with a white background behind transparency.
 
     Args:
@@ -32,7 +36,14 @@ def load_image(image):
     return np.asarray(_open_image(image))
 
 
-def load_init_image(image, mask_image=None, *, size=None, multiple=8, max_side=1024):
+def load_init_image(
+    image: ImageLike,
+    mask_image: ImageLike | None = None,
+    *,
+    size: Sequence[int] | None = None,
+    multiple: int = 8,
+    max_side: int = 1024,
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Load the initial image of image-to-image generation, and the mask of what inpainting repaints.
 
     Args:
@@ -68,8 +79,16 @@ def load_init_image(image, mask_image=None, *, size=None, multiple=8, max_side=1
     return pixels, np.asarray(mask.resize(tuple(size), Image.Resampling.LANCZOS)) >= 128
 
 
-def check_image_path(path, suffixes):
-    """Raise UserError unless an image file could be written there: one of `suffixes`, in a folder that exists."""
+def check_image_path(path: StrPath, suffixes: Sequence[str]) -> None:
+    """Check that an image file could be written.
+
+    Args:
+        path: of the file, in a folder that exists.
+        suffixes: those allowed, e.g. [".png"].
+
+    Raises:
+        UserError: if it could not.
+    """
     path = pathlib.Path(path)
     if path.suffix.lower() not in suffixes:
         raise UserError(f"{path} does not end in {' or '.join(suffixes)}: give another name.")
@@ -77,8 +96,13 @@ def check_image_path(path, suffixes):
         raise UserError(f"There is no folder {path.parent} to write {path.name} to: make it, or name another.")
 
 
-def write_png(path, image, metadata):
-    """Write an image (H, W, 3) uint8 as PNG, with `metadata`, a dict of str, as text chunks.
+def write_png(path: StrPath, image: np.ndarray, metadata: Mapping[str, str]) -> None:
+    """Write an image as PNG.
+
+    Args:
+        path: of the file.
+        image: (H, W, 3) uint8.
+        metadata: written as text chunks.
 
     Raises:
         UserError: if the file cannot be written.
@@ -92,15 +116,31 @@ def write_png(path, image, metadata):
     _save(Image.fromarray(image), path, format="PNG", pnginfo=info)
 
 
-def write_strip(path, frames):
-    """Write a grid with a row of frames for each image; `frames` is a list of arrays (B, H, W, 3), one a column."""
+def write_strip(path: StrPath, frames: Sequence[np.ndarray]) -> None:
+    """Write a grid with a row of frames for each image.
+
+    Args:
+        path: of the image file.
+        frames: arrays (B, H, W, 3) uint8, one a column.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
     from PIL import Image
 
     _save(Image.fromarray(_side_by_side([np.concatenate(frame) for frame in frames])), path)
 
 
-def write_gif(path, frames):
-    """Write an animation of images side by side; `frames` as in `write_strip`."""
+def write_gif(path: StrPath, frames: Sequence[np.ndarray]) -> None:
+    """Write an animation of images side by side.
+
+    Args:
+        path: of the GIF file.
+        frames: arrays (B, H, W, 3) uint8, one after the other.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
     from PIL import Image
 
     first, *rest = (Image.fromarray(_side_by_side(frame)) for frame in frames)
@@ -108,8 +148,16 @@ def write_gif(path, frames):
     _save(first, path, format="GIF", save_all=True, append_images=rest, duration=duration, loop=0)
 
 
-def frame_steps(num_steps, max_frames):
-    """The steps, counted from 1, of which at most `max_frames` frames are shown, evenly spread; a set with the last."""
+def frame_steps(num_steps: int, max_frames: int) -> set[int]:
+    """The steps of which a frame is shown, evenly spread, the last among them.
+
+    Args:
+        num_steps: number of steps.
+        max_frames: most frames.
+
+    Returns:
+        a set of numbers counted from 1.
+    """
     return set(np.linspace(num_steps, 1, min(num_steps, max_frames)).round().astype(int).tolist())
 
 

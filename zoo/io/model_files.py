@@ -3,6 +3,8 @@
 Keras is imported where a model is saved or loaded.
 """
 
+from __future__ import annotations
+
 import contextlib
 import importlib.util
 import io
@@ -10,6 +12,7 @@ import json
 import pathlib
 import struct
 import zipfile
+from typing import TYPE_CHECKING
 
 from zoo.compat.keras import (
     deserialize_model,
@@ -21,12 +24,21 @@ from zoo.compat.keras import (
 from zoo.errors import UserError, did_you_mean, error_summary
 from zoo.io.cards import check_file
 from zoo.io.files import atomic_write
+from zoo.typing import StrPath
+
+if TYPE_CHECKING:
+    import keras
 
 LARGE_MODEL = 2**28  # bytes of weights
 
 
-def save_model(model, path):
-    """Save a model without its compile state (so that it loads on every backend), atomically."""
+def save_model(model: keras.Model, path: StrPath) -> None:
+    """Save a model without its compile state (so that it loads on every backend), atomically.
+
+    Args:
+        model: a built model.
+        path: of the `.keras` file.
+    """
     import keras
 
     model = keras.Model(model.input, model.output, name=model.name)
@@ -34,8 +46,11 @@ def save_model(model, path):
         model.save(temporary)
 
 
-def check_model_file(path):
+def check_model_file(path: StrPath) -> None:
     """Prove that a `.keras` file is whole and, if a card in its folder describes it, the one described.
+
+    Args:
+        path: of the file.
 
     Raises:
         UserError: if the file is missing, truncated or altered.
@@ -58,7 +73,7 @@ def check_model_file(path):
         raise UserError(f"{path} is damaged (checksum of {damaged} is wrong): fetch or save it again.")
 
 
-def load_model(path, *, dtype=None, load_weights=True):
+def load_model(path: StrPath, *, dtype: str | None = None, load_weights: bool = True) -> keras.Model:
     """Load a `.keras` file after checking that it is whole and, if a card in its folder describes it, that very file.
 
     Nothing in the file is run or imported: classes of your own must be registered before.
@@ -67,6 +82,9 @@ def load_model(path, *, dtype=None, load_weights=True):
         path: of the file.
         dtype: name of a dtype policy for all layers, e.g. "bfloat16" or "mixed_bfloat16"; as in the file if None.
         load_weights: False for fresh initial weights.
+
+    Returns:
+        `keras.Model`, not compiled.
 
     Raises:
         UserError: if the file is missing, truncated, altered, not a Keras model, or needs unknown custom classes

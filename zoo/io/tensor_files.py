@@ -7,11 +7,13 @@ import json
 import pathlib
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from zoo.errors import UserError, did_you_mean, error_summary, require
+from zoo.typing import StrPath
 
 # File names of a model's weights in the layout of Hugging Face, by preference; an index names shards.
 WEIGHT_FILES = (
@@ -26,6 +28,9 @@ _REOPEN_AFTER_BYTES = 2**28  # of a safetensors file
 class TensorFile:
     """The tensors of one file. A .safetensors file needs the package safetensors; any other is read by torch.
 
+    Args:
+        path: of the file.
+
     Attributes:
         shapes: dict name -> shape.
 
@@ -34,7 +39,7 @@ class TensorFile:
             that reads it is missing.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: StrPath) -> None:
         self.path = path = pathlib.Path(path)
         if not path.is_file():
             siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -64,8 +69,15 @@ class TensorFile:
             for name in content.keys()
         }
 
-    def get_tensor(self, name):
-        """The tensor of that name as a NumPy array of the file's dtype (bfloat16 becomes float32)."""
+    def get_tensor(self, name: str) -> np.ndarray:
+        """Read a tensor.
+
+        Args:
+            name: one of `shapes`.
+
+        Returns:
+            NumPy array of the file's dtype (bfloat16 becomes float32).
+        """
         if self._safe:
             if self._bytes_read > _REOPEN_AFTER_BYTES:  # else mapped pages add up in memory
                 self._content, self._bytes_read = _open_safetensors(self.path), 0
@@ -79,11 +91,15 @@ class TensorFile:
 class CheckpointReader:
     """The tensors of a folder in the layout of Hugging Face, in one file or in shards; used as a `TensorFile` is.
 
+    Args:
+        folder: where the files are.
+        names: of the files that may hold the weights, the first choice first.
+
     Raises:
         UserError: if the folder holds no such file, or one that is unusable.
     """
 
-    def __init__(self, folder, names=WEIGHT_FILES):
+    def __init__(self, folder: StrPath, names: Sequence[str] = WEIGHT_FILES) -> None:
         folder = pathlib.Path(folder)
         self.path = next((folder / name for name in names if (folder / name).is_file()), None)
         if self.path is None:
@@ -96,13 +112,27 @@ class CheckpointReader:
             self._files |= dict.fromkeys(file.shapes, file)
         self.shapes = {name: file.shapes[name] for name, file in self._files.items()}
 
-    def get_tensor(self, name):
-        """The tensor of that name as a NumPy array of the file's dtype (bfloat16 becomes float32)."""
+    def get_tensor(self, name: str) -> np.ndarray:
+        """Read a tensor.
+
+        Args:
+            name: one of `shapes`.
+
+        Returns:
+            NumPy array of the file's dtype (bfloat16 becomes float32).
+        """
         return self._files[name].get_tensor(name)
 
 
-def read_json(path, what):
-    """The JSON object in a file; `what` describes the file in an error message.
+def read_json(path: StrPath, what: str) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Args:
+        path: of the file.
+        what: describes the file in an error message.
+
+    Returns:
+        the object as a dict.
 
     Raises:
         UserError: if the file is missing, is not JSON, or is JSON but not an object.
@@ -128,8 +158,17 @@ _TYPE_NAMES = {
 }
 
 
-def config_value(path, name, value, default):
-    """A value of a configuration file, or the default where it is None.
+def config_value(path: StrPath, name: str, value: Any, default: Any) -> Any:
+    """Check a value of a configuration file.
+
+    Args:
+        path: of the file, for an error message.
+        name: of the value.
+        value: what the file says, or None.
+        default: what a missing value means.
+
+    Returns:
+        the value, or the default where it is None.
 
     Raises:
         UserError: if it is not of the default's type.
@@ -142,8 +181,15 @@ def config_value(path, name, value, default):
     return value
 
 
-def read_float_tensor(checkpoint, name):
-    """The tensor of that name as a NumPy array of float32.
+def read_float_tensor(checkpoint: TensorFile | CheckpointReader, name: str) -> np.ndarray:
+    """Read a tensor of floating-point numbers.
+
+    Args:
+        checkpoint: has the tensor.
+        name: one of its `shapes`.
+
+    Returns:
+        NumPy array of float32.
 
     Raises:
         UserError: if it holds something else than floating-point numbers.
@@ -156,11 +202,14 @@ def read_float_tensor(checkpoint, name):
     return array.astype("float32", copy=False)
 
 
-def check_state_dict(found, expected, owner, advice):
+def check_state_dict(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], owner: str, advice: str
+) -> None:
     """Check the names and shapes of a state dict.
 
     Args:
-        found, expected: dict name -> shape.
+        found: {name: shape} of the state dict.
+        expected: {name: shape} that it should have.
         owner: what it should fit, for the message "The state dict does not fit <owner>".
         advice: what to do, for the message.
 

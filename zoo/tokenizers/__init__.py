@@ -1,14 +1,23 @@
 """Tokenizers: of language models (`text`), translation models (`shared_bpe`, `marian`) and text encoders (`clip`)."""
 
+from __future__ import annotations
+
 import json
 import pathlib
+from typing import TYPE_CHECKING
 
 from zoo.errors import UserError, error_summary
 from zoo.tokenizers.marian import KIND, MarianTokenizer
 from zoo.tokenizers.shared_bpe import END_TOKEN, PAD_TOKEN, START_TOKEN, SharedBPETokenizer
+from zoo.typing import StrPath
+
+if TYPE_CHECKING:
+    import tokenizers
 
 
-def load_tokenizer(path, *, vocabulary_size=None):
+def load_tokenizer(
+    path: StrPath, *, vocabulary_size: int | None = None
+) -> MarianTokenizer | SharedBPETokenizer | tokenizers.Tokenizer:
     """Load a tokenizer.json, whatever its kind.
 
     Args:

@@ -3,8 +3,17 @@
 Source: transformers 5.23, models/clip/tokenization_clip.py; Radford et al. 2021, section 2.4.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
 from zoo.errors import UserError, error_summary
 from zoo.io.tensor_files import read_json
+from zoo.typing import StrPath
+
+if TYPE_CHECKING:
+    import tokenizers
 
 # Special tokens: key of pipeline.json -> (key of tokenizer_config.json, default of transformers).
 _SPECIAL_TOKENS = {"start_id": ("bos_token", "<|startoftext|>"), "end_id": ("eos_token", "<|endoftext|>")}
@@ -14,13 +23,23 @@ _TOKEN_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 _WORD_PATTERN = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 
-def clip_tokenizer(vocabulary, merges, *, bos_token, eos_token, unk_token, special_tokens=()):
+def clip_tokenizer(
+    vocabulary: Mapping[str, int],
+    merges: Sequence[tuple[str, str]],
+    *,
+    bos_token: str,
+    eos_token: str,
+    unk_token: str,
+    special_tokens: Sequence[str | tokenizers.AddedToken] = (),
+) -> tokenizers.Tokenizer:
     """Build CLIP's tokenizer with the package `tokenizers`: byte pairs of lower-case words, between start and end.
 
     Args:
         vocabulary: dict token -> id.
         merges: list of pairs of tokens.
-        bos_token, eos_token, unk_token: tokens of the vocabulary.
+        bos_token: the start, a token of the vocabulary.
+        eos_token: the end, a token of the vocabulary.
+        unk_token: the unknown, a token of the vocabulary.
         special_tokens: strings or `tokenizers.AddedToken`s that are never split.
 
     Returns:
@@ -47,7 +66,9 @@ def clip_tokenizer(vocabulary, merges, *, bos_token, eos_token, unk_token, speci
     return tokenizer
 
 
-def load_clip_tokenizer(folder, vocabulary_size):
+def load_clip_tokenizer(
+    folder: StrPath, vocabulary_size: int
+) -> tuple[tokenizers.Tokenizer, dict[str, int], int | None]:
     """Load CLIP's tokenizer in the layout of transformers: vocab.json and merges.txt, or tokenizer.json.
 
     Args:

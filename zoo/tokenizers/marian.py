@@ -9,11 +9,16 @@ converted to the `tokenizers` package give the same pieces for plain text (all 9
 ones where marks combine with letters (decomposed Hangul, "ạ̈").
 """
 
+from __future__ import annotations
+
 import base64
 import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Self
 
 from zoo.errors import UserError, did_you_mean, error_summary, require
 from zoo.io import files
+from zoo.typing import StrPath
 
 KIND = "marian"
 _LANGUAGE_CODE = re.compile(r">>.*?<<", re.DOTALL)
@@ -23,15 +28,20 @@ class MarianTokenizer:
     """Text to ids of the source's vocabulary, and ids of the target's vocabulary to text.
 
     Args:
-        source_model, target_model: bytes of the SentencePiece models (source.spm, target.spm).
+        source_model: bytes of the source's SentencePiece model (source.spm).
+        target_model: bytes of the target's (target.spm).
         vocabulary: dict piece -> id; of the source, and of the target where they share one.
         target_vocabulary: dict piece -> id of a vocabulary of the target's own; None to share.
-        unknown, end, pad: how these tokens are written.
-        source_lang, target_lang: names of the languages; None where unknown.
+        unknown: how the token for what is unknown is written.
+        end: how the end is written.
+        pad: how the padding is written.
+        source_lang: name of the source's language; None where unknown.
+        target_lang: name of the target's; None where unknown.
         origin: where all this comes from, for errors.
 
     Attributes:
-        source_vocabulary_size, vocabulary_size: the source's and the target's (the same where shared).
+        source_vocabulary_size: entries of the source's vocabulary.
+        vocabulary_size: entries of the target's (the same where shared).
         pad_id: pads sources in a batch.
         start_id: the first token of a target.
         end_id: the last token of a target.
@@ -45,17 +55,17 @@ class MarianTokenizer:
     def __init__(
         self,
         *,
-        source_model,
-        target_model,
-        vocabulary,
-        target_vocabulary=None,
-        unknown="<unk>",
-        end="</s>",
-        pad="<pad>",
-        source_lang=None,
-        target_lang=None,
-        origin="the tokenizer",
-    ):
+        source_model: bytes,
+        target_model: bytes,
+        vocabulary: Mapping[str, int],
+        target_vocabulary: Mapping[str, int] | None = None,
+        unknown: str = "<unk>",
+        end: str = "</s>",
+        pad: str = "<pad>",
+        source_lang: str | None = None,
+        target_lang: str | None = None,
+        origin: str = "the tokenizer",
+    ) -> None:
         self.source_model, self.target_model = source_model, target_model
         self.vocabulary, self.target_vocabulary = vocabulary, target_vocabulary
         self.unknown, self.end, self.pad = unknown, end, pad
@@ -72,40 +82,49 @@ class MarianTokenizer:
         return self.vocabulary if self.target_vocabulary is None else self.target_vocabulary
 
     @property
-    def source_vocabulary_size(self):
+    def source_vocabulary_size(self) -> int:
+        """Entries of the source's vocabulary."""
         return len(self.vocabulary)
 
     @property
-    def vocabulary_size(self):
+    def vocabulary_size(self) -> int:
+        """Entries of the target's vocabulary."""
         return len(self._target_vocabulary)
 
     @property
-    def pad_id(self):
+    def pad_id(self) -> int:
+        """Id that pads sources in a batch."""
         return self.vocabulary[self.pad]
 
     @property
-    def start_id(self):
+    def start_id(self) -> int:
+        """Id of the first token of a target."""
         return self._target_vocabulary[self.pad]
 
     @property
-    def end_id(self):
+    def end_id(self) -> int:
+        """Id of the last token of a target."""
         return self._target_vocabulary[self.end]
 
     @property
-    def suppress_tokens(self):
+    def suppress_tokens(self) -> list[int]:
+        """Ids that must not be generated."""
         return [self._target_vocabulary[self.pad]]
 
     @property
-    def languages(self):
+    def languages(self) -> list[str]:
         """Codes of the target languages of a model of several, e.g. ["fra", "ita"]; [] for a model of one."""
         return sorted(piece[2:-2] for piece in self.vocabulary if _LANGUAGE_CODE.fullmatch(piece))
 
-    def encode(self, text, language=None):
-        """Ids of a text to translate, a list of int that ends with </s>.
+    def encode(self, text: str, language: str | None = None) -> list[int]:
+        """Encode a text to translate.
 
         Args:
             text: in the source's language; it may begin with a code such as >>fra<<.
             language: one of `languages`, to put its code before the text; None to leave the text as it is.
+
+        Returns:
+            token ids that end with </s>.
 
         Raises:
             UserError: if the model has no such language.
@@ -119,24 +138,52 @@ class MarianTokenizer:
             text = f">>{language}<< {text}"
         return self._ids(text, self._source, self.vocabulary)
 
-    def encode_target(self, text):
-        """Ids of a translation, a list of int that ends with </s>: labels of a target that begins with `start_id`."""
+    def encode_target(self, text: str) -> list[int]:
+        """Encode a translation.
+
+        Args:
+            text: in the target's language.
+
+        Returns:
+            token ids that end with </s>: labels of a target that begins with `start_id`.
+        """
         return self._ids(text, self._target, self._target_vocabulary)
 
-    def decode(self, ids):
-        """The text of generated ids; <unk>, </s>, <pad> and ids beyond the vocabulary are left out."""
+    def decode(self, ids: Iterable[int]) -> str:
+        """Decode generated tokens.
+
+        Args:
+            ids: token ids of a target.
+
+        Returns:
+            the text; <unk>, </s>, <pad> and ids beyond the vocabulary are left out.
+        """
         pieces = [self._target_pieces.get(int(id_), self.unknown) for id_ in ids]
         pieces = [piece for piece in pieces if piece not in (self.unknown, self.end, self.pad)]
         # As transformers does: with one vocabulary for both sides, the source's model joins the pieces.
         model = self._source if self.target_vocabulary is None else self._target
         return model.decode_pieces(pieces).replace("▁", " ").strip()
 
-    def ids_to_tokens(self, ids):
-        """The piece of each id of a source, with spaces for "▁", e.g. for the axes of a plot."""
+    def ids_to_tokens(self, ids: Iterable[int]) -> list[str]:
+        """The pieces of a source, e.g. for the axes of a plot.
+
+        Args:
+            ids: token ids of a source.
+
+        Returns:
+            the piece of each, with spaces for "▁".
+        """
         return _pieces_of(ids, {id_: piece for piece, id_ in self.vocabulary.items()}, self.unknown)
 
-    def target_ids_to_tokens(self, ids):
-        """The piece of each id of a target."""
+    def target_ids_to_tokens(self, ids: Iterable[int]) -> list[str]:
+        """The pieces of a target.
+
+        Args:
+            ids: token ids of a target.
+
+        Returns:
+            the piece of each, with spaces for "▁".
+        """
         return _pieces_of(ids, self._target_pieces, self.unknown)
 
     def _ids(self, text, model, vocabulary):
@@ -153,8 +200,12 @@ class MarianTokenizer:
         unknown = vocabulary[self.unknown]
         return [vocabulary.get(piece, unknown) for piece in pieces] + [vocabulary[self.end]]
 
-    def save(self, path):
-        """Write the tokenizer as JSON, atomically; its SentencePiece models are in it in base64."""
+    def save(self, path: StrPath) -> None:
+        """Write the tokenizer as JSON, atomically; its SentencePiece models are in it in base64.
+
+        Args:
+            path: of the file.
+        """
         content = {
             "kind": KIND,
             "unknown": self.unknown,
@@ -170,8 +221,15 @@ class MarianTokenizer:
         files.write_json(path, content)
 
     @classmethod
-    def from_dict(cls, content, *, origin):
-        """The tokenizer of what `save` wrote, read as JSON; `origin` is its file, for errors.
+    def from_dict(cls, content: Mapping[str, Any], *, origin: StrPath) -> Self:
+        """Make the tokenizer of what `save` wrote.
+
+        Args:
+            content: of the file, read as JSON.
+            origin: path of the file, for errors.
+
+        Returns:
+            the tokenizer.
 
         Raises:
             UserError: if it is something else.

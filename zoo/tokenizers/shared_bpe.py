@@ -1,7 +1,16 @@
 """A byte-pair tokenizer that both languages of a translation model share, saved as JSON of the package `tokenizers`."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Self
+
 from zoo.errors import UserError
 from zoo.io import files
+from zoo.typing import StrPath
+
+if TYPE_CHECKING:
+    import tokenizers
 
 PAD_TOKEN, START_TOKEN, END_TOKEN = "<pad>", "<s>", "</s>"
 
@@ -13,7 +22,8 @@ class SharedBPETokenizer:
         tokenizer: `tokenizers.Tokenizer` whose vocabulary has <pad>, <s> and </s>.
 
     Attributes:
-        vocabulary_size, source_vocabulary_size: entries.
+        vocabulary_size: entries.
+        source_vocabulary_size: the same.
         pad_id: pads sources in a batch.
         start_id: the first token of a target.
         end_id: the last token of a source or target.
@@ -23,7 +33,7 @@ class SharedBPETokenizer:
         UserError: if one of the three is missing.
     """
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self.tokenizer = tokenizer
         self.pad_id, self.start_id, self.end_id = (
             tokenizer.token_to_id(token) for token in (PAD_TOKEN, START_TOKEN, END_TOKEN)
@@ -37,12 +47,15 @@ class SharedBPETokenizer:
         self.vocabulary_size = self.source_vocabulary_size = tokenizer.get_vocab_size()
 
     @classmethod
-    def train(cls, texts, *, vocabulary_size):
+    def train(cls, texts: Iterable[str], *, vocabulary_size: int) -> Self:
         """Train on sentences of both languages.
 
         Args:
-            texts: list of str.
+            texts: the sentences.
             vocabulary_size: most entries, 3 special tokens and 256 bytes included.
+
+        Returns:
+            the tokenizer.
 
         Raises:
             UserError: if the vocabulary is too small for its bytes.
@@ -69,28 +82,60 @@ class SharedBPETokenizer:
         )
         return cls(tokenizer)
 
-    def encode(self, text):
-        """Ids of a sentence, a list of int that ends with </s>; special tokens in the text are ordinary text."""
+    def encode(self, text: str) -> list[int]:
+        """Encode a sentence; special tokens in the text are ordinary text.
+
+        Args:
+            text: a sentence of either language.
+
+        Returns:
+            token ids that end with </s>.
+        """
         return self.encode_batch([text])[0]
 
-    def encode_batch(self, texts):
-        """`encode` of each text of a list, much faster than one at a time."""
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` each of several texts, much faster than one at a time.
+
+        Args:
+            texts: the sentences.
+
+        Returns:
+            token ids of each.
+        """
         encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
         special = {self.pad_id, self.start_id, self.end_id}
         return [[id_ for id_ in encoding.ids if id_ not in special] + [self.end_id] for encoding in encodings]
 
     encode_target = encode  # both languages share one vocabulary
 
-    def decode(self, ids):
-        """Text of ids, without special tokens and without the space before the first word."""
+    def decode(self, ids: Iterable[int]) -> str:
+        """Decode tokens.
+
+        Args:
+            ids: token ids.
+
+        Returns:
+            the text, without special tokens and without the space before the first word.
+        """
         return self.tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
-    def ids_to_tokens(self, ids):
-        """The text of each id, e.g. for the axes of a plot."""
+    def ids_to_tokens(self, ids: Iterable[int]) -> list[str]:
+        """The text of each token, e.g. for the axes of a plot.
+
+        Args:
+            ids: token ids.
+
+        Returns:
+            a text for each.
+        """
         return [self.tokenizer.decode([id_], skip_special_tokens=False) for id_ in ids]
 
     target_ids_to_tokens = ids_to_tokens
 
-    def save(self, path):
-        """Write JSON, atomically."""
+    def save(self, path: StrPath) -> None:
+        """Write JSON, atomically.
+
+        Args:
+            path: of the file.
+        """
         files.write_text(path, self.tokenizer.to_str(pretty=True) + "\n")

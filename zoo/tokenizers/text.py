@@ -5,8 +5,16 @@ word   words with the space before them, punctuation and line breaks; rare words
 bpe    byte-pair encoding (Sennrich et al. 2016, on bytes as in GPT-2); decoding gives the text back exactly
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from zoo.errors import UserError
 from zoo.io import files
+from zoo.typing import StrPath
+
+if TYPE_CHECKING:
+    import tokenizers
 
 TOKENIZER_KINDS = ("char", "word", "bpe")
 UNKNOWN_TOKEN = "<unk>"
@@ -14,7 +22,7 @@ UNKNOWN_TOKEN = "<unk>"
 _WORD_PATTERN = r" ?\w+(?:['’-]\w+)*|\n+| ?[^\w\s]|\s"
 
 
-def train_tokenizer(text, kind, *, vocabulary_size=None):
+def train_tokenizer(text: str, kind: str, *, vocabulary_size: int | None = None) -> tokenizers.Tokenizer:
     """Train a tokenizer on a text.
 
     Args:
@@ -61,8 +69,15 @@ def train_tokenizer(text, kind, *, vocabulary_size=None):
     return tokenizer
 
 
-def encode(tokenizer, text):
-    """Token ids of a text, a list of int.
+def encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
+    """Encode a text.
+
+    Args:
+        tokenizer: what `train_tokenizer` returned.
+        text: the text.
+
+    Returns:
+        token ids.
 
     Raises:
         UserError: if the text has characters that are not in the vocabulary of a character tokenizer; they are named.
@@ -78,13 +93,25 @@ def encode(tokenizer, text):
     return tokenizer.encode(text).ids
 
 
-def tokenizer_kind(tokenizer):
-    """The kind of a trained tokenizer: "char", "word" or "bpe"."""
+def tokenizer_kind(tokenizer: tokenizers.Tokenizer) -> str:
+    """The kind of a trained tokenizer.
+
+    Args:
+        tokenizer: what `train_tokenizer` returned.
+
+    Returns:
+        "char", "word" or "bpe".
+    """
     if type(tokenizer.model).__name__ == "BPE":
         return "bpe"
     return "word" if tokenizer.token_to_id(UNKNOWN_TOKEN) is not None else "char"
 
 
-def save_tokenizer(tokenizer, path):
-    """Write a tokenizer as JSON, atomically."""
+def save_tokenizer(tokenizer: tokenizers.Tokenizer, path: StrPath) -> None:
+    """Write a tokenizer as JSON, atomically.
+
+    Args:
+        tokenizer: what `train_tokenizer` returned.
+        path: of the file.
+    """
     files.write_text(path, tokenizer.to_str(pretty=True) + "\n")
