@@ -22,6 +22,9 @@ KINDS = {
     "marian": {"logits_bias": True, "activation": "silu"},
 }
 LENGTH = 17  # start, 15 tokens and the end: as many steps as the first buffers have positions
+# Where a loop is compiled for every case, in seconds, the quick run has the cases that show the most.
+COMPILED = pytest.mark.slow("tensorflow", "jax")
+TENSORFLOW = pytest.mark.slow("tensorflow")
 CLOSE = 2e-4  # relative, of scores: float32, and the sharp attention of these weights magnifies rounding
 NUMPY = keras.ops.convert_to_numpy
 
@@ -111,7 +114,16 @@ LIVELY = [("paper",), ("pre_norm", 29, None, 0), ("untied", 29, 2.0, 1), ("maria
 # ------------------------------------------------------------------------------------------------ one token at a time
 
 
-@pytest.mark.parametrize("key", LIVELY)
+@pytest.mark.parametrize(
+    "key",
+    [
+        pytest.param(LIVELY[0], marks=COMPILED),
+        LIVELY[1],
+        pytest.param(LIVELY[2], marks=TENSORFLOW),
+        pytest.param(LIVELY[3], marks=COMPILED),
+    ],
+    ids=KINDS,
+)
 def test_greedy_equals_the_full_model_run_again_on_each_prefix(key):
     sources = sentences(4)
     texts = generator(*key).generate(sources, max_length=LENGTH)
@@ -119,7 +131,16 @@ def test_greedy_equals_the_full_model_run_again_on_each_prefix(key):
     assert len({*map(tuple, texts)}) > 2
 
 
-@pytest.mark.parametrize("options", [{}, {"top_k": 4}, {"top_p": 0.7}, {"top_k": 9, "top_p": 0.8, "temperature": 0.6}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({}, marks=COMPILED),
+        pytest.param({"top_k": 4}, marks=COMPILED),
+        pytest.param({"top_p": 0.7}, marks=COMPILED),
+        {"top_k": 9, "top_p": 0.8, "temperature": 0.6},
+    ],
+    ids=str,
+)
 def test_sampled_tokens_are_those_of_numpy(options):
     """The same samples with the NumPy code for one text at a time, over the full model."""
     sources = sentences(4)
@@ -131,8 +152,15 @@ def test_sampled_tokens_are_those_of_numpy(options):
     assert generator().generate(sources[:3], max_length=LENGTH, do_sample=True, seed=7, **options) == texts[:3]
 
 
-@pytest.mark.parametrize("renormalize", [False, True])
-@pytest.mark.parametrize("sampling_options", [{}, {"do_sample": True, "seed": 3}])
+@pytest.mark.parametrize(
+    "renormalize, sampling_options",
+    [
+        pytest.param(False, {}, marks=COMPILED),
+        pytest.param(True, {}, marks=TENSORFLOW),
+        pytest.param(False, {"do_sample": True, "seed": 3}, marks=TENSORFLOW),
+        pytest.param(True, {"do_sample": True, "seed": 3}, marks=COMPILED),
+    ],
+)
 def test_scores(sampling_options, renormalize):
     key, sources = ("marian", 12, 3.0, 0), sentences(4, vocabulary=12)
     texts, scores = generator(*key, renormalize_logits=renormalize).generate(
@@ -172,7 +200,14 @@ def brute_force(model, source, *, num_beams, length_penalty, max_length):
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
-@pytest.mark.parametrize("beams,key", [(2, LIVELY[0]), (3, LIVELY[1]), (4, ("marian", 12, 3.0, 0))])
+@pytest.mark.parametrize(
+    "beams,key",
+    [
+        pytest.param(2, LIVELY[0], marks=TENSORFLOW),
+        pytest.param(3, LIVELY[1], marks=COMPILED),
+        (4, ("marian", 12, 3.0, 0)),
+    ],
+)
 def test_beam_search_equals_brute_force(beams, key, length_penalty):
     sources, options = sentences(4, vocabulary=12), {"num_beams": beams, "length_penalty": length_penalty}
     texts, scores = generator(*key).generate(sources, max_length=LENGTH, with_scores=True, **options)
@@ -182,6 +217,7 @@ def test_beam_search_equals_brute_force(beams, key, length_penalty):
         np.testing.assert_allclose(score, expected_score, rtol=CLOSE)
 
 
+@pytest.mark.slow("tensorflow")
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 def test_enough_beams_find_the_best_of_all_texts(length_penalty):
     """Of the texts of at most two tokens, every one is looked at with as many beams as there are tokens."""
@@ -244,9 +280,9 @@ def marian(model):
 @pytest.mark.parametrize(
     "beams,options,renormalize,force_end",
     [
-        pytest.param(1, {}, False, True, marks=pytest.mark.slow),
+        pytest.param(1, {}, False, True, marks=COMPILED),
         (5, {}, True, True),
-        pytest.param(5, {"length_penalty": 0.3}, False, False, marks=pytest.mark.slow),
+        pytest.param(5, {"length_penalty": 0.3}, False, False, marks=COMPILED),
     ],
 )
 def test_same_tokens_as_transformers(beams, options, renormalize, force_end):
@@ -284,7 +320,7 @@ def test_same_tokens_as_transformers(beams, options, renormalize, force_end):
 # ---------------------------------------------------------------------------------------------- batches, stops, weights
 
 
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}])
+@pytest.mark.parametrize("options", [pytest.param({}, marks=COMPILED), {"num_beams": 3}], ids=str)
 def test_neighbours_and_padding_change_nothing(options):
     sources = sentences(5, longest=14)
     sources[2] = sources[2] * 5
@@ -304,12 +340,12 @@ def test_neighbours_and_padding_change_nothing(options):
 @pytest.mark.parametrize(
     "options, force_end",
     [
-        pytest.param({}, True, marks=pytest.mark.slow),
-        ({}, False),
-        ({"num_beams": 3}, True),
-        pytest.param({"num_beams": 3}, False, marks=pytest.mark.slow),
-        pytest.param({"do_sample": True}, True, marks=pytest.mark.slow),
-        pytest.param({"do_sample": True}, False, marks=pytest.mark.slow),
+        pytest.param({}, True, marks=COMPILED),
+        pytest.param({}, False, marks=TENSORFLOW),
+        pytest.param({"num_beams": 3}, True, marks=COMPILED),
+        pytest.param({"num_beams": 3}, False, marks=COMPILED),
+        pytest.param({"do_sample": True}, True, marks=COMPILED),
+        pytest.param({"do_sample": True}, False, marks=COMPILED),
     ],
 )
 def test_each_source_has_its_own_longest_target(options, force_end):
@@ -328,8 +364,8 @@ def test_each_source_has_its_own_longest_target(options, force_end):
     "options",
     [
         {"num_beams": 2},
-        pytest.param({}, marks=pytest.mark.slow),
-        pytest.param({"do_sample": True, "seed": 1}, marks=pytest.mark.slow),
+        pytest.param({}, marks=COMPILED),
+        pytest.param({"do_sample": True, "seed": 1}, marks=COMPILED),
     ],
     ids=str,
 )
@@ -345,6 +381,7 @@ def test_finished_sentences_leave_the_batch(options, monkeypatch):
     assert writer.generate(sources, max_length=40, **options) == texts
 
 
+@pytest.mark.slow("tensorflow")
 def test_ends_when_all_have_ended():
     writer, sources = generator("marian", 29, 12.0, 2), sentences(4)
     texts = writer.generate(sources, max_length=200)
@@ -353,6 +390,7 @@ def test_ends_when_all_have_ended():
     assert writer.num_steps <= 16
 
 
+@pytest.mark.slow("tensorflow")
 def test_weights_that_change_are_noticed():
     model, sources = lively("marian", 29, 4.0, 2), sentences(4)
     writer, other = Seq2SeqGenerator(model, start_id=START, end_id=END, suppress_tokens=(PAD,)), lively(*LIVELY[3])

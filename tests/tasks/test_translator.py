@@ -29,10 +29,10 @@ def translator():
     "options",
     [
         {"max_length": 6},
-        {"temperature": 1.0, "max_length": 12},
+        pytest.param({"temperature": 1.0}, marks=pytest.mark.slow("tensorflow")),
         *(
-            pytest.param(options, marks=pytest.mark.slow)
-            for options in ({}, {"num_beams": 1}, {"num_beams": 2, "length_penalty": 0.2}, {"temperature": 1.0})
+            pytest.param(options, marks=pytest.mark.slow("tensorflow", "jax"))
+            for options in ({}, {"num_beams": 1}, {"num_beams": 2, "length_penalty": 0.2})
         ),
     ],
     ids=str,
