@@ -1,5 +1,6 @@
 import gzip
 import hashlib
+import pathlib
 import time
 
 import numpy as np
@@ -46,6 +47,118 @@ def test_array_records_hold_the_same_images(mnist, tfds_dir):
     if not records.is_dir():
         pytest.skip("no ArrayRecord folder here")
     assert data.load_images("mnist", records).fingerprint() == mnist.fingerprint()
+
+
+WITHOUT_TENSORFLOW = """
+import runpy, sys
+runpy.run_path(sys.argv[1])["main"]("mnist", *sys.argv[2:])
+assert "tensorflow" not in sys.modules
+"""
+
+
+def small_copy(source, target, count=30):
+    """A data folder with the first `count` examples of each split of a prepared MNIST."""
+    version = next((source / "mnist").iterdir())
+    target = target / "mnist" / version.name
+    target.mkdir(parents=True)
+    (target / "features.json").write_text((version / "features.json").read_text())
+    info = (version / "dataset_info.json").read_text()
+    (target / "dataset_info.json").write_text(info.replace('"60000"', f'"{count}"').replace('"10000"', f'"{count}"'))
+    for path in version.glob("*record*"):
+        if ".array_record-" in path.name:
+            from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+            writer = ArrayRecordWriter(str(target / path.name), "group_size:1")
+            for record in ArrayRecordReader(str(path)).read(range(count)):
+                writer.write(record)
+            writer.close()
+            continue
+        content, end = path.read_bytes(), 0
+        for _ in range(count):
+            end += 16 + int.from_bytes(content[end : end + 8], "little")
+        (target / path.name).write_bytes(content[:end])
+    return target.parent.parent
+
+
+@pytest.mark.once
+def test_prepared_data_is_read_without_tensorflow(tmp_path, tfds_dir, run):
+    """TFRecord and ArrayRecord, a few images of each; that all of them are right is another test's."""
+    script, found = pathlib.Path(images.__file__).with_name("tfds_export.py"), []
+    for kind in ("tensorflow_datasets", "tensorflow_datasets_array_record"):
+        if not (tfds_dir.parent / kind).is_dir():
+            continue
+        folder = small_copy(tfds_dir.parent / kind, tmp_path / kind)
+        ended = run(["-c", WITHOUT_TENSORFLOW, script, folder, tmp_path / "arrays.npz"])
+        assert ended.returncode == 0, ended.stderr
+        with np.load(tmp_path / "arrays.npz") as stored:
+            found.append({key: stored[key] for key in stored.files})
+    for arrays in found:
+        assert arrays["x_train"].shape == (30, 28, 28, 1) and arrays["y_test"].shape == (30,)
+        assert arrays["class_names"].tolist() == list("0123456789")
+        for key, value in arrays.items():
+            np.testing.assert_array_equal(value, found[0][key])
+
+
+@pytest.mark.once
+def test_what_was_read_is_kept_in_the_cache(tmp_path, tfds_dir, monkeypatch):
+    """A second reading starts no process; a damaged file is made again, and other data have another file."""
+    monkeypatch.setenv("ZOO_CACHE_DIR", str(tmp_path / "cache"))
+    folder, started = small_copy(tfds_dir, tmp_path / "data"), []
+    start = images.subprocess.run
+    monkeypatch.setattr(images.subprocess, "run", lambda *args, **options: started.append(1) or start(*args, **options))
+    first = data.load_images("mnist", folder)
+    (cached,) = (tmp_path / "cache" / "data").iterdir()
+    assert data.load_images("mnist", folder).fingerprint() == first.fingerprint() and len(started) == 1
+    folder.rename(tmp_path / "moved")
+    assert data.load_images("mnist", tmp_path / "moved").fingerprint() == first.fingerprint() and len(started) == 1
+    cached.write_bytes(cached.read_bytes()[:1000])
+    assert data.load_images("mnist", tmp_path / "moved").fingerprint() == first.fingerprint() and len(started) == 2
+    other = small_copy(tfds_dir, tmp_path / "other", count=20)
+    assert len(data.load_images("mnist", other).x_train) == 20 and len(started) == 3
+    monkeypatch.setenv("ZOO_CACHE_DIR", "/proc/nowhere")  # which cannot be written to
+    assert data.load_images("mnist", other).x_train.shape == (20, 28, 28, 1) and len(started) == 4
+
+
+def write_idx(path, array):
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(size.to_bytes(4, "big") for size in array.shape)
+    content = header + array.tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+@pytest.mark.parametrize("name, suffix, inside", [("mnist", ".gz", False), ("fashion_mnist", "", True)])
+def test_original_idx_files(tmp_path, no_network, name, suffix, inside):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / name if inside else tmp_path
+    folder.mkdir(exist_ok=True)
+    parts = {}
+    for prefix, count in (("train", 12), ("t10k", 5)):
+        parts[prefix] = (
+            rng.integers(0, 256, (count, 28, 28)).astype("uint8"),
+            rng.integers(0, 10, count).astype("uint8"),
+        )
+        for kind, array in zip(("images-idx3", "labels-idx1"), parts[prefix]):
+            write_idx(folder / f"{prefix}-{kind}-ubyte{suffix}", array)
+    dataset = data.load_images(name, tmp_path)
+    np.testing.assert_array_equal(dataset.x_train[..., 0], parts["train"][0])
+    np.testing.assert_array_equal(dataset.y_test, parts["t10k"][1])
+    assert dataset.y_test.dtype == np.int32 and len(dataset.class_names) == 10
+    assert name != "mnist" or data.default_image_dataset(tmp_path) == ("mnist", None)
+    path = folder / f"train-images-idx3-ubyte{suffix}"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match="train-images.* is not a whole idx file"):
+        data.load_images(name, tmp_path)
+    write_idx(path, parts["train"][0][:3])
+    with pytest.raises(UserError, match="differ in number"):
+        data.load_images(name, tmp_path)
+
+
+def test_mnists_own_idx_files(tfds_dir):
+    folder = tfds_dir.parent / "data"
+    if not (folder / "mnist").is_dir():
+        pytest.skip("no idx files here")
+    mnist = data.load_images("mnist", folder)
+    assert mnist.x_train.shape == (60000, 28, 28, 1) and mnist.x_test.shape == (10000, 28, 28, 1)
+    assert np.bincount(mnist.y_train).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
 
 
 def test_unknown_name_suggests_the_nearest():
