@@ -1,7 +1,6 @@
 """zoo summary: where every parameter of a model comes from."""
 
 import argparse
-import shutil
 
 from zoo.cli.common import MODEL_HELP, at_least, load_model
 from zoo.errors import UserError
@@ -16,6 +15,7 @@ def add_arguments(parser):
         "--batch-size", type=at_least(1), default=64, metavar="N", help="for the memory that training takes; default 64"
     )
     add("--input-shape", type=_shape, metavar="H,W,C", help="of one example, for a model that leaves sizes open")
+    add("--full", action="store_true", help="show every layer of a deep model, which else is a line a block")
     add("--markdown", action="store_true", help="print a Markdown table")
     add("--json", action="store_true", help="print JSON")
     add("--html", metavar="FILE", help="write a page to look at in a browser")
@@ -40,7 +40,7 @@ def run(args):
     elif args.markdown:
         print(result.to_markdown())
     elif not args.html:
-        print(result.to_text(width=shutil.get_terminal_size().columns))
+        print(result.to_text(full=args.full))
 
 
 def _shape(text):

@@ -9,9 +9,13 @@ Sizes are for one example unless a batch is named. A multiply-accumulate (MAC) i
 inside a matrix product or a convolution; elementwise work, normalization and look-ups are not counted, as is usual.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 from keras import tree
@@ -77,7 +81,7 @@ class LedgerRow:
     layer: object = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
-    def name(self):
+    def name(self) -> str:
         """The last part of the path."""
         return self.path.rpartition("/")[2]
 
@@ -105,25 +109,32 @@ class Ledger:
     batch_size: int
 
     @property
-    def leaf_rows(self):
+    def leaf_rows(self) -> list[LedgerRow]:
         """The rows that are not headings of nested models."""
         return [row for row in self.rows if not row.group]
 
     @property
-    def macs(self):
+    def macs(self) -> int:
         """Multiply-accumulates for one example, over the rows where they are known."""
         return sum(row.macs or 0 for row in self.leaf_rows)
 
     @property
-    def unknown_layers(self):
+    def unknown_layers(self) -> list[LedgerRow]:
         """Rows whose MACs or activations are unknown: a size is open, or the layer is of an unknown kind."""
         return [row for row in self.leaf_rows if None in (row.macs, row.activation_bytes)]
 
-    def fraction(self, row):
-        """A row's fraction of all parameters, 0 to 1."""
+    def fraction(self, row: LedgerRow) -> float:
+        """A row's fraction of all parameters.
+
+        Args:
+            row: one of `rows`.
+
+        Returns:
+            0 to 1.
+        """
         return row.counted_parameters / self.parameters if self.parameters else 0.0
 
-    def training_memory(self, batch_size=None, slots=2):
+    def training_memory(self, batch_size: int | None = None, slots: int = 2) -> dict[str, int]:
         """Bytes of memory for training at a batch size: a dict of parts and their "total".
 
         Args:
@@ -147,7 +158,7 @@ class Ledger:
         }
         return parts | {"total": sum(parts.values())}
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON."""
         totals = ("name", "parameters", "trainable", "weight_bytes", "macs", "batch_size")
         return {
@@ -169,22 +180,31 @@ class Ledger:
             "activation_bytes": row.activation_bytes,
         }
 
-    def to_text(self, width=None):
-        """A table for a terminal of `width` columns; the terminal's own width if None."""
-        return format_table(self, width)
+    def to_text(self, width: int | None = None, *, full: bool = False) -> str:
+        """A table for a terminal of `width` columns (its own width if None), a line for each block of a deep model.
 
-    def to_markdown(self):
+        Args:
+            width: columns; 80 where the output is no terminal.
+            full: show every layer with its formula; models of a few layers are always shown so.
+        """
+        return format_table(self, width, full)
+
+    def to_markdown(self) -> str:
         """A Markdown table."""
         return format_markdown(self)
 
-    def to_html(self):
+    def to_html(self) -> str:
         """One self-contained page."""
         return render_page(self)
 
     __str__ = to_text
 
 
-def ledger(model, batch_size=64, input_shape=None):
+def ledger(
+    model: keras.Model,
+    batch_size: int = 64,
+    input_shape: Sequence[int | None] | Sequence[Sequence[int | None]] | None = None,
+) -> Ledger:
     """Make the parameter ledger of a model.
 
     Args:
@@ -397,7 +417,14 @@ def _bytes(shapes):
     return 4 * sum(math.prod(shape) for shape in shapes if None not in shape)
 
 
-def bytes_per_element(dtype):
-    """Bytes of one element of a dtype, e.g. 4 for "float32"."""
+def bytes_per_element(dtype: str) -> int:
+    """Bytes of one element of an array.
+
+    Args:
+        dtype: e.g. "float32".
+
+    Returns:
+        e.g. 4; at least 1.
+    """
     bits = re.search(r"\d+", keras.backend.standardize_dtype(dtype))
     return max(1, int(bits.group()) // 8) if bits else 1
