@@ -25,8 +25,11 @@ _default_backend = None  # what `set_default_backend` chose
 _announce_start = False
 
 
-def installed_backends():
-    """Names of the installed backends.
+def installed_backends() -> list[str]:
+    """The installed backends.
+
+    Returns:
+        their names.
 
     Raises:
         UserError: if there is none.
@@ -37,8 +40,16 @@ def installed_backends():
     return names
 
 
-def check_backend(name, what="the backend"):
-    """Raise UserError if a backend is unknown or not installed; `what` says where its name was given."""
+def check_backend(name: str, what: str = "the backend") -> None:
+    """Check that a backend can be used.
+
+    Args:
+        name: of the backend.
+        what: where its name was given, the subject of the sentence.
+
+    Raises:
+        UserError: if it is unknown or not installed.
+    """
     if name not in BACKENDS:
         raise UserError(f"{what} is {name!r}: choose one of {', '.join(BACKENDS)}.{did_you_mean(name, BACKENDS)}")
     if name not in (names := installed_backends()):
@@ -47,7 +58,7 @@ def check_backend(name, what="the backend"):
         )
 
 
-def set_default_backend():
+def set_default_backend() -> None:
     """Set `KERAS_BACKEND` where no backend was chosen and TensorFlow, Keras' own default, is not installed."""
     global _default_backend
     if "keras" in sys.modules or os.environ.get("KERAS_BACKEND") or _configured_backend():
@@ -68,7 +79,7 @@ def _configured_backend():
     return backend if backend != "tensorflow" else None
 
 
-def import_keras(preferred=None):
+def import_keras(preferred: str | None = None) -> None:
     """Import Keras on the backend that `KERAS_BACKEND` names, without the messages TensorFlow writes at its start.
 
     Keras is imported whole, as `import keras` would, unless `skip_optional_imports` was called in this process.
@@ -98,7 +109,7 @@ def import_keras(preferred=None):
         import keras  # noqa: F401
 
 
-def import_keras_or_exit():
+def import_keras_or_exit() -> None:
     """`import_keras` for the top of a script: what it raises ends the process with one line.
 
     A script that is the process, not one that another program imports, calls `skip_optional_imports` by this, and says
@@ -112,7 +123,7 @@ def import_keras_or_exit():
     run_command(import_keras)
 
 
-def skip_optional_imports():
+def skip_optional_imports() -> None:
     """Let `import_keras` leave out, in this process, what Keras imports for features that the zoo does not use.
 
     For processes that are the zoo's own (the `zoo` command, a recipe), which start up to 5 seconds sooner. There

@@ -5,6 +5,8 @@ import importlib.util
 import os
 import re
 import sys
+from collections.abc import Callable, Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -30,7 +32,7 @@ EXTRAS = {
 }
 
 
-def require(*packages, what):
+def require(*packages: str, what: str) -> None:
     """Check, before the work begins, that packages which the core does without are installed.
 
     Args:
@@ -48,19 +50,41 @@ def require(*packages, what):
         )
 
 
-def install_command(*extras):
-    """The command that installs extras, e.g. "pip install 'keras-model-zoo[train]'"."""
+def install_command(*extras: str) -> str:
+    """The command that installs extras.
+
+    Args:
+        *extras: their names.
+
+    Returns:
+        e.g. "pip install 'keras-model-zoo[train]'".
+    """
     return f"pip install 'keras-model-zoo[{','.join(extras)}]'"
 
 
-def did_you_mean(name, known):
-    """' Did you mean X?' for the closest of the known names, or '' when none is close."""
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name.
+
+    Args:
+        name: the name received.
+        known: the names that there are.
+
+    Returns:
+        " Did you mean X?" for the closest, or "" when none is close.
+    """
     close = difflib.get_close_matches(str(name).lower(), list(known), n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def error_summary(error):
-    """The message of an exception of Keras or a backend as one short line, without frames and colours."""
+def error_summary(error: BaseException) -> str:
+    """The message of an exception of Keras or a backend as one short line, without frames and colours.
+
+    Args:
+        error: the exception.
+
+    Returns:
+        the line, without a full stop.
+    """
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).rsplit("Exception encountered: ", 1)[-1]
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     lines = [line for line in lines if not line.startswith("Exception encountered when calling")]
@@ -70,17 +94,21 @@ def error_summary(error):
 _muted = False
 
 
-def mute_output():
+def mute_output() -> None:
     """Print nothing more from this process: another process of the same run reports."""
     global _muted
     _muted = True
     sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 
-def run_command(main, *arguments):
+def run_command(main: Callable[..., Any], *arguments: Any) -> Any:
     """Run a command's `main`; end the process with one clear line, never a traceback, when the user must act.
 
     Exit codes: 0 done, 1 training failed, 2 wrong input, 130 interrupted with Ctrl-C.
+
+    Args:
+        main: the function.
+        *arguments: of it.
 
     Returns:
         what `main` returns.

@@ -6,6 +6,7 @@ Everything heavy is imported inside the verb that needs it, so that --help answe
 import argparse
 import importlib
 import sys
+from collections.abc import Sequence
 
 from zoo.backends import skip_optional_imports
 from zoo.errors import UserError, did_you_mean, run_command
@@ -14,7 +15,7 @@ VERBS = ("list", "summary", "quiz", "classify", "generate", "translate", "verify
 BACKEND_HELP = "The backend is chosen by the environment: KERAS_BACKEND=tensorflow, jax or torch."
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code (0 done, 1 a check failed, 2 wrong input)."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -24,7 +25,7 @@ def main(argv=None):
     return run_command(run, sys.argv[1:] if argv is None else argv)
 
 
-def run(argv):
+def run(argv: Sequence[str]) -> int:
     """Run the command; what is wrong is raised.
 
     Raises:

@@ -1,5 +1,6 @@
 """zoo classify: the most probable classes of image files."""
 
+import argparse
 from typing import Literal
 
 from zoo.cli.common import MODEL_HELP, at_least
@@ -9,7 +10,7 @@ _BAR = 30  # characters for a probability of 1
 _INVERT: dict[str, bool | Literal["auto"]] = {"auto": "auto", "yes": True, "no": False}
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("image", nargs="+", help="image files of any kind and size")
     add("--model", default="cnn_mnist", help=f"{MODEL_HELP}; default cnn_mnist")
@@ -22,7 +23,7 @@ def add_arguments(parser):
     )
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     from zoo import backends
     from zoo.io.images import load_image
     from zoo.presets import find_preset

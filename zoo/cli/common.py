@@ -1,27 +1,34 @@
 """What several verbs share: help texts, types of arguments, printing, loading a model."""
 
+from __future__ import annotations
+
 import argparse
 import re
 import shutil
 import sys
 import textwrap
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import keras
 
 MODEL_HELP = "a name from `zoo list`, the folder of a preset, hf://owner/name, or the path of a .keras file"
 
 
-def image_size(text):
+def image_size(text: str) -> tuple[int, ...]:
     """(width, height) of a text such as 768x512."""
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a size such as 768x512")
     return tuple(int(side) for side in text.split("x"))
 
 
-def comma_separated(text):
+def comma_separated(text: str) -> list[str]:
     """The words of a list such as jax,torch."""
     return [word.strip() for word in text.split(",")]
 
 
-def at_least(minimum):
+def at_least(minimum: int) -> Callable[[str], int]:
     """The type of an integer argument with a smallest value."""
 
     def integer(text):
@@ -36,7 +43,7 @@ def at_least(minimum):
     return integer
 
 
-def log(text):
+def log(text: str) -> None:
     """Print at once; in a terminal, long lines are broken at words, with the indent of their beginning."""
     if sys.stdout.isatty():
         width = shutil.get_terminal_size().columns
@@ -49,7 +56,7 @@ def _wrapped(line, width):
     return textwrap.fill(line, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
 
 
-def load_model(name_or_path):
+def load_model(name_or_path: str) -> keras.Model:
     """The model of a preset or file, or else the architecture of that name with fresh weights."""
     from zoo import backends, presets
 

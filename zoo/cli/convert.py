@@ -1,5 +1,6 @@
 """zoo convert: published weights in another format to a preset."""
 
+import argparse
 import shlex
 
 from zoo.cli.common import log
@@ -7,7 +8,7 @@ from zoo.cli.common import log
 HELP = "convert published weights to a preset"
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "kind",
@@ -19,7 +20,7 @@ def add_arguments(parser):
     add("folder", help="folder of the preset to write")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     from zoo.tasks.convert import convert
 
     folder = shlex.quote(str(convert(args.kind, args.source, args.folder, log=log)))

@@ -1,5 +1,6 @@
 """zoo generate: text that continues a prompt, or images of it; the model decides."""
 
+import argparse
 import re
 import sys
 import time
@@ -20,7 +21,7 @@ _IMAGE_FLAGS = (
 )
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", help=MODEL_HELP)
     add("prompt", help="text to continue, or what the image shows")
@@ -57,7 +58,7 @@ def add_arguments(parser):
     add("--output", metavar="FILE", help="the PNG file to write; with --num-images the seed is added to its name")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     from zoo import backends
     from zoo.presets import find_preset
 

@@ -1,5 +1,6 @@
 """zoo list: a table of every model."""
 
+import argparse
 import os
 import shutil
 import textwrap
@@ -16,11 +17,11 @@ _METRICS = (
 _ARCHITECTURES = "Architectures, built with fresh weights"
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pretrained", action="store_true", help="presets only")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     from zoo import presets
     from zoo.io import cards
 

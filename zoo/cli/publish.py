@@ -1,12 +1,16 @@
 """zoo publish: a finished training run as a preset with a card and a parity record."""
 
+import argparse
 import json
 import pathlib
 import shlex
 import shutil
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from zoo.errors import UserError
 from zoo.io.cards import DIFFUSION_PARTS
+from zoo.typing import StrPath
 
 HELP = "turn the folder of a finished training run into a preset"
 
@@ -50,7 +54,7 @@ And by opposing end them.
 """
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run_folder", metavar="RUN_FOLDER", help="folder that a recipe wrote")
     add("--output", metavar="FOLDER", help="preset folder to write; default saved_models/ and the run folder's name")
@@ -58,7 +62,7 @@ def add_arguments(parser):
     add("--data-license", required=True, metavar="TEXT", help="license or terms of the training data, for the card")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     from zoo import backends
 
     run_folder = pathlib.Path(args.run_folder)
@@ -74,7 +78,7 @@ def run(args):
     publish(run_folder, target, card, names)
 
 
-def publish(run_folder, target, card, names):
+def publish(run_folder: StrPath, target: StrPath, card: Mapping[str, Any], names: Iterable[str]) -> None:
     """Copy files of a run into a preset folder, write its card and, for one model, its parity record."""
     from zoo.io import cards, files
     from zoo.parity.records import write_parity_record

@@ -1,5 +1,6 @@
 """zoo quiz: questions about a model's parameters."""
 
+import argparse
 import sys
 
 from zoo.cli.common import MODEL_HELP, at_least, load_model, log
@@ -7,7 +8,7 @@ from zoo.cli.common import MODEL_HELP, at_least, load_model, log
 HELP = "ask you for parameters of a model and explain the answers"
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", help=MODEL_HELP)
     add("--seed", type=at_least(0), default=0, metavar="N", help="other seeds ask other questions; default 0")
@@ -22,7 +23,7 @@ def add_arguments(parser):
     )
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     answers = None
     if args.answers == "-":
         answers = sys.stdin.read().splitlines()

@@ -8,7 +8,7 @@ from zoo.errors import UserError
 HELP = "show where every parameter of a model comes from"
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", help=MODEL_HELP)
     add(
@@ -21,7 +21,7 @@ def add_arguments(parser):
     add("--html", metavar="FILE", help="write a page to look at in a browser")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     import json
 
     model = load_model(args.model)

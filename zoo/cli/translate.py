@@ -1,5 +1,6 @@
 """zoo translate: sentences of the command line, or of standard input."""
 
+import argparse
 import sys
 
 from zoo.cli.common import MODEL_HELP, at_least
@@ -8,7 +9,7 @@ from zoo.errors import UserError, require
 HELP = "translate sentences"
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", help=MODEL_HELP)
     add("sentence", nargs="*", help="sentences to translate; without any, the lines of standard input")
@@ -27,7 +28,7 @@ def add_arguments(parser):
     add("--save-attention", metavar="FILE", help="write a plot of the cross-attention weights (one sentence)")
 
 
-def run(args):
+def run(args: argparse.Namespace) -> None:
     if args.save_attention and len(args.sentence) != 1:
         raise UserError(f"--save-attention plots one sentence, got {len(args.sentence)}: give one in quotes.")
     if args.save_attention:

@@ -1,11 +1,13 @@
 """zoo verify: the same numbers on every backend."""
 
+import argparse
+
 from zoo.cli.common import MODEL_HELP, comma_separated, log
 
 HELP, EPILOG = "check that a model gives the same numbers on every backend", None
 
 
-def add_arguments(parser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("model", help=MODEL_HELP)
     add("--tolerance", type=float, default=1e-4, metavar="X", help="the largest difference that passes; default 1e-4")
@@ -17,7 +19,7 @@ def add_arguments(parser):
     )
 
 
-def run(args):
+def run(args: argparse.Namespace) -> int:
     from zoo.tasks.verify import verify
 
     return 0 if verify(args.model, backends=args.backends, tolerance=args.tolerance, log=log).passed else 1

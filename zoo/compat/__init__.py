@@ -7,6 +7,7 @@ a framework, imported where it is used, so that no framework is loaded for anoth
 """
 
 import importlib
+from typing import Any
 
 from zoo.errors import UserError
 
@@ -15,7 +16,7 @@ class CompatError(UserError):
     """A framework no longer has a private name that the zoo needs."""
 
 
-def private(owner, path):
+def private(owner: Any, path: str) -> Any:
     """Look up a private name.
 
     Args:

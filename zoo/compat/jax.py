@@ -3,7 +3,7 @@
 from zoo.compat import private
 
 
-def wait_at_barrier(name, timeout):
+def wait_at_barrier(name: str, timeout: float) -> None:
     """Wait until every process of a `jax.distributed` run calls this with the same name.
 
     Since JAX 0.4. Public way: `jax.experimental.multihost_utils.sync_global_devices`, a collective of the devices,

@@ -1,16 +1,24 @@
 """Private names of Keras, as of 3.15.1 and 3.16.0.dev2026102704."""
 
+from __future__ import annotations
+
 import collections
 import contextlib
 import functools
 import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from zoo.compat import private
+from zoo.typing import Tensor
+
+if TYPE_CHECKING:
+    import keras
 
 
-def version():
+def version() -> tuple[int, ...]:
     """(major, minor) of the Keras that is imported."""
     import keras
 
@@ -21,7 +29,7 @@ def version():
 
 
 @contextlib.contextmanager
-def skip_weight_init():
+def skip_weight_init() -> Iterator[None]:
     """Models built inside have the shapes of their weights, but no values; they must hold no random layers.
 
     They can be counted, summarised and traced; each weight must be given a value by `set_initial_value` before the
@@ -42,7 +50,7 @@ def skip_weight_init():
         state.set_global_attribute("uninitialized_variables", pending)
 
 
-def set_initial_value(variable, array):
+def set_initial_value(variable: keras.Variable, array: np.ndarray) -> None:
     """Set a variable, also one that has no value yet.
 
     Since Keras 3.0. Public way: `Variable.assign`, which first draws the variable's random numbers.
@@ -56,7 +64,7 @@ def set_initial_value(variable, array):
 
 
 @contextlib.contextmanager
-def zero_weight_init():
+def zero_weight_init() -> Iterator[None]:
     """Models built inside have zeros where random numbers would be; what is not random has its usual value.
 
     Replaces the `__call__` of Keras' public random initializers for the time. It has no private name.
@@ -86,7 +94,7 @@ def _subclasses(kind):
 # ---------------------------------------------------------------------------------------------------- layers and graphs
 
 
-def flatten_layers(layer, include_self=True):
+def flatten_layers(layer: keras.layers.Layer, include_self: bool = True) -> list[keras.layers.Layer]:
     """List a layer, or model, and every layer inside it, each once, however deeply nested.
 
     Since Keras 3.0. Public way: none; `Model.layers` holds the outermost layers only, and a layer that keeps others as
@@ -95,7 +103,7 @@ def flatten_layers(layer, include_self=True):
     return list(private(layer, "_flatten_layers")(include_self=include_self))
 
 
-def track_variables(layer, variables):
+def track_variables(layer: keras.layers.Layer, variables: Iterable[keras.Variable]) -> None:
     """Make variables that a built layer holds count as its own, so that a compiled step hands their new values out.
 
     For a stateful RNN, whose states Keras makes (`RNN._create_state_variables`) and does not count. Since Keras 3.0.
@@ -117,16 +125,16 @@ class GraphCall:
         inputs, outputs: flat lists of the symbolic tensors.
     """
 
-    def __init__(self, node):
+    def __init__(self, node: Any) -> None:
         self.operation, self.inputs, self.outputs = node.operation, node.input_tensors, node.outputs
         self.arguments, self._fill_in = (list(node.arguments.args), node.arguments.kwargs), node.arguments.fill_in
 
-    def fill_in(self, values):
+    def fill_in(self, values: Mapping[int, Any]) -> Any:
         """The arguments (args, kwargs) with {id of a symbolic tensor: value} in the symbolic tensors' places."""
         return self._fill_in(values)
 
 
-def graph_calls(model):
+def graph_calls(model: keras.Model) -> list[GraphCall]:
     """List the `GraphCall`s of a functional model or `keras.Function` in the order in which they run.
 
     Since Keras 3.0. Public way: `clone_model(call_function=)`, which follows a graph, but only with symbolic tensors
@@ -137,7 +145,9 @@ def graph_calls(model):
     return [GraphCall(node) for node in nodes if node.operation and not node.is_input]
 
 
-def run_graph(model, inputs, call, calls=None):
+def run_graph(
+    model: keras.Model, inputs: Sequence[Tensor], call: Callable[..., Any], calls: Sequence[GraphCall] | None = None
+) -> Any:
     """Run the graph of a functional model; each tensor is let go of after its last use (Keras keeps all to the end).
 
     Args:
@@ -167,7 +177,7 @@ def run_graph(model, inputs, call, calls=None):
     return keras.tree.pack_sequence_as(model.output, [values[id(x)] for x in model.outputs])
 
 
-def functional_graph(model):
+def functional_graph(model: keras.Model) -> keras.Model | None:
     """The functional model that a functional or sequential model is; None where `call` is the user's Python.
 
     It has no private name: the class of functional models is that of any one of them.
@@ -191,7 +201,7 @@ def _functional_class():
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
-def deserialize_model(config):
+def deserialize_model(config: dict[str, Any]) -> keras.Model:
     """Build a model from the `config.json` of a .keras file, without weights.
 
     Layers that are shared inside the model stay shared, as in `keras.saving.load_model`, by its private scope. Since
@@ -203,7 +213,7 @@ def deserialize_model(config):
         return keras.saving.deserialize_keras_object(config, safe_mode=True)
 
 
-def load_weights(model, file):
+def load_weights(model: keras.Model, file: IO[bytes]) -> None:
     """Load a model's weights from an HDF5 file that is an `io.BytesIO`, e.g. a part of another file.
 
     Since Keras 3.0. Public way: `Model.load_weights`, which takes the path of a whole file only.
@@ -228,7 +238,7 @@ def load_weights(model, file):
 
 
 @contextlib.contextmanager
-def save_through_disk(limit):
+def save_through_disk(limit: int) -> Iterator[None]:
     """Let Keras hold the weights of models of `limit` bytes and more in a temporary file while saving, not in memory.
 
     Where the free memory is twice their size, Keras 3.15 holds them there once more. Public way: none.
@@ -243,7 +253,7 @@ def save_through_disk(limit):
 
 
 @contextlib.contextmanager
-def without_tensorflow():
+def without_tensorflow() -> Iterator[None]:
     """Keep Keras on JAX and PyTorch from importing TensorFlow while saving and loading.
 
     Keras 3.15 imports it only to ask whether an object is one of its types (`serialize_keras_object`), which takes
@@ -267,7 +277,7 @@ def without_tensorflow():
 
 
 @contextlib.contextmanager
-def without_ddp():
+def without_ddp() -> Iterator[None]:
     """Keep Keras on PyTorch from distributing models itself while `torch.distributed` is initialized.
 
     Since Keras 3.16 (keras #23316): `fit`, `evaluate` and `predict` wrap the model in `DistributedDataParallel`, and
@@ -292,7 +302,7 @@ def without_ddp():
             setattr(trainer, name, original)
 
 
-def shuffled_batch_sampler(num_rows, batch_size):
+def shuffled_batch_sampler(num_rows: int, batch_size: int) -> tuple[Iterable[list[int]], Callable[[], None]]:
     """The orders of rows in which `fit` on PyTorch takes arrays, as Keras draws them.
 
     Of PyTorch's global random state in Keras 3.15, of the number of the epoch since 3.16. Public way: none.
@@ -308,7 +318,7 @@ def shuffled_batch_sampler(num_rows, batch_size):
 # ----------------------------------------------------------------------------------------------------------- optimizers
 
 
-def clip_summed_gradients(optimizer_class):
+def clip_summed_gradients(optimizer_class: type) -> type:
     """Class decorator: clip the gradients of the whole batch, not those of each `tf.distribute` replica.
 
     Keras 3.15 on TensorFlow clips each replica's gradients, then sums them. Public way: none.
@@ -329,7 +339,9 @@ def clip_summed_gradients(optimizer_class):
     return optimizer_class
 
 
-def adam_slots(optimizer, variable):
+def adam_slots(
+    optimizer: keras.optimizers.Optimizer, variable: keras.Variable
+) -> tuple[keras.Variable, keras.Variable]:
     """(first, second) moment variables that a `keras.optimizers.Adam` keeps for a model's variable.
 
     Since Keras 3.0. Public way: `Optimizer.variables`, a flat list in no documented order.

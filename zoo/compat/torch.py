@@ -4,11 +4,14 @@ import contextlib
 import os
 import sys
 import types
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from zoo.compat import private
+from zoo.typing import Tensor
 
 
-def packed_linear(weight, bias):
+def packed_linear(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     """The function x -> x weightᵀ + bias with the weight packed once for oneDNN, as `torch.compile` packs it.
 
     PyTorch's own products on a CPU go through MKL, which reaches half the speed of oneDNN on an AMD processor. Since
@@ -27,7 +30,7 @@ def packed_linear(weight, bias):
     return lambda x: linear(x, packed, bias, "none", [], "")
 
 
-def fused_adam(*tensors, **options):
+def fused_adam(*tensors: Any, **options: Any) -> None:
     """One step of PyTorch's fused Adam kernel, the one behind `torch.optim.Adam(fused=True)`.
 
     Since PyTorch 2.0. Public way: `torch.optim.adam.adam(fused=True)`, which takes 30 us more for each variable: one
@@ -40,7 +43,7 @@ def fused_adam(*tensors, **options):
     private("torch", "_fused_adam_")(*tensors, **options)
 
 
-def tensor_version(tensor):
+def tensor_version(tensor: Tensor) -> int:
     """A number that changes whenever a tensor is written in place.
 
     Since PyTorch 1.0. Public way: comparing a copy.
@@ -49,7 +52,7 @@ def tensor_version(tensor):
 
 
 @contextlib.contextmanager
-def without_compiler():
+def without_compiler() -> Iterator[None]:
     """Import Keras inside without importing PyTorch's compiler, which takes 2 seconds.
 
     Keras 3.15 imports `torch._dynamo` for its decorator `disable()`. In its place stands here, for the time, the

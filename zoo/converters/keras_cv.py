@@ -16,12 +16,18 @@ Layers are found by class and order: those of one class lie on one path, from in
 Source: keras-cv 0.9.0, src/models/stable_diffusion.
 """
 
+from __future__ import annotations
+
 import itertools
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from zoo.compat.keras import set_initial_value, skip_weight_init
 from zoo.errors import UserError
+
+if TYPE_CHECKING:
+    import keras
 
 _PROJECTIONS = (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("output", "out_proj"))
 # Class of a KerasCV layer -> {suffix of the zoo's layer name: path of attributes to the layer}.
@@ -97,7 +103,7 @@ _MODELS = {
 }
 
 
-def from_keras_cv(model):
+def from_keras_cv(model: keras.Model) -> keras.Model:
     """Build the zoo's model of one of KerasCV's, with its weights.
 
     Args:
@@ -137,7 +143,7 @@ def from_keras_cv(model):
     return ours
 
 
-def to_keras_cv(model, keras_cv_model):
+def to_keras_cv(model: keras.Model, keras_cv_model: keras.Model) -> None:
     """Copy the weights of one of the zoo's models into one of KerasCV's.
 
     Args:

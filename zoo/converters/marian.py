@@ -22,9 +22,12 @@ add_final_layer_norm are ignored, as transformers does.
 Source: transformers 5.23, models/marian: modeling_marian.py, configuration_marian.py, tokenization_marian.py.
 """
 
+from __future__ import annotations
+
 import pathlib
 import re
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -32,6 +35,10 @@ from zoo import backends
 from zoo.errors import UserError
 from zoo.io.tensor_files import CheckpointReader, check_state_dict, config_value, read_float_tensor, read_json
 from zoo.tokenizers.marian import MarianTokenizer
+from zoo.typing import StrPath
+
+if TYPE_CHECKING:
+    import keras
 
 # Keys of config.json and the defaults of MarianConfig.
 _CONFIG_DEFAULTS = {
@@ -103,7 +110,7 @@ _SHARED, _SOURCE, _TARGET, _LOGITS, _BIAS = (
 _POSITIONS = ("model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
 
 
-def load_marian(folder):
+def load_marian(folder: StrPath) -> tuple[keras.Model, MarianTokenizer, dict[str, Any]]:
     """Convert a Marian model.
 
     Args:
@@ -147,12 +154,19 @@ def load_marian(folder):
     return model, tokenizer, generation_config
 
 
-def unsupported_settings(generation_config):
-    """Names of the settings that `load_marian` returned and that the zoo's decoding does not apply."""
+def unsupported_settings(generation_config: Mapping[str, Any]) -> list[str]:
+    """Names of the settings that the zoo's decoding does not apply.
+
+    Args:
+        generation_config: what `load_marian` returned.
+
+    Returns:
+        the names.
+    """
     return [name for name in _UNSUPPORTED if generation_config[name] != GENERATION_DEFAULTS[name]]
 
 
-def marian_state_dict(model, *, max_position_embeddings=512):
+def marian_state_dict(model: keras.Model, *, max_position_embeddings: int = 512) -> dict[str, np.ndarray]:
     """The weights of a transformer of the zoo as the state dict of a transformers MarianMTModel.
 
     Args:
@@ -186,11 +200,12 @@ def marian_state_dict(model, *, max_position_embeddings=512):
     return state_dict | {name: _sinusoids(max_position_embeddings, d) for name in _POSITIONS}
 
 
-def marian_config(model, *, max_position_embeddings=512):
+def marian_config(model: keras.Model, *, max_position_embeddings: int = 512) -> dict[str, Any]:
     """The config.json of a MarianMTModel for a transformer of the zoo.
 
     Args:
-        model, max_position_embeddings: as in `marian_state_dict`.
+        model: as in `marian_state_dict`.
+        max_position_embeddings: as in `marian_state_dict`.
 
     Returns:
         dict, the arguments of transformers' MarianConfig but for the ids of start and end, which the model does not

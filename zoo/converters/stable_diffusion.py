@@ -51,11 +51,13 @@ unet              conv_in.*, time_embedding.*, down_blocks.{i}.*, mid_block.*, u
 Source: diffusers 0.42, models/ and pipelines/stable_diffusion; transformers 5.23, models/clip.
 """
 
+from __future__ import annotations
+
 import gc
 import math
 import pathlib
 import re
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -65,6 +67,10 @@ from zoo.errors import UserError
 from zoo.io import cards, files, model_files
 from zoo.io.tensor_files import CheckpointReader, check_state_dict, config_value, read_float_tensor, read_json
 from zoo.tokenizers.clip import load_clip_tokenizer
+from zoo.typing import Log, StrPath
+
+if TYPE_CHECKING:
+    import keras
 
 KIND = "stable_diffusion"
 COMPONENT_BUILDERS = ("text_encoder", "encoder", "decoder", "denoiser")  # files of a preset, each with ".keras"
@@ -265,7 +271,7 @@ _OLDER_KEYS = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "pro
 _TEXT_PREFIX = "text_model."  # omitted by transformers 5
 
 
-def convert(folder, out, *, log=print):
+def convert(folder: StrPath, out: StrPath, *, log: Log = print) -> None:
     """Convert a Stable Diffusion of diffusers to a preset, see above; files of an earlier one are replaced.
 
     The models are built one after the other, so that the memory needed is about that of the largest.
@@ -317,7 +323,7 @@ class Pipeline(NamedTuple):
     pipeline_config: dict
 
 
-def from_diffusers(folder):
+def from_diffusers(folder: StrPath) -> Pipeline:
     """Build the Keras models, tokenizer and pipeline config of a Stable Diffusion of diffusers.
 
     Args:
@@ -339,11 +345,21 @@ def from_diffusers(folder):
     return Pipeline(*(source.build(name) for name in COMPONENT_BUILDERS), source.tokenizer, source.pipeline_config)
 
 
-def to_diffusers(*, text_encoder=None, encoder=None, decoder=None, denoiser=None, use_linear_projection=False):
+def to_diffusers(
+    *,
+    text_encoder: keras.Model | None = None,
+    encoder: keras.Model | None = None,
+    decoder: keras.Model | None = None,
+    denoiser: keras.Model | None = None,
+    use_linear_projection: bool = False,
+) -> dict[str, dict[str, np.ndarray]]:
     """The weights of Keras models as state dicts of diffusers and transformers.
 
     Args:
-        text_encoder, encoder, decoder, denoiser: `keras.Model`s; those to convert.
+        text_encoder: `keras.Model` to convert, or None.
+        encoder: `keras.Model` to convert, or None.
+        decoder: `keras.Model` to convert, or None.
+        denoiser: `keras.Model` to convert, or None.
         use_linear_projection: whether the projections around the denoiser's transformers are linear layers (Stable
             Diffusion 2) or 1x1 convolutions.
 

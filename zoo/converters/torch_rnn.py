@@ -17,8 +17,8 @@ keras.layers.LSTMCell, GRUCell and SimpleRNNCell (3.15.1); for the names of a la
 https://github.com/pytorch/examples/blob/main/word_language_model/model.py.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -26,6 +26,7 @@ import numpy as np
 from zoo.errors import UserError, did_you_mean
 from zoo.io.tensor_files import TensorFile, check_state_dict
 from zoo.models.rnn_language_model import recurrent_layers
+from zoo.typing import StrPath
 
 
 class _CellSpec(NamedTuple):
@@ -53,7 +54,7 @@ KEY_MAP = {
 }
 
 
-def load_state_dict(state_dict, layers, prefix=""):
+def load_state_dict(state_dict: Mapping[str, Any], layers: Sequence[keras.layers.Layer], prefix: str = "") -> None:
     """Assign the weights of one torch.nn.LSTM, GRU or RNN to a stack of Keras layers.
 
     Args:
@@ -77,11 +78,12 @@ def load_state_dict(state_dict, layers, prefix=""):
     _assign(_to_keras_layout(parts, arrays))
 
 
-def state_dict(layers, prefix=""):
+def state_dict(layers: Sequence[keras.layers.Layer], prefix: str = "") -> dict[str, np.ndarray]:
     """The weights of a stack of Keras layers as the state dict of one torch.nn.LSTM, GRU or RNN.
 
     Args:
-        layers, prefix: as in `load_state_dict`.
+        layers: as in `load_state_dict`.
+        prefix: as in `load_state_dict`.
 
     Returns:
         dict name -> NumPy array (float32; float16 and float64 stay). Where Keras has one bias (LSTM, SimpleRNN),
@@ -105,7 +107,9 @@ def state_dict(layers, prefix=""):
     return tensors
 
 
-def load_language_model_state_dict(state_dict, model, key_map=KEY_MAP):
+def load_language_model_state_dict(
+    state_dict: Mapping[str, Any], model: keras.Model, key_map: Mapping[str, str] = KEY_MAP
+) -> None:
     """Assign all weights of a PyTorch language model to a recurrent language model of the same sizes.
 
     Args:
@@ -141,11 +145,12 @@ def load_language_model_state_dict(state_dict, model, key_map=KEY_MAP):
     _assign([*zip(variables, values), *_to_keras_layout(parts, arrays)])
 
 
-def language_model_state_dict(model, key_map=KEY_MAP):
+def language_model_state_dict(model: keras.Model, key_map: Mapping[str, str] = KEY_MAP) -> dict[str, np.ndarray]:
     """The weights of a recurrent language model as the state dict of PyTorch's word language model example.
 
     Args:
-        model, key_map: as in `load_language_model_state_dict`.
+        model: as in `load_language_model_state_dict`.
+        key_map: as in `load_language_model_state_dict`.
 
     Returns:
         dict name -> NumPy array. If the embeddings are tied, decoder.weight is the embedding again and decoder.bias
@@ -166,7 +171,7 @@ def language_model_state_dict(model, key_map=KEY_MAP):
     }
 
 
-def read_state_dict(path):
+def read_state_dict(path: StrPath) -> dict[str, np.ndarray]:
     """Read a state dict from a .safetensors file, or from a file of torch.save without running what it holds.
 
     Args:

@@ -1,27 +1,55 @@
 """Evaluation of a classifier: loss, accuracy, report by class, plots of the confusion matrix and of mistakes."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from zoo.errors import require
 from zoo.evaluation.figures import new_figure, save_figure
+from zoo.typing import StrPath
 
 
-def log_softmax(logits):
-    """Logarithm of the softmax of float logits (N, K), in float64."""
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Logarithm of the softmax.
+
+    Args:
+        logits: float (N, K).
+
+    Returns:
+        float64 (N, K).
+    """
     logits = np.asarray(logits, np.float64)
     shifted = logits - logits.max(axis=1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
-def scores(labels, logits):
-    """Return {"loss": mean cross-entropy in nats, "accuracy": fraction right} of logits (N, K) for labels (N,)."""
+def scores(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    """Scores of a classifier.
+
+    Args:
+        labels: (N,) int.
+        logits: (N, K).
+
+    Returns:
+        {"loss": mean cross-entropy in nats, "accuracy": fraction right}.
+    """
     log_p = log_softmax(logits)
     loss = -log_p[np.arange(len(labels)), labels].mean()
     return {"loss": float(loss), "accuracy": float((log_p.argmax(axis=1) == labels).mean())}
 
 
-def format_report(labels, logits, class_names):
-    """Precision, recall and F1 of each class, then the confusion matrix (or, for many classes, its largest errors)."""
+def format_report(labels: np.ndarray, logits: np.ndarray, class_names: Sequence[str]) -> str:
+    """Precision, recall and F1 of each class, then the confusion matrix (or, for many classes, its largest errors).
+
+    Args:
+        labels: (N,) int.
+        logits: (N, K).
+        class_names: K names.
+
+    Returns:
+        the report.
+    """
     predicted = np.argmax(logits, axis=1)
     classes = np.arange(len(class_names))
     metrics = _metrics()
@@ -46,8 +74,15 @@ def format_report(labels, logits, class_names):
     return report + "\n" + "\n".join(lines) + "\n"
 
 
-def plot_confusion_matrix(path, labels, logits, class_names):
-    """Plot the confusion matrix as PNG; colors are fractions of the row, numbers are counts."""
+def plot_confusion_matrix(path: StrPath, labels: np.ndarray, logits: np.ndarray, class_names: Sequence[str]) -> None:
+    """Plot the confusion matrix as PNG; colors are fractions of the row, numbers are counts.
+
+    Args:
+        path: PNG file.
+        labels: (N,) int.
+        logits: (N, K).
+        class_names: K names.
+    """
     classes = np.arange(len(class_names))
     matrix = _metrics().confusion_matrix(labels, np.argmax(logits, axis=1), labels=classes)
     fraction = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
@@ -65,8 +100,24 @@ def plot_confusion_matrix(path, labels, logits, class_names):
     save_figure(figure, path)
 
 
-def plot_worst_mistakes(path, images, labels, logits, class_names, count=24):
-    """Plot the wrong predictions with the highest loss as PNG, with truth → prediction and its probability."""
+def plot_worst_mistakes(
+    path: StrPath,
+    images: np.ndarray,
+    labels: np.ndarray,
+    logits: np.ndarray,
+    class_names: Sequence[str],
+    count: int = 24,
+) -> None:
+    """Plot the wrong predictions with the highest loss as PNG, with truth → prediction and its probability.
+
+    Args:
+        path: PNG file.
+        images: (N, H, W, C) uint8.
+        labels: (N,) int.
+        logits: (N, K).
+        class_names: K names.
+        count: most images.
+    """
     log_p = log_softmax(logits)
     predicted = log_p.argmax(axis=1)
     loss = -log_p[np.arange(len(labels)), labels]
@@ -86,8 +137,13 @@ def plot_worst_mistakes(path, images, labels, logits, class_names, count=24):
     save_figure(figure, path)
 
 
-def plot_training_curves(path, history):
-    """Plot training and validation loss and accuracy by epoch as PNG, from the rows of `history.csv`."""
+def plot_training_curves(path: StrPath, history: list[dict[str, Any]]) -> None:
+    """Plot training and validation loss and accuracy by epoch as PNG.
+
+    Args:
+        path: PNG file.
+        history: rows of `history.csv`, dicts.
+    """
     epochs = [row["epoch"] for row in history]
     figure = new_figure(9, 3.6)
     for position, metric in enumerate(("loss", "accuracy"), start=1):

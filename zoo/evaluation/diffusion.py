@@ -5,7 +5,11 @@ A classifier, the 20-class 48x48 CNN, predicts the class of an image; its colors
 Letters: N images, H x W pixels, F features.
 """
 
+from __future__ import annotations
+
 import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -21,6 +25,10 @@ from zoo.io.model_files import load_model
 from zoo.models.captioned_image_classifier import feature_extractor
 from zoo.presets import find_preset
 from zoo.tasks.text_to_image import TextToImage
+from zoo.typing import StrPath
+
+if TYPE_CHECKING:
+    from zoo.data.captions import CaptionedImages
 
 NUM_STEPS = 20
 GUIDANCE_SCALES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -28,13 +36,17 @@ STEP_COUNTS, DDPM_STEPS = (5, 10, 20, 50), 200  # of the table of samplers; DDPM
 ATTRIBUTES = ("class", "foreground", "background", "all")
 
 
-def prompt_accuracy(classifier, images, labels, foregrounds, backgrounds):
+def prompt_accuracy(
+    classifier: keras.Model, images: np.ndarray, labels: np.ndarray, foregrounds: np.ndarray, backgrounds: np.ndarray
+) -> dict[str, float]:
     """Fractions of images whose class, foreground and background are those of the prompt, and of those with all three.
 
     Args:
         classifier: images (N, H, W, 3) -> logits (N, K).
         images: (N, H, W, 3) uint8.
-        labels, foregrounds, backgrounds: (N,) int, what the prompts ask for.
+        labels: (N,) int, classes that the prompts ask for.
+        foregrounds: (N,) int, colors that they ask for.
+        backgrounds: (N,) int, colors that they ask for.
 
     Returns:
         dict with the keys `ATTRIBUTES`.
@@ -46,13 +58,17 @@ def prompt_accuracy(classifier, images, labels, foregrounds, backgrounds):
     return {name: float(fraction.mean()) for name, fraction in zip(ATTRIBUTES, correct)}
 
 
-def frechet_distance(features, other):
+def frechet_distance(features: np.ndarray, other: np.ndarray) -> float:
     """The squared Fréchet distance of two normal distributions with the means and covariances of features.
 
         |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^½)                                     Heusel et al. 2017, equation 6
 
     Args:
-        features, other: (N, F), each with more rows than columns.
+        features: (N, F), more rows than columns.
+        other: (M, F), more rows than columns.
+
+    Returns:
+        the distance.
     """
     means = [np.mean(part, axis=0, dtype="float64") for part in (features, other)]
     covariances = [np.cov(np.asarray(part, "float64"), rowvar=False) for part in (features, other)]
@@ -62,7 +78,7 @@ def frechet_distance(features, other):
     return float(((means[0] - means[1]) ** 2).sum() + np.trace(sum(covariances)) - 2 * roots)
 
 
-def smallest_sufficient_guidance(accuracies, required):
+def smallest_sufficient_guidance(accuracies: Mapping[float, float], required: float) -> float:
     """The smallest guidance scale with at least the required accuracy; the most accurate one if none reaches it.
 
     More guidance than that trades variety for nothing (Ho and Salimans 2022, section 4).
@@ -70,12 +86,23 @@ def smallest_sufficient_guidance(accuracies, required):
     Args:
         accuracies: {guidance scale: accuracy}.
         required: accuracy of real images.
+
+    Returns:
+        the guidance scale.
     """
     sufficient = [scale for scale, accuracy in accuracies.items() if accuracy >= required]
     return min(sufficient, default=max(accuracies, key=accuracies.get))
 
 
-def retrieval_accuracy(clip_model, dataset, tokenize, *, seed, rounds=20, candidates=100):
+def retrieval_accuracy(
+    clip_model: keras.Model,
+    dataset: CaptionedImages,
+    tokenize: Callable[[Sequence[str]], np.ndarray],
+    *,
+    seed: int,
+    rounds: int = 20,
+    candidates: int = 100,
+) -> dict[str, float]:
     """How often the matching one ranks first among test images and captions, no two of which say the same.
 
     Args:
@@ -106,8 +133,20 @@ def retrieval_accuracy(clip_model, dataset, tokenize, *, seed, rounds=20, candid
     return correct | {"retrieval_among": candidates}
 
 
-def loss_by_timestep(denoiser, batches, num_train_timesteps, bins=20):
-    """Mean squared error of the predicted noise by timestep: (bins,) over equal ranges of timesteps."""
+def loss_by_timestep(
+    denoiser: keras.Model, batches: keras.utils.PyDataset, num_train_timesteps: int, bins: int = 20
+) -> np.ndarray:
+    """Mean squared error of the predicted noise by timestep.
+
+    Args:
+        denoiser: [noisy latents, timesteps, contexts] -> noise.
+        batches: of `zoo.training.diffusion.denoiser_batches`.
+        num_train_timesteps: T.
+        bins: number of equal ranges of timesteps.
+
+    Returns:
+        (bins,).
+    """
     total, count = np.zeros(bins), np.zeros(bins)
     for index in range(len(batches)):
         inputs, noise = batches[index]
@@ -118,7 +157,16 @@ def loss_by_timestep(denoiser, batches, num_train_timesteps, bins=20):
     return total / np.maximum(count, 1)
 
 
-def evaluate(preset, dataset, folder, *, num_prompts=1000, num_steps=NUM_STEPS, guidance_scale=None, seed=0):
+def evaluate(
+    preset: StrPath,
+    dataset: CaptionedImages,
+    folder: StrPath,
+    *,
+    num_prompts: int = 1000,
+    num_steps: int = NUM_STEPS,
+    guidance_scale: float | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
     """Score a latent diffusion; print a report and write it, its metrics and images.
 
     Prompt accuracy and Fréchet distance come first; then, only if the guidance scale is chosen here, samplers with
@@ -265,8 +313,27 @@ def _ablation(task, generate, scorer, prompts, guidance_scale, seed, num_steps, 
     return ablation
 
 
-def plot_forward_and_reverse_process(task, dataset, folder, *, guidance_scale, num_steps=NUM_STEPS, count=4, seed=0):
-    """forward.png: images under more and more noise; reverse.png and reverse.gif: prompts while they are generated."""
+def plot_forward_and_reverse_process(
+    task: TextToImage,
+    dataset: CaptionedImages,
+    folder: StrPath,
+    *,
+    guidance_scale: float,
+    num_steps: int = NUM_STEPS,
+    count: int = 4,
+    seed: int = 0,
+) -> None:
+    """Plot images under more and more noise, and prompts while they are generated.
+
+    Args:
+        task: `zoo.tasks.text_to_image.TextToImage`.
+        dataset: `CaptionedImages`.
+        folder: where forward.png, reverse.png and reverse.gif go.
+        guidance_scale: of the prompts.
+        num_steps: sampling steps.
+        count: number of images and of prompts.
+        seed: of both.
+    """
     seen, unseen = (dataset.prompts(count // 2, held_out=held_out, seed=seed)[0] for held_out in (False, True))
     options = {"guidance_scale": guidance_scale, "num_steps": num_steps}
     steps = zip(*(task.stream(prompt, seed=seed + index, **options) for index, prompt in enumerate([*seen, *unseen])))

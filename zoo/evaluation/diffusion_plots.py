@@ -3,12 +3,21 @@
 Letters: N images, H x W pixels.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 
 from zoo.evaluation.figures import new_figure, save_figure
+from zoo.typing import StrPath
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
-def plot_training_curves(path, history):
+def plot_training_curves(path: StrPath, history: list[dict[str, Any]]) -> None:
     """Write a PNG of every measured quantity by epoch, training and validation together.
 
     Args:
@@ -29,8 +38,14 @@ def plot_training_curves(path, history):
     save_figure(figure, path)
 
 
-def plot_loss_by_timestep(path, errors, timesteps=1000):
-    """Write a PNG of the denoiser's mean squared error by timestep: `errors` over equal ranges of timesteps."""
+def plot_loss_by_timestep(path: StrPath, errors: npt.ArrayLike, timesteps: int = 1000) -> None:
+    """Plot the denoiser's mean squared error by timestep as PNG.
+
+    Args:
+        path: PNG file.
+        errors: over equal ranges of timesteps, (bins,).
+        timesteps: T.
+    """
     figure = new_figure(6, 3.4)
     axes = figure.add_subplot()
     centers = (np.arange(len(errors)) + 0.5) * timesteps / len(errors)
@@ -40,8 +55,13 @@ def plot_loss_by_timestep(path, errors, timesteps=1000):
     save_figure(figure, path)
 
 
-def plot_steps(path, table):
-    """Write a PNG of quality by number of steps: `table` is {sampler: {steps: (Fréchet distance, accuracy)}}."""
+def plot_steps(path: StrPath, table: Mapping[str, Mapping[int, tuple[float, float]]]) -> None:
+    """Plot quality by number of steps as PNG.
+
+    Args:
+        path: PNG file.
+        table: {sampler: {steps: (Fréchet distance, accuracy)}}.
+    """
     figure = new_figure(9, 3.6)
     for index, (axes, title) in enumerate(
         zip(figure.subplots(1, 2), ("Fréchet distance (lower is better)", "class and both colors correct"))
@@ -60,8 +80,14 @@ def plot_steps(path, table):
     save_figure(figure, path)
 
 
-def plot_grid(path, rows, captions):
-    """Write a PNG of rows of images, each an array (N, H, W, 3) uint8, with `captions`, N texts, above the columns."""
+def plot_grid(path: StrPath, rows: Sequence[np.ndarray], captions: Sequence[str]) -> None:
+    """Write a PNG of rows of images.
+
+    Args:
+        path: PNG file.
+        rows: each an array (N, H, W, 3) uint8.
+        captions: N texts, above the columns.
+    """
     count = len(captions)
     figure = new_figure(1.5 * count, 1.5 * len(rows) + 0.5)
     for index, (axes, row) in enumerate(
@@ -74,8 +100,15 @@ def plot_grid(path, rows, captions):
     save_figure(figure, path)
 
 
-def plot_gallery(path, images, captions, columns=8):
-    """Write a PNG of images (N, H, W, 3) uint8, each under its caption."""
+def plot_gallery(path: StrPath, images: np.ndarray, captions: Sequence[str], columns: int = 8) -> None:
+    """Write a PNG of images, each under its caption.
+
+    Args:
+        path: PNG file.
+        images: (N, H, W, 3) uint8.
+        captions: N texts.
+        columns: images in a row.
+    """
     lines = -(-len(images) // columns)
     figure = new_figure(1.45 * columns, 1.75 * lines)
     for index, axes in enumerate(figure.subplots(lines, columns, squeeze=False).flat):

@@ -1,11 +1,21 @@
 """Figures of matplotlib, which is imported when the first one is made."""
 
+from typing import Any
+
 from zoo.errors import require
 from zoo.io import files
+from zoo.typing import StrPath
 
 
-def new_figure(width, height):
-    """A `matplotlib.figure.Figure` of a size in inches, whose parts are laid out so that none overlap.
+def new_figure(width: float, height: float) -> Any:
+    """A figure whose parts are laid out so that none overlap.
+
+    Args:
+        width: in inches.
+        height: in inches.
+
+    Returns:
+        `matplotlib.figure.Figure`.
 
     Raises:
         UserError: if matplotlib is not installed.
@@ -16,7 +26,12 @@ def new_figure(width, height):
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def save_figure(figure, path):
-    """Write a figure as PNG, atomically."""
+def save_figure(figure: Any, path: StrPath) -> None:
+    """Write a figure as PNG, atomically.
+
+    Args:
+        figure: of `new_figure`.
+        path: PNG file.
+    """
     with files.atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)

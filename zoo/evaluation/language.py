@@ -1,13 +1,21 @@
 """Evaluation of a language model: nats per token, perplexity, bits per character; plot of the training."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zoo.evaluation.figures import new_figure, save_figure
+from zoo.typing import StrPath
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 
-def scores(token_nll, *, num_characters):
+def scores(token_nll: npt.ArrayLike, *, num_characters: int) -> dict[str, Any]:
     """Scores of a text from the negative log-likelihood of its tokens.
 
     Args:
@@ -27,8 +35,15 @@ def scores(token_nll, *, num_characters):
     }
 
 
-def format_report(metrics):
-    """A table of the validation and test scores."""
+def format_report(metrics: Mapping[str, Any]) -> str:
+    """A table of the validation and test scores.
+
+    Args:
+        metrics: what `evaluate_language_model` returned.
+
+    Returns:
+        the table.
+    """
     lines = [f"{'':12}{'nats/token':>14}{'perplexity':>12}{'bits/character':>18}{'tokens':>10}"]
     for split in ("validation", "test"):
         loss, perplexity, bits, tokens = (
@@ -38,8 +53,13 @@ def format_report(metrics):
     return "\n".join(lines)
 
 
-def plot_training_curves(path, history):
-    """Plot training and validation loss by epoch as PNG, the best epoch annotated, from the rows of `history.csv`."""
+def plot_training_curves(path: StrPath, history: list[dict[str, Any]]) -> None:
+    """Plot training and validation loss by epoch as PNG, the best epoch annotated.
+
+    Args:
+        path: PNG file.
+        history: rows of `history.csv`, dicts.
+    """
     epochs = [row["epoch"] for row in history]
     figure = new_figure(6.5, 3.8)
     axes = figure.add_subplot()

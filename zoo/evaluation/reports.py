@@ -1,6 +1,9 @@
 """Evaluation of a trained model on its test set: figures, a text report and pictures in a folder."""
 
+from __future__ import annotations
+
 import time
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -11,15 +14,26 @@ from zoo.fast_paths.layers import use_fast_paths
 from zoo.io import files
 from zoo.models.rnn_language_model import copy_weights, infer_config, rnn_language_model
 from zoo.tokenizers.text import encode
+from zoo.typing import StrPath
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import tokenizers
+
+    from zoo.data import ImageDataset, PairDataset, TextDataset
+    from zoo.tasks.translator import Translator
 
 
-def evaluate_classifier(model, dataset, folder, *, limit=None):
+def evaluate_classifier(
+    model: keras.Model, dataset: ImageDataset, folder: StrPath, *, limit: int | None = None
+) -> dict[str, Any]:
     """Evaluate on the test images, or the first `limit`.
 
     Args:
         model: an image classifier, from raw images (N, H, W, C) to logits (N, K).
         dataset: `zoo.data.ImageDataset`.
         folder: where report.txt, confusion_matrix.png and worst_mistakes.png go.
+        limit: most images; None for all.
 
     Returns:
         dict of the metrics.
@@ -54,7 +68,9 @@ def evaluate_classifier(model, dataset, folder, *, limit=None):
     }
 
 
-def evaluate_language_model(model, tokenizer, dataset, folder):
+def evaluate_language_model(
+    model: keras.Model, tokenizer: tokenizers.Tokenizer, dataset: TextDataset, folder: StrPath
+) -> dict[str, Any]:
     """Perplexity and bits per character on the validation and test splits.
 
     Args:
@@ -84,7 +100,7 @@ def evaluate_language_model(model, tokenizer, dataset, folder):
     return metrics
 
 
-def token_nll(model, ids, *, sequence_length=64):
+def token_nll(model: keras.Model, ids: npt.ArrayLike, *, sequence_length: int = 64) -> np.ndarray:
     """Negative log-likelihood of each token given all tokens before it, in nats.
 
     The text is read once from start to end with carried states, so that the result does not depend on how it is cut.
@@ -111,7 +127,7 @@ def token_nll(model, ids, *, sequence_length=64):
     return np.concatenate(losses).astype(np.float64)
 
 
-def evaluate_translator(translator, dataset, folder):
+def evaluate_translator(translator: Translator, dataset: PairDataset, folder: StrPath) -> dict[str, Any]:
     """BLEU on the test pairs, greedy and with 5 beams.
 
     Args:

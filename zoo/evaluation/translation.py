@@ -1,13 +1,25 @@
 """Evaluation of translations: BLEU, samples; plots of the training and of attention weights."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
 from zoo.errors import require
 from zoo.evaluation.figures import new_figure, save_figure
+from zoo.typing import StrPath
 
 
-def bleu(translations, references):
-    """(BLEU, sacreBLEU's signature): Papineni et al. 2002 as sacreBLEU computes it (Post 2018), cased, 13a tokens."""
+def bleu(translations: Sequence[str], references: Sequence[str]) -> tuple[float, str]:
+    """BLEU: Papineni et al. 2002 as sacreBLEU computes it (Post 2018), cased, 13a tokens.
+
+    Args:
+        translations: N texts.
+        references: N texts.
+
+    Returns:
+        (BLEU from 0 to 100, sacreBLEU's signature).
+    """
     require("sacrebleu", what="BLEU")
     from sacrebleu.metrics import BLEU
 
@@ -16,13 +28,16 @@ def bleu(translations, references):
     return float(score), str(metric.get_signature())
 
 
-def format_report(metrics, triples, count=5):
+def format_report(metrics: Mapping[str, Any], triples: Sequence[tuple[str, str, str]], count: int = 5) -> str:
     """A table of scores, sacreBLEU's signature, and sample translations.
 
     Args:
         metrics: test_bleu_beam_N, test_exact_beam_N and sentences_per_second_beam_N for some N, and signature.
         triples: list of (source, reference, translation).
         count: number of samples, spread evenly over the triples.
+
+    Returns:
+        the report.
     """
     lines = [f"{'':8}{'BLEU':>8}{'exact':>9}{'sentences/s':>14}"]
     for key in (key for key in metrics if key.startswith("test_bleu_")):
@@ -38,8 +53,13 @@ def format_report(metrics, triples, count=5):
     return "\n".join(lines)
 
 
-def plot_training_curves(path, history):
-    """Plot the loss and the validation BLEU by epoch as PNG, from the rows of `history.csv`."""
+def plot_training_curves(path: StrPath, history: list[dict[str, Any]]) -> None:
+    """Plot the loss and the validation BLEU by epoch as PNG.
+
+    Args:
+        path: PNG file.
+        history: rows of `history.csv`, dicts.
+    """
     epochs = [row["epoch"] for row in history]
     figure = new_figure(8, 3.6)
     loss, score = figure.subplots(1, 2)
@@ -55,13 +75,16 @@ def plot_training_curves(path, history):
     save_figure(figure, path)
 
 
-def plot_attention(path, weights, source_pieces, target_pieces):
+def plot_attention(
+    path: StrPath, weights: Mapping[str, np.ndarray], source_pieces: Sequence[str], target_pieces: Sequence[str]
+) -> None:
     """Plot attention weights as PNG: the mean over the heads of each layer.
 
     Args:
-        path: file to write.
+        path: PNG file.
         weights: {name of an attention layer: (N, T, S)} with N heads, T target and S source tokens.
-        source_pieces, target_pieces: texts of the tokens, S and T of them.
+        source_pieces: texts of the S source tokens.
+        target_pieces: texts of the T target tokens.
     """
     columns = min(len(weights), 3)
     rows = -(-len(weights) // columns)

@@ -7,6 +7,8 @@ Of each layer call a sample is kept: a small output in full; of a large one, val
 channel means, which depend on every value.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -15,6 +17,8 @@ import math
 import pathlib
 import re
 import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
@@ -23,6 +27,10 @@ from zoo.errors import UserError, error_summary
 from zoo.io import files
 from zoo.io.cards import MODEL_FILE, PARITY_FILE
 from zoo.io.model_files import load_model
+from zoo.typing import StrPath
+
+if TYPE_CHECKING:
+    import keras
 
 # Of a large output, values and channel means are kept in this proportion, and at most this many.
 _NUM_VALUES, _NUM_MEANS = 64, 256
@@ -48,8 +56,12 @@ class ParityRecord:
     layers: dict
     metadata: dict
 
-    def save(self, path):
-        """Write to an .npz file, atomically."""
+    def save(self, path: StrPath) -> None:
+        """Write to an .npz file, atomically.
+
+        Args:
+            path: of the file.
+        """
         arrays = {f"inputs/{i}": array for i, array in enumerate(self.inputs)}
         arrays |= {f"outputs/{i}": array for i, array in enumerate(self.outputs)}
         # One array for all samples: an entry each would cost more than the numbers in it.
@@ -59,8 +71,14 @@ class ParityRecord:
             np.savez_compressed(temporary, about=json.dumps(self.metadata | {"layers": layers}), **arrays)
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: StrPath) -> Self:
         """Read what `save` wrote.
+
+        Args:
+            path: of the file.
+
+        Returns:
+            `ParityRecord`.
 
         Raises:
             UserError: if it is not such a file.
@@ -83,13 +101,20 @@ class ParityRecord:
         return cls(inputs, outputs, layers, metadata)
 
 
-def parity_path(model_path):
-    """Path of a model file's parity record: `parity.npz` beside `model.keras`, `<name>.parity.npz` beside others."""
+def parity_path(model_path: StrPath) -> pathlib.Path:
+    """Path of a model file's parity record.
+
+    Args:
+        model_path: a `.keras` file.
+
+    Returns:
+        `parity.npz` beside `model.keras`, `<name>.parity.npz` beside others.
+    """
     path = pathlib.Path(model_path)
     return path.with_name(PARITY_FILE if path.name == MODEL_FILE else f"{path.stem}.{PARITY_FILE}")
 
 
-def write_parity_record(model_path, inputs=None):
+def write_parity_record(model_path: StrPath, inputs: Sequence[np.ndarray] | None = None) -> pathlib.Path:
     """Run a model file on the backend of this process and write its parity record beside it.
 
     Args:
@@ -108,13 +133,21 @@ def write_parity_record(model_path, inputs=None):
 # ------------------------------------------------------------------------------------------------- running one model
 
 
-def compute_parity_record(model_path, *, inputs=None, max_values=None):
-    """Load a model file on this process's backend, run it once and return the `ParityRecord`.
+def compute_parity_record(
+    model_path: StrPath, *, inputs: Sequence[np.ndarray] | None = None, max_values: int | None = None
+) -> ParityRecord:
+    """Load a model file on this process's backend and run it once.
 
     Args:
         model_path: a `.keras` file; compared with its card.
         inputs: list of arrays; synthetic ones if None.
         max_values: most values to keep of one layer; chosen by the number of layers if None.
+
+    Returns:
+        `ParityRecord`.
+
+    Raises:
+        UserError: if the file is missing, altered or unusable.
     """
     import keras
 
@@ -147,8 +180,16 @@ def compute_parity_record(model_path, *, inputs=None, max_values=None):
     return ParityRecord(inputs, outputs, layers, metadata)
 
 
-def weight_digests(model, prefix=""):
-    """{path of a layer: start of the sha256 of its weights}, nested models included."""
+def weight_digests(model: keras.Model, prefix: str = "") -> dict[str, str]:
+    """Digests of the weights of a model, nested models included.
+
+    Args:
+        model: a built model.
+        prefix: put before each path.
+
+    Returns:
+        {path of a layer: start of the sha256 of its weights}.
+    """
     import keras
 
     digests = {}
@@ -163,7 +204,9 @@ def weight_digests(model, prefix=""):
     return digests
 
 
-def record_layer_outputs(model, inputs):
+def record_layer_outputs(
+    model: keras.Model, inputs: Sequence[np.ndarray]
+) -> tuple[list[np.ndarray], list[tuple[str, str, list[np.ndarray]]]]:
     """Run a model once, not compiled and not training, and return what every layer call gave.
 
     Args:
@@ -217,12 +260,19 @@ def _layer_output_model(graph):
     return keras.Model(clone.input, [clone.output, layer_outputs], name=graph.name), calls
 
 
-def sample_values(arrays, count):
-    """A float32 vector of at most `count` numbers that stands for the arrays: the arrays themselves, if small.
+def sample_values(arrays: Sequence[np.ndarray], count: int) -> np.ndarray:
+    """A vector that stands for arrays: the arrays themselves, if small.
 
     Of a larger one, every fifth number is a value at a fixed, evenly spread position, and the others are means of its
     channels (of several together, where there are more). The means are weighted by position, so that a normalization,
     which makes all plain means alike, hides no change.
+
+    Args:
+        arrays: of numbers.
+        count: most numbers in the vector.
+
+    Returns:
+        float32 array (at most `count`,).
     """
     count_each = max(2, count // max(1, len(arrays)))
     parts = [np.zeros(0)]
@@ -243,11 +293,17 @@ def sample_values(arrays, count):
 # --------------------------------------------------------------------------------------------------- synthetic inputs
 
 
-def synthetic_inputs(model):
+def synthetic_inputs(model: keras.Model) -> list[np.ndarray]:
     """Inputs for any model, generated by NumPy from seed 0 and the shapes and dtypes of the model's inputs.
 
     Four-dimensional inputs with 1 or 3 channels are smooth images, 0..255; integers are token ids; other floats are
     normally distributed.
+
+    Args:
+        model: a built model.
+
+    Returns:
+        arrays in the order of `model.inputs`.
 
     Raises:
         UserError: if the model does not state its inputs.
@@ -283,8 +339,16 @@ def _synthetic(rng, shape, dtype, vocabularies):
     return rng.standard_normal(shape).astype("float32")
 
 
-def smooth_images(rng, shape):
-    """uint8 images (N, H, W, C): each channel a sum of six waves in random directions, stretched to 0..255."""
+def smooth_images(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Images of which each channel is a sum of six waves in random directions, stretched to 0..255.
+
+    Args:
+        rng: draws the waves.
+        shape: (N, H, W, C).
+
+    Returns:
+        uint8 (N, H, W, C).
+    """
     count, height, width, _ = shape
     y, x = np.mgrid[0 : 1 : height * 1j, 0 : 1 : width * 1j]
     images = np.zeros(shape)

@@ -4,12 +4,16 @@ Each backend runs in a process of its own on the same inputs. The output of ever
 record beside the file (see `zoo.parity.records`) and with the other backends.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -17,6 +21,10 @@ from zoo.backends import check_backend, import_keras, installed_backends, skip_o
 from zoo.errors import UserError, run_command
 from zoo.io import files, model_files
 from zoo.parity.records import ParityRecord, compute_parity_record, parity_path
+from zoo.typing import Log, StrPath
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 TOLERANCE = 1e-4
 # When something is over the tolerance, the call where it began is looked for with a finer one: an error may be small
@@ -91,8 +99,16 @@ class VerificationReport:
         return self.text
 
 
-def max_scaled_error(array, reference):
-    """max |array - reference| / max(1, max |reference|); infinite if shapes or non-finite values do not match."""
+def max_scaled_error(array: npt.ArrayLike, reference: npt.ArrayLike) -> float:
+    """max |array - reference| / max(1, max |reference|).
+
+    Args:
+        array: of numbers.
+        reference: of the same shape.
+
+    Returns:
+        the error; infinite if shapes or non-finite values do not match.
+    """
     if array.shape != reference.shape:
         return np.inf
     array, reference = array.astype(np.float64), reference.astype(np.float64)
@@ -103,8 +119,17 @@ def max_scaled_error(array, reference):
     return float(np.abs(array[~same] - reference[~same]).max(initial=0.0) / scale)
 
 
-def compare_records(record, reference, tolerance=TOLERANCE):
-    """Return the `Difference` of a `ParityRecord` from a reference, which sets the scale."""
+def compare_records(record: ParityRecord, reference: ParityRecord, tolerance: float = TOLERANCE) -> Difference:
+    """Compare two runs of a model.
+
+    Args:
+        record: `ParityRecord` of one.
+        reference: that of the other, which sets the scale.
+        tolerance: the largest `max_scaled_error` that passes.
+
+    Returns:
+        `Difference`.
+    """
     if len(record.outputs) == len(reference.outputs):
         output_error = max(map(max_scaled_error, record.outputs, reference.outputs), default=0.0)
     else:
@@ -128,7 +153,9 @@ def compare_records(record, reference, tolerance=TOLERANCE):
 # ---------------------------------------------------------------------------------------------------------- verifying
 
 
-def verify_file(model_path, *, tolerance=TOLERANCE, backends=None, log=None):
+def verify_file(
+    model_path: StrPath, *, tolerance: float = TOLERANCE, backends: Sequence[str] | None = None, log: Log | None = None
+) -> VerificationReport:
     """Run a model file on each backend and compare the numbers.
 
     Args:

@@ -1,11 +1,15 @@
 """Callbacks of the recipes: batch order, history and checkpoint, first losses, weight averaging, stopping."""
 
+from __future__ import annotations
+
 import csv
 import io
 import math
 import signal
 import threading
 import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,16 +18,21 @@ from zoo.distribution import strategy as distribution
 from zoo.errors import TrainingError
 from zoo.io import files
 from zoo.training.checkpoints import save_checkpoint
+from zoo.typing import StrPath
 
 
 class SetEpoch(keras.callbacks.Callback):
-    """Call `batches.set_epoch(epoch)` when an epoch begins, for the batches of `zoo.data`."""
+    """Call `batches.set_epoch(epoch)` when an epoch begins, for the batches of `zoo.data`.
 
-    def __init__(self, batches):
+    Args:
+        batches: the training batches.
+    """
+
+    def __init__(self, batches: Any) -> None:
         super().__init__()
         self.batches = batches
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.batches.set_epoch(epoch)
 
 
@@ -33,7 +42,7 @@ class TerminateOnNaN(keras.callbacks.Callback):
     `keras.callbacks.TerminateOnNaN` only ends the epoch: its checkpoint and model would hold the NaN.
     """
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         loss = float((logs or {}).get("loss", 0.0))
         if not math.isfinite(loss):
             raise TrainingError(
@@ -50,7 +59,7 @@ class StopOnInterrupt(keras.callbacks.Callback):
     spends nearly all of its time, and TensorFlow turns what is raised while it reads a batch into an error of its own.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.interrupted = False
 
@@ -69,7 +78,7 @@ class StopOnInterrupt(keras.callbacks.Callback):
             raise KeyboardInterrupt
         self.interrupted = True
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if self.interrupted:
             raise KeyboardInterrupt
 
@@ -91,12 +100,12 @@ class LossRecorder(keras.callbacks.Callback):
         losses: list of float.
     """
 
-    def __init__(self, batches, count=20, verbose=False):
+    def __init__(self, batches: Any, count: int = 20, verbose: bool = False) -> None:
         super().__init__()
         self.batches, self.count, self.verbose, self.losses = batches, count, verbose, []
         self._sum, self._rows = 0.0, 0
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         if len(self.losses) < self.count and batch == len(self.losses):
             rows = len(keras.tree.flatten(self.batches[batch])[0])
             rows += -rows % distribution.current_devices().num_replicas
@@ -105,7 +114,7 @@ class LossRecorder(keras.callbacks.Callback):
             self.losses.append((total - self._sum) / rows)
             self._sum = total
 
-    def on_train_end(self, logs=None):
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         if self.verbose:
             print("First losses:", " ".join(f"{loss:.6f}" for loss in self.losses), flush=True)
 
@@ -122,18 +131,27 @@ class TrainingLog(keras.callbacks.Callback):
         unit: what an example is called.
     """
 
-    def __init__(self, folder, checkpoint_file, *, settings, history, examples, unit="images"):
+    def __init__(
+        self,
+        folder: StrPath,
+        checkpoint_file: str,
+        *,
+        settings: dict[str, Any],
+        history: list[dict[str, Any]],
+        examples: int,
+        unit: str = "images",
+    ) -> None:
         super().__init__()
         self.folder, self.checkpoint_file, self.settings = folder, checkpoint_file, settings
         self.history, self.examples, self.unit = history, examples, unit
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._start_time = time.perf_counter()
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self._seconds = time.perf_counter() - self._start_time  # validation comes after the last batch
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         row = {"epoch": epoch + 1} | {key: float(value) for key, value in logs.items()}
         row["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         row["seconds"] = round(self._seconds, 2)
@@ -150,12 +168,12 @@ class TrainingLog(keras.callbacks.Callback):
 class ResetStates(keras.callbacks.Callback):
     """Reset the states of stateful layers at the start of each epoch and each validation."""
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         for layer in self.model.layers:
             if getattr(layer, "stateful", False):
                 layer.reset_state()
 
-    def on_test_begin(self, logs=None):
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
         self.on_epoch_begin(0)
 
 
@@ -168,17 +186,17 @@ class BestCheckpoint(keras.callbacks.Callback):
         history: one dict for each epoch already done, when resuming.
     """
 
-    def __init__(self, path, *, patience, history=()):
+    def __init__(self, path: StrPath, *, patience: int, history: Sequence[dict[str, Any]] = ()) -> None:
         super().__init__()
         self.path, self.patience = path, patience
         self.losses = [row["val_loss"] for row in history]
 
     @property
-    def out_of_patience(self):
+    def out_of_patience(self) -> bool:
         """Whether the last `patience` epochs brought no better loss."""
         return bool(self.losses) and len(self.losses) - 1 - int(np.argmin(self.losses)) >= self.patience
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self.losses.append(float(logs["val_loss"]))
         if self.losses[-1] == min(self.losses):
             with files.atomic_write(self.path) as temporary:
@@ -187,8 +205,12 @@ class BestCheckpoint(keras.callbacks.Callback):
             self.model.stop_training = True
             print(f"No better validation loss for {self.patience} epochs: stopping.", flush=True)
 
-    def restore(self, model):
-        """Give a model the weights of the best epoch."""
+    def restore(self, model: keras.Model) -> None:
+        """Give a model the weights of the best epoch.
+
+        Args:
+            model: the model that was trained, or one of the same architecture.
+        """
         with self.path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             for index, variable in enumerate(model.trainable_variables):
                 variable.assign(stored[f"arr_{index}"])
@@ -202,11 +224,11 @@ class SampleText(keras.callbacks.Callback):
         generate: function without arguments that returns a text.
     """
 
-    def __init__(self, path, generate):
+    def __init__(self, path: StrPath, generate: Callable[[], str]) -> None:
         super().__init__()
         self.path, self.generate = path, generate
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         title = f"--- after epoch {epoch + 1} ---\n"
         text = f"{title}{self.generate()}\n"
         print(text, flush=True)
@@ -222,17 +244,22 @@ class CheckpointAveraging(keras.callbacks.Callback):
         num_checkpoints: how many epochs are kept.
     """
 
-    def __init__(self, folder, *, num_checkpoints):
+    def __init__(self, folder: StrPath, *, num_checkpoints: int) -> None:
         super().__init__()
         self.folder, self.num_checkpoints = folder, num_checkpoints
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         with files.atomic_write(self._path(epoch + 1)) as temporary:
             np.savez(temporary, *[keras.ops.convert_to_numpy(v) for v in self.model.trainable_variables])
         files.remove(self._path(epoch + 1 - self.num_checkpoints))
 
-    def restore(self, model, *, epochs):
-        """Give a model the mean of the weights after the last of `epochs` epochs."""
+    def restore(self, model: keras.Model, *, epochs: int) -> None:
+        """Give a model the mean of the weights after the last of so many epochs.
+
+        Args:
+            model: the model that was trained, or one of the same architecture.
+            epochs: number of epochs that are done.
+        """
         chosen = range(max(1, epochs - self.num_checkpoints + 1), epochs + 1)
         sums = [np.zeros(variable.shape, np.float64) for variable in model.trainable_variables]
         for epoch in chosen:
@@ -242,7 +269,7 @@ class CheckpointAveraging(keras.callbacks.Callback):
         for variable, total in zip(model.trainable_variables, sums, strict=True):
             variable.assign((total / len(chosen)).astype(np.float32))
 
-    def remove(self):
+    def remove(self) -> None:
         """Delete the files."""
         for path in self.folder.glob("epoch_*.npz"):
             files.remove(path)
@@ -259,10 +286,10 @@ class ValidationScore(keras.callbacks.Callback):
         score: function without arguments that returns a number.
     """
 
-    def __init__(self, name, score):
+    def __init__(self, name: str, score: Callable[[], float]) -> None:
         super().__init__()
         self.name, self.score = name, score
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         logs[self.name] = self.score()
         print(f"{self.name}: {logs[self.name]:.2f}", flush=True)

@@ -4,18 +4,27 @@ Plain arrays, so that a run can go on in another process or on another backend, 
 writing leaves the last good one.
 """
 
+from __future__ import annotations
+
 import json
 import pathlib
 import zipfile
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zoo.blocks.random_streams import random_streams
 from zoo.errors import UserError
 from zoo.io import files
+from zoo.typing import StrPath
+
+if TYPE_CHECKING:
+    import keras
 
 
-def save_checkpoint(path, model, *, settings, history):
+def save_checkpoint(
+    path: StrPath, model: keras.Model, *, settings: dict[str, Any], history: list[dict[str, Any]]
+) -> None:
     """Write the state of a compiled model after an epoch.
 
     Args:
@@ -32,8 +41,16 @@ def save_checkpoint(path, model, *, settings, history):
         np.savez(temporary, meta=np.array(meta), **arrays)
 
 
-def load_checkpoint(path, model, *, settings):
-    """Restore a saved state into a compiled model; returns the history, one dict for each finished epoch.
+def load_checkpoint(path: StrPath, model: keras.Model, *, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Restore a saved state into a compiled model.
+
+    Args:
+        path: the `.npz` file.
+        model: compiled and built, optimizer included, as the one that was saved.
+        settings: dict of what defines the run, to be compared with what the file says.
+
+    Returns:
+        the history, one dict for each finished epoch.
 
     Raises:
         UserError: if the file is missing, damaged, or of a run with other settings or another model.

@@ -11,7 +11,12 @@ backend gets the same.
 Letters: B images, S tokens, h x w x C latents, T timesteps, d width of the context, P width of the shared space.
 """
 
+from __future__ import annotations
+
+import argparse
 import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -24,6 +29,13 @@ from zoo.errors import UserError
 from zoo.io import cards, files, model_files
 from zoo.models.captioned_image_classifier import feature_extractor
 from zoo.models.stable_diffusion.autoencoder import autoencoder_from_parts
+from zoo.typing import StrPath, Tensor
+
+if TYPE_CHECKING:
+    import tokenizers
+
+    from zoo.data.captions import CaptionedImages
+    from zoo.training.run import Run
 
 LATENT_SHAPE = (12, 12, 4)  # (h, w, C)
 MAX_LENGTH = 16  # S: tokens of a caption, with start and end
@@ -66,12 +78,15 @@ PARTS = {
 # ------------------------------------------------------------------------------------------------------- the run folder
 
 
-def run_folder(args, *required):
+def run_folder(args: argparse.Namespace, *required: str) -> pathlib.Path:
     """The folder that all recipes of the latent diffusion write to: `--output`, or runs/diffusion-captions.
 
     Args:
         args: the flags of a recipe.
         *required: names of files that it needs from the recipes before it.
+
+    Returns:
+        its path.
 
     Raises:
         UserError: if one of them is missing.
@@ -86,8 +101,14 @@ def run_folder(args, *required):
     return folder
 
 
-def load_dataset(args):
+def load_dataset(args: argparse.Namespace) -> CaptionedImages:
     """Load the captioned images and print in one line what they are.
+
+    Args:
+        args: the flags of a recipe.
+
+    Returns:
+        `CaptionedImages`.
 
     Raises:
         UserError: if the data cannot be loaded.
@@ -106,7 +127,7 @@ def load_dataset(args):
     return dataset
 
 
-def save_part(run, part, contents, scores):
+def save_part(run: Run, part: str, contents: Mapping[str, Any], scores: Mapping[str, Any]) -> dict[str, Any]:
     """Save a trained part: its files and its entry in the card of the run folder, and metrics.json.
 
     Args:
@@ -148,15 +169,20 @@ def save_part(run, part, contents, scores):
 # ------------------------------------------------------------------------------------------- training models and losses
 
 
-def autoencoder_training_model(encoder, decoder, classifier=None):
-    """[image, noise] -> {"image": reconstruction, "kl": (B,)[, "perceptual": (B,)]}.
-
-    kl is the Kullback-Leibler divergence of the latents from N(0, 1), their mean in nats. perceptual is the mean
-    squared difference between a classifier's features of both images.
+def autoencoder_training_model(
+    encoder: keras.Model, decoder: keras.Model, classifier: keras.Model | None = None
+) -> keras.Model:
+    """The autoencoder with the terms of its loss as outputs.
 
     Args:
-        encoder, decoder: of `zoo.models.stable_diffusion.autoencoder`.
+        encoder: of `zoo.models.stable_diffusion.autoencoder`.
+        decoder: of `zoo.models.stable_diffusion.autoencoder`.
         classifier: a `captioned_image_classifier`, which is frozen here; None for no perceptual output.
+
+    Returns:
+        `keras.Model` from [image, noise] to {"image": reconstruction, "kl": (B,)[, "perceptual": (B,)]}. kl is the
+        Kullback-Leibler divergence of the latents from N(0, 1), their mean in nats. perceptual is the mean squared
+        difference between a classifier's features of both images.
     """
     autoencoder = autoencoder_from_parts(encoder, decoder)
     reconstruction, mean, log_variance = autoencoder.outputs
@@ -171,8 +197,8 @@ def autoencoder_training_model(encoder, decoder, classifier=None):
     return keras.Model(autoencoder.inputs, outputs, name="autoencoder_training_model")
 
 
-def clip_model(text_encoder, image_encoder, end_id):
-    """[token_ids (B, S), image (B, H, W, 3) in [0, 255]] -> logits (B, B): similarity of image i and caption j.
+def clip_model(text_encoder: keras.Model, image_encoder: keras.Model, end_id: int) -> keras.Model:
+    """Text and image encoder with a contrastive head: CLIP (Radford et al. 2021, figure 3).
 
     The text's vector is the state at its end token, the image's that of `image_encoder`; each is projected to P
     dimensions and normalized, and the cosines are divided by the temperature.
@@ -181,6 +207,10 @@ def clip_model(text_encoder, image_encoder, end_id):
         text_encoder: token ids (B, S) -> (B, S, d).
         image_encoder: images -> (B, F).
         end_id: id of the token that ends a text.
+
+    Returns:
+        `keras.Model` from [token_ids (B, S), image (B, H, W, 3) in [0, 255]] to logits (B, B): similarity of image i
+        and caption j.
     """
     token_ids = keras.Input((None,), dtype="int32", name="token")
     image = keras.Input((None, None, 3), name="image")
@@ -202,7 +232,7 @@ class ClipLoss(keras.losses.Loss):
     are equal. `y_pred` (B, B) are logits, a row per image.
     """
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         target = y_true / ops.sum(y_true, axis=1, keepdims=True)
         log_probs = (ops.log_softmax(y_pred, axis=1), ops.transpose(ops.log_softmax(y_pred, axis=0)))
         return -0.5 * sum(ops.sum(target * log_p, axis=1) for log_p in log_probs)
@@ -212,15 +242,22 @@ class ClipLoss(keras.losses.Loss):
 class IdentityLoss(keras.losses.Loss):
     """The model's output is the loss, (B,)."""
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         return y_pred
 
 
 # ------------------------------------------------------------------------------------------------------------ tokenizer
 
 
-def all_captions(dataset):
-    """Every caption, (K·8·8·templates), ordered by (label, foreground, background, template)."""
+def all_captions(dataset: CaptionedImages) -> list[str]:
+    """Every caption of a data set.
+
+    Args:
+        dataset: `CaptionedImages` with K classes.
+
+    Returns:
+        the captions, (K·8·8·templates), ordered by (label, foreground, background, template).
+    """
     colors = range(len(COLORS))
     return [
         fill_template(template, name, foreground, background)
@@ -231,8 +268,15 @@ def all_captions(dataset):
     ]
 
 
-def caption_tokenizer(dataset):
-    """A lower-casing word-level `tokenizers.Tokenizer` of all captions of a data set; `SPECIAL_TOKENS` come first."""
+def caption_tokenizer(dataset: CaptionedImages) -> tokenizers.Tokenizer:
+    """A lower-casing word-level tokenizer of all captions of a data set; `SPECIAL_TOKENS` come first.
+
+    Args:
+        dataset: `CaptionedImages`.
+
+    Returns:
+        `tokenizers.Tokenizer`.
+    """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
     tokenizer = Tokenizer(models.WordLevel({}, unk_token="<unknown>"))
@@ -247,8 +291,16 @@ def caption_tokenizer(dataset):
     return tokenizer
 
 
-def tokenize_captions(tokenizer, captions, length=MAX_LENGTH):
-    """Token ids (N, length) int32 of captions with start, end and padding.
+def tokenize_captions(tokenizer: tokenizers.Tokenizer, captions: Sequence[str], length: int = MAX_LENGTH) -> np.ndarray:
+    """Encode captions, with start, end and padding.
+
+    Args:
+        tokenizer: of `caption_tokenizer`.
+        captions: N texts.
+        length: S.
+
+    Returns:
+        token ids (N, S) int32.
 
     Raises:
         ValueError: if a caption is longer.
@@ -276,13 +328,26 @@ class IndexedBatches(keras.utils.PyDataset):
         same_every_epoch: whether every epoch is epoch 0 (validation).
     """
 
-    def __init__(self, count, batch_size, *, seed, make_batch, same_every_epoch=False):
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        *,
+        seed: int,
+        make_batch: Callable[[np.ndarray, np.random.Generator, list[int]], Any],
+        same_every_epoch: bool = False,
+    ) -> None:
         super().__init__(workers=1, use_multiprocessing=False)
         self.count, self.batch_size, self.seed = count, min(batch_size, count), seed
         self.make_batch, self.same_every_epoch = make_batch, same_every_epoch
         self.set_epoch(0)
 
-    def set_epoch(self, epoch):
+    def set_epoch(self, epoch: int) -> None:
+        """Set the order of an epoch.
+
+        Args:
+            epoch: its number, from 0.
+        """
         self.epoch = 0 if self.same_every_epoch else epoch
         self.order = epoch_order(self.count, seed=self.seed, epoch=self.epoch)
 
@@ -300,8 +365,18 @@ def _split_batches(dataset, split, batch_size, seed, make_batch):
     return IndexedBatches(count, batch_size, seed=seed, make_batch=make_batch, same_every_epoch=split != "train")
 
 
-def classifier_batches(dataset, split, batch_size, *, seed):
-    """Images (B, 48, 48, 3) uint8 and their classes (B,)."""
+def classifier_batches(dataset: CaptionedImages, split: str, batch_size: int, *, seed: int) -> keras.utils.PyDataset:
+    """Batches to train the classifier.
+
+    Args:
+        dataset: `CaptionedImages`.
+        split: "train", "validation" or "test".
+        batch_size: B.
+        seed: of the order and of the colors.
+
+    Returns:
+        `PyDataset` of (images (B, 48, 48, 3) uint8, classes (B,)).
+    """
 
     def make_batch(indices, rng, key):
         batch = dataset.render(split, indices, seed=key)
@@ -310,8 +385,21 @@ def classifier_batches(dataset, split, batch_size, *, seed):
     return _split_batches(dataset, split, batch_size, seed, make_batch)
 
 
-def autoencoder_batches(dataset, split, batch_size, *, seed, perceptual=False):
-    """([images in [-1, 1], noise (B, h, w, C)], {"image": the images, "kl"[, "perceptual"]: zeros (B,)})."""
+def autoencoder_batches(
+    dataset: CaptionedImages, split: str, batch_size: int, *, seed: int, perceptual: bool = False
+) -> keras.utils.PyDataset:
+    """Batches to train the autoencoder.
+
+    Args:
+        dataset: `CaptionedImages`.
+        split: "train", "validation" or "test".
+        batch_size: B.
+        seed: of the order, the colors and the noise.
+        perceptual: whether the model has that output.
+
+    Returns:
+        `PyDataset` of ([images in [-1, 1], noise (B, h, w, C)], {"image": images, "kl"[, "perceptual"]: zeros (B,)}).
+    """
 
     def make_batch(indices, rng, key):
         images = to_minus_one_to_one(dataset.render(split, indices, seed=key).images)
@@ -322,8 +410,21 @@ def autoencoder_batches(dataset, split, batch_size, *, seed, perceptual=False):
     return _split_batches(dataset, split, batch_size, seed, make_batch)
 
 
-def clip_batches(dataset, split, batch_size, *, seed, tokenizer):
-    """([token ids (B, S), images], (B, B) float32: 1 where caption j is true of image i)."""
+def clip_batches(
+    dataset: CaptionedImages, split: str, batch_size: int, *, seed: int, tokenizer: tokenizers.Tokenizer
+) -> keras.utils.PyDataset:
+    """Batches to train the text encoder.
+
+    Args:
+        dataset: `CaptionedImages`.
+        split: "train", "validation" or "test".
+        batch_size: B.
+        seed: of the order, the colors and the words.
+        tokenizer: of `caption_tokenizer`.
+
+    Returns:
+        `PyDataset` of ([token ids (B, S), images], (B, B) float32: 1 where caption j is true of image i).
+    """
 
     def make_batch(indices, rng, key):
         batch = dataset.render(split, indices, seed=key)
@@ -335,9 +436,16 @@ def clip_batches(dataset, split, batch_size, *, seed, tokenizer):
 
 
 def denoiser_batches(
-    latents, contexts, alphas_cumprod, batch_size, *, seed, conditioning_dropout_prob=0.1, same_every_epoch=False
-):
-    """([noisy latents (B, h, w, C), timesteps (B,), contexts (B, S, d)], noise (B, h, w, C)).
+    latents: LatentCache,
+    contexts: np.ndarray,
+    alphas_cumprod: np.ndarray,
+    batch_size: int,
+    *,
+    seed: int,
+    conditioning_dropout_prob: float = 0.1,
+    same_every_epoch: bool = False,
+) -> keras.utils.PyDataset:
+    """Batches to train the denoiser (Ho et al. 2020, algorithm 1).
 
     Args:
         latents: `LatentCache`.
@@ -348,6 +456,9 @@ def denoiser_batches(
         conditioning_dropout_prob: probability that a caption is replaced by the empty one, for classifier-free guidance
             (Ho & Salimans 2022, algorithm 1).
         same_every_epoch: whether every epoch is epoch 0.
+
+    Returns:
+        `PyDataset` of ([noisy latents (B, h, w, C), timesteps (B,), contexts (B, S, d)], noise (B, h, w, C)).
     """
 
     def make_batch(indices, rng, key):
@@ -368,13 +479,31 @@ def denoiser_batches(
 class LatentCache:
     """An encoder's output for each example of a split, rendered once in colors that are a function of the seed.
 
+    Args:
+        encoder: images (B, H, W, 3) in [-1, 1] -> [mean, log-variance] of latents.
+        dataset: `CaptionedImages`.
+        split: "train", "validation" or "test".
+        seed: of the colors.
+        scaling_factor: brings latents to a standard deviation of 1; measured if None.
+        batch_size: images encoded at once.
+
     Attributes:
         combinations: (N,) index of (label, foreground, background) among the K·8·8.
-        mean, std: (N, h, w, C) float16 of the latents.
+        mean: (N, h, w, C) float16 of the latents.
+        std: (N, h, w, C) float16 of the latents.
         scaling_factor: brings latents to a standard deviation of 1.
     """
 
-    def __init__(self, encoder, dataset, split, *, seed, scaling_factor=None, batch_size=200):
+    def __init__(
+        self,
+        encoder: keras.Model,
+        dataset: CaptionedImages,
+        split: str,
+        *,
+        seed: int,
+        scaling_factor: float | None = None,
+        batch_size: int = 200,
+    ) -> None:
         combinations, means, stds = [], [], []
         for batch in dataset.batches(split, batch_size, seed=seed):
             mean, log_variance = encoder.predict_on_batch(to_minus_one_to_one(batch.images))
@@ -385,22 +514,44 @@ class LatentCache:
         variance = self.mean.astype("float64").var() + (self.std.astype("float64") ** 2).mean()
         self.scaling_factor = float(1 / np.sqrt(variance)) if scaling_factor is None else scaling_factor
 
-    def sample(self, indices, rng):
-        """Scaled latents (B, h, w, C) float32 from the encoder's posterior."""
+    def sample(self, indices: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Scaled latents from the encoder's posterior.
+
+        Args:
+            indices: of examples, (B,).
+            rng: draws the noise.
+
+        Returns:
+            (B, h, w, C) float32.
+        """
         mean, std = self.mean[indices].astype("float32"), self.std[indices].astype("float32")
         return self.scaling_factor * (mean + std * rng.standard_normal(mean.shape, dtype="float32"))
 
 
-def to_minus_one_to_one(images):
-    """uint8 images as float32 in [-1, 1]."""
+def to_minus_one_to_one(images: np.ndarray) -> np.ndarray:
+    """Scale images for the autoencoder.
+
+    Args:
+        images: uint8.
+
+    Returns:
+        float32 in [-1, 1].
+    """
     return images.astype("float32") / 127.5 - 1
 
 
 # ----------------------------------------------------------------------------------------------- the denoiser's recipe
 
 
-def pipeline_config(scaling_factor):
-    """The contents of pipeline.json; see `zoo.converters.stable_diffusion`."""
+def pipeline_config(scaling_factor: float) -> dict[str, Any]:
+    """The contents of pipeline.json; see `zoo.converters.stable_diffusion`.
+
+    Args:
+        scaling_factor: of the latents.
+
+    Returns:
+        dict.
+    """
     return {
         "kind": "stable_diffusion",
         "latent_channels": LATENT_SHAPE[-1],
@@ -422,8 +573,15 @@ def pipeline_config(scaling_factor):
     }
 
 
-def ema_weights(optimizer):
-    """The moving averages of the trainable variables, in their order, of an optimizer with `use_ema=True`."""
+def ema_weights(optimizer: keras.optimizers.Optimizer) -> list[keras.Variable]:
+    """The moving averages of the trainable variables.
+
+    Args:
+        optimizer: built, with `use_ema=True`.
+
+    Returns:
+        variables, in the order of the trainable ones.
+    """
     return [variable for variable in optimizer.variables if variable.name.endswith("_average")]
 
 
@@ -437,11 +595,18 @@ class SampleGrid(keras.callbacks.Callback):
         plot: function of (path, rows of images) that writes the PNG.
     """
 
-    def __init__(self, path, ema_model, *, generate, plot):
+    def __init__(
+        self,
+        path: StrPath,
+        ema_model: keras.Model,
+        *,
+        generate: Callable[[], np.ndarray],
+        plot: Callable[[pathlib.Path, list[np.ndarray]], None],
+    ) -> None:
         super().__init__()
         self.path, self.ema_model, self.generate, self.plot = path, ema_model, generate, plot
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         for variable, average in zip(
             self.ema_model.trainable_variables, ema_weights(self.model.optimizer), strict=True
         ):

@@ -3,6 +3,7 @@
 parser = flags.parser(__doc__)
 flags.add(parser, "dataset", "data_dir", epochs=5, batch_size=64)   # a value is the recipe's default
 flags.add(parser, *flags.RUN_FLAGS)
+flags.add_fallback(parser, "digits", epochs=15)     # defaults for the small data that a recipe falls back on
 args = parser.parse_args()
 flags.check(args)                          # ranges, packages: one sentence if a value is wrong or a package missing
 flags.settings(args)                                                 # what defines the run
@@ -10,6 +11,8 @@ flags.settings(args)                                                 # what defi
 
 import argparse
 import dataclasses
+import textwrap
+from typing import Any
 
 from zoo.data import IMAGE_DATASETS
 from zoo.distribution.devices import PARALLEL, PRECISIONS
@@ -26,6 +29,7 @@ class Flag:
     Attributes:
         help: for `--help`.
         default: value if the command does not say; a recipe may have its own.
+        no_default: what it means where there is no such value, for `--help`.
         type: of the value; bool for a switch.
         minimum: smallest value allowed.
         exclusive_maximum: upper bound, excluded.
@@ -40,11 +44,14 @@ class Flag:
     minimum: float | None = None
     exclusive_maximum: float | None = None
     defines_run: bool = True
+    no_default: str = "none"
     options: dict = dataclasses.field(default_factory=dict)
 
 
-def _flag(help, default=None, type=str, minimum=None, exclusive_maximum=None, defines_run=True, **options):
-    return Flag(help, default, type, minimum, exclusive_maximum, defines_run, options)
+def _flag(
+    help, default=None, type=str, minimum=None, exclusive_maximum=None, defines_run=True, no_default="none", **options
+):
+    return Flag(help, default, type, minimum, exclusive_maximum, defines_run, no_default, options)
 
 
 SCHEDULES = ("cosine", "inverse-sqrt", "constant")
@@ -52,9 +59,11 @@ OPTIMIZERS = ("adam", "adamw")
 
 FLAGS = {
     # data
-    "dataset": _flag(f"one of {', '.join(IMAGE_DATASETS)}; the recipe's own by default", defines_run=False),
-    "data_dir": _flag("folder of the data set", defines_run=False),
-    "text": _flag("UTF-8 text file of your own to train on", metavar="FILE", defines_run=False),
+    "dataset": _flag(f"one of {', '.join(IMAGE_DATASETS)}", no_default="the recipe's own", defines_run=False),
+    "data_dir": _flag(
+        "folder of the data set", no_default="where it is usually kept, if at all", metavar="FOLDER", defines_run=False
+    ),
+    "text": _flag("UTF-8 text file of your own to train on", metavar="FILE", no_default="the recipe's text", defines_run=False),
     "pairs": _flag(
         "sentence pairs of your own: one TSV, or two aligned files", nargs="+", metavar="FILE", defines_run=False
     ),
@@ -129,16 +138,29 @@ FLAGS = {
 RUN_FLAGS = ("seed", "limit", "parity", "devices", "parallel", "precision", "output", "resume", "evaluate")
 
 
-def parser(doc):
-    """An `ArgumentParser` described by the first line of a recipe's docstring."""
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser described by the first line of a recipe's docstring.
+
+    Args:
+        doc: the docstring.
+
+    Returns:
+        `argparse.ArgumentParser`.
+    """
     return argparse.ArgumentParser(
         description=doc.strip().splitlines()[0],
         epilog="The backend is chosen by the environment: KERAS_BACKEND=tensorflow, jax or torch.",
     )
 
 
-def add(parser, *names, **defaults):
-    """Add flags to a parser, by name with underscores; a keyword argument is the default in this recipe."""
+def add(parser: argparse.ArgumentParser, *names: str, **defaults: Any) -> None:
+    """Add flags to a parser.
+
+    Args:
+        parser: of `parser`.
+        *names: of `FLAGS`, with underscores.
+        **defaults: flags with a default of this recipe's own.
+    """
     for name in (*names, *defaults):
         flag = FLAGS[name]
         options = {"action": "store_true"} if flag.type is bool else {"type": flag.type}
@@ -147,8 +169,11 @@ def add(parser, *names, **defaults):
         parser.add_argument(_spelling(name), default=default, help=help, **options, **flag.options)
 
 
-def check(args):
+def check(args: argparse.Namespace) -> None:
     """Check the range of every value, and that the packages are installed which a run reports with at its end.
+
+    Args:
+        args: parsed flags.
 
     Raises:
         UserError: if a value is out of range, or a package is missing.
@@ -168,8 +193,15 @@ def check(args):
         raise UserError(f"{_spelling(name)} must {'not be negative' if negative else f'be {expected}'}, got {value}.")
 
 
-def settings(args):
-    """{name: value} of the flags that define a run."""
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The flags that define a run.
+
+    Args:
+        args: parsed flags.
+
+    Returns:
+        {name: value}.
+    """
     return {name: value for name, value in vars(args).items() if name in FLAGS and FLAGS[name].defines_run}
 
 

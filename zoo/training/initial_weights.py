@@ -1,13 +1,19 @@
 """Initial weights drawn by NumPy: one seed gives the same weights on every backend."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import keras
 
 INITIALIZERS = ("glorot", "he", "recurrent", "transformer")
 
 
-def set_initial_weights(model, *, seed, initializer="glorot"):
+def set_initial_weights(model: keras.Model, *, seed: int, initializer: str = "glorot") -> None:
     """Draw every kernel from U(-a, a) and set every bias to zero.
 
     Keras' own initialisers draw different numbers on each backend for the same seed; these do not. Tensors are drawn

@@ -1,7 +1,11 @@
 """Losses that Keras does not have in this form."""
 
+from typing import Any
+
 import keras
 from keras import ops
+
+from zoo.typing import Tensor
 
 
 @keras.saving.register_keras_serializable("zoo")
@@ -22,20 +26,27 @@ class LabelSmoothingCrossEntropy(keras.losses.Loss):
 
     Args:
         label_smoothing: e, in [0, 1).
+        name: of the loss.
+        reduction: as of `keras.losses.Loss`.
+        **kwargs: those of `keras.losses.Loss`.
 
     Raises:
         ValueError: if `label_smoothing` is out of range.
     """
 
     def __init__(
-        self, label_smoothing=0.0, name="label_smoothing_cross_entropy", reduction="sum_over_batch_size", **kwargs
-    ):
+        self,
+        label_smoothing: float = 0.0,
+        name: str = "label_smoothing_cross_entropy",
+        reduction: str = "sum_over_batch_size",
+        **kwargs: Any,
+    ) -> None:
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}.")
         super().__init__(name=name, reduction=reduction, **kwargs)
         self.label_smoothing = label_smoothing
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         labels = ops.expand_dims(ops.cast(y_true, "int32"), -1)
 
         def at_label(x):
@@ -47,5 +58,5 @@ class LabelSmoothingCrossEntropy(keras.losses.Loss):
             return loss
         return loss + self.label_smoothing * (at_label(y_pred) - ops.mean(y_pred, axis=-1))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"label_smoothing": self.label_smoothing}

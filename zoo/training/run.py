@@ -21,12 +21,15 @@ In a recipe:
     run.save_metrics({"test_accuracy": ...})  # metrics.json, after which the run cannot be resumed any more
 """
 
+import argparse
 import contextlib
 import importlib.metadata
 import platform
 import shlex
 import sys
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import keras
 
@@ -38,6 +41,7 @@ from zoo.io import files
 from zoo.training import flags
 from zoo.training.callbacks import LossRecorder, SetEpoch, StopOnInterrupt, TerminateOnNaN, TrainingLog
 from zoo.training.checkpoints import load_checkpoint
+from zoo.typing import StrPath
 
 set_compiler_flags()  # before JAX starts
 
@@ -62,7 +66,7 @@ class Run:
         UserError: if the folder cannot be written to.
     """
 
-    def __init__(self, args, *, folder, data_sha256):
+    def __init__(self, args: argparse.Namespace, *, folder: StrPath, data_sha256: str) -> None:
         self.args = args
         self.folder = files.prepare_folder(folder)
         self.settings = flags.settings(args) | {"data": data_sha256}
@@ -73,17 +77,20 @@ class Run:
         self._recorder = None
 
     @property
-    def initial_epoch(self):
+    def initial_epoch(self) -> int:
         """Number of finished epochs."""
         return len(self.history)
 
     @property
-    def first_losses(self):
+    def first_losses(self) -> list[float]:
         """Losses of the first 20 steps of this process, to compare backends."""
         return self._recorder.losses if self._recorder else []
 
-    def prepare(self, model):
+    def prepare(self, model: keras.Model) -> None:
         """Give a compiled model the backend's fast paths and, with --resume, the state of the checkpoint.
+
+        Args:
+            model: built and compiled.
 
         Raises:
             UserError: if the run cannot be resumed.
@@ -93,7 +100,7 @@ class Run:
             self.history[:] = load_checkpoint(self.folder / CHECKPOINT_FILE, model, settings=self.settings)
             print(f"Resuming after epoch {len(self.history)} of {self.args.epochs}.", flush=True)
 
-    def callbacks(self, batches, *, examples, unit="images"):
+    def callbacks(self, batches: Any, *, examples: int, unit: str = "images") -> list[keras.callbacks.Callback]:
         """The callbacks of every run; place those that change the logs or keep weights before them.
 
         Args:
@@ -111,7 +118,7 @@ class Run:
         return [self._stop, SetEpoch(batches), TerminateOnNaN(), self._recorder, log]
 
     @contextlib.contextmanager
-    def interruptible(self):
+    def interruptible(self) -> Iterator[None]:
         """Around `fit`: Ctrl-C and the loss of another process raise with what was kept.
 
         Raises:
@@ -133,7 +140,7 @@ class Run:
             return "no epoch was finished yet"
         return f"epoch 1 to {count} kept in {self.folder}, go on with --resume"
 
-    def metrics(self):
+    def metrics(self) -> dict[str, Any]:
         """What `metrics.json` says of every run: settings, first losses, times, command and versions."""
         seconds, rate = sum(row["seconds"] for row in self.history), self._rate_key()
         return {
@@ -147,8 +154,15 @@ class Run:
             **run_metadata(),
         }
 
-    def save_metrics(self, metrics):
-        """Write `metrics.json` and remove the checkpoint, which only a run to be resumed needs; returns the metrics."""
+    def save_metrics(self, metrics: dict[str, Any]) -> dict[str, Any]:
+        """Write `metrics.json` and remove the checkpoint, which only a run to be resumed needs.
+
+        Args:
+            metrics: added to those of every run.
+
+        Returns:
+            all that the file holds.
+        """
         metrics = save_metrics(self.folder, metrics)
         files.remove(self.folder / CHECKPOINT_FILE)
         rate = self._rate_key()
@@ -161,14 +175,22 @@ class Run:
         return next(key for key in self.history[-1] if key.endswith("_per_second"))
 
 
-def save_metrics(folder, metrics):
-    """Write `metrics.json` with the command and the versions; returns all that it holds."""
+def save_metrics(folder: StrPath, metrics: dict[str, Any]) -> dict[str, Any]:
+    """Write `metrics.json` with the command and the versions.
+
+    Args:
+        folder: where it goes.
+        metrics: what it says besides.
+
+    Returns:
+        all that it holds.
+    """
     metrics = metrics | run_metadata()
     files.write_json(folder / METRICS_FILE, metrics)
     return metrics
 
 
-def run_metadata():
+def run_metadata() -> dict[str, Any]:
     """Command, backend, versions and machine, for `metrics.json`."""
     backend = keras.backend.backend()
     versions = {name: importlib.metadata.version(name) for name in ("keras", backend, "numpy")}
