@@ -192,8 +192,8 @@ def run_plain_fit(folder, *, devices):
             {"batch_size": ROWS, "sample_weight": importance, "validation_data": (x[:16], y[:16])},
         ),
         "batches": ((RowBatches(x, y),), {"shuffle": False, "validation_data": RowBatches(x[:24], y[:24])}),
-        "rows left over": ((x[:59], y[:59]), left),
         "layers of one name": ((x, y), {"batch_size": ROWS}),
+        "rows left over": ((x[:59], y[:59]), left),
     }
     results = {}
     with distribution.strategy(devices) as on:

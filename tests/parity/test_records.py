@@ -50,6 +50,11 @@ def inner_of_three():
     return keras.Model(x, layers.Dense(2, name="leaf")(x), name="three")
 
 
+def without_mask(paths):
+    """Sorted paths without the operation that makes an embedding's mask, a call of its own in Keras 3.15 only."""
+    return sorted(set(paths) - {"not_equal"})
+
+
 @pytest.mark.filterwarnings("ignore:.* does not support masking:UserWarning")  # of Keras 3.16, of what uses up a mask
 @pytest.mark.filterwarnings("ignore:Layer 'reader'|Layer 'flat':UserWarning")  # neither hands the mask on
 def test_masks_and_layers_around_models_are_left_as_they_are():
@@ -64,7 +69,7 @@ def test_masks_and_layers_around_models_are_left_as_they_are():
 
     tokens = np.array([[1, 2, 3, 0, 0, 0], [4, 5, 6, 7, 8, 1]], "int32")
     outputs, paths, _, _ = run(model, tokens)
-    assert sorted(paths) == ["each", "flat", "not_equal", "reader/lstm", "table"]  # not_equal makes the mask
+    assert without_mask(paths) == ["each", "flat", "reader/lstm", "table"]
     for a, b in zip(outputs, model.predict(tokens, verbose=0)):
         np.testing.assert_allclose(a, b, atol=1e-6)
     # The mask arrived: the LSTM read the first three words and no more.
@@ -177,7 +182,7 @@ def test_paths_do_not_depend_on_what_the_process_did_before(tmp_path):
     words = [keras.Input((6,), dtype="int32"), layers.Embedding(9, 4, mask_zero=True, name="table")]
     keras.Sequential([*words, layers.LSTM(3, name="lstm")]).save(tmp_path / "reader.keras")
     paths = [list(records.compute_parity_record(tmp_path / "reader.keras").layers) for _ in range(2)]
-    assert paths[0] == paths[1] and sorted(paths[0]) == ["lstm", "not_equal", "table"]
+    assert paths[0] == paths[1] and without_mask(paths[0]) == ["lstm", "table"]
 
 
 @pytest.mark.once
