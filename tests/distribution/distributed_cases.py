@@ -32,7 +32,7 @@ from zoo.models import transformer as transformers
 from zoo.models.cnn import cnn
 from zoo.models.rnn_language_model import rnn_language_model
 from zoo.models.stable_diffusion import denoiser as denoisers
-from zoo.training import callbacks, flags
+from zoo.training import callbacks
 from zoo.training.diffusion import IndexedBatches
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.losses import LabelSmoothingCrossEntropy
@@ -267,5 +267,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("folder")
     parser.add_argument("--runs", nargs="+")
-    flags.add(parser, "devices")
+    parser.add_argument("--devices")
     run_recipe(main, parser.parse_args())

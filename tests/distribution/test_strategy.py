@@ -417,7 +417,9 @@ def test_one_device_changes_nothing():
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "precision", [pytest.param("mixed_bfloat16", marks=pytest.mark.slow("tensorflow", "jax")), "mixed_float16"]
+)
 def test_half_precision_learns_what_float32_learns(trained, tmp_path, precision):
     """To the digits it has; in float16 the loss is scaled, without which small gradients are zero."""
     if BACKEND == "jax" and precision == "mixed_float16":
