@@ -37,12 +37,13 @@ def jobs(arguments):
     ]
 
 
-def run(title, backend, arguments, cache):
+def run(title, backend, arguments, cache, full):
     """(exit code, output, seconds) of one pytest process; processes on JAX share what they compile in a folder."""
     began = time.perf_counter()
     environment = os.environ | {
         "KERAS_BACKEND": backend,
         "ZOO_TESTS_ONCE": "1" if title == ACROSS else "",
+        "ZOO_TESTS_FULL": "1" if full else "",
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
@@ -63,15 +64,13 @@ def run(title, backend, arguments, cache):
 
 
 def main(arguments):
+    full, arguments = "--full" in arguments, [argument for argument in arguments if argument != "--full"]
     failed = []
-    if "--full" in arguments:
-        arguments = [argument for argument in arguments if argument != "--full"]
-        os.environ["ZOO_TESTS_FULL"] = "1"
     with (
         tempfile.TemporaryDirectory(prefix="zoo-tests-jax-") as cache,
         concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool,
     ):
-        waiting = {pool.submit(run, *job, cache): job[0] for job in jobs(arguments)}
+        waiting = {pool.submit(run, *job, cache, full): job[0] for job in jobs(arguments)}
         print(f"Testing {'; '.join(waiting.values())}: a few minutes each, two at a time.", flush=True)
         for future in concurrent.futures.as_completed(waiting):
             title, (code, output, seconds) = waiting[future], future.result()

@@ -43,7 +43,7 @@ recipe.RECIPES.pop("evaluation")
 recipe.main(recipe.parse_args(sys.argv[1:]))
 """
 )
-FLAGS = ["--limit", "96", "--epochs", "2", "--batch-size", "24", "--data-dir", "/nowhere"]
+FLAGS = ["--limit", "32", "--epochs", "2", "--batch-size", "8", "--data-dir", "/nowhere"]
 
 
 @pytest.fixture(autouse=True)
