@@ -10,6 +10,7 @@ from zoo.training.initial_weights import set_initial_weights
 from zoo.training.optimizers import TorchAdam
 
 RNG = np.random.default_rng(0)
+COMPILED = pytest.mark.slow("tensorflow", "jax")  # where every case is compiled, in seconds
 
 
 def small_model(padding="same", pool=2, activation="relu", use_bias=True, **convolution):
@@ -32,7 +33,14 @@ def losses_and_weights(model, images, targets):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"padding": "valid"}, {"pool": 3}, {"pool": (2, 3)}, {"use_bias": False}, {"activation": None}],
+    [
+        {},
+        {"padding": "valid"},
+        pytest.param({"pool": 3}, marks=COMPILED),
+        {"pool": (2, 3)},
+        pytest.param({"use_bias": False}, marks=COMPILED),
+        pytest.param({"activation": None}, marks=COMPILED),
+    ],
     ids=str,
 )
 def test_training_is_the_same(options):
@@ -71,8 +79,8 @@ def test_of_equal_maxima_the_first_gets_the_gradient():
 
 
 @pytest.mark.parametrize("inference", [False, True])
-@pytest.mark.parametrize("size", [(11, 14), (12, 9)])
-@pytest.mark.parametrize("strides, kernel", [(2, 3), ((1, 3), (5, 2)), (2, 1)])
+@pytest.mark.parametrize("size", [(11, 14), pytest.param((12, 9), marks=COMPILED)])
+@pytest.mark.parametrize("strides, kernel", [(2, 3), ((1, 3), (5, 2)), pytest.param(2, 1, marks=COMPILED)])
 def test_dense_layers_normalisations_and_strides_are_the_same(inference, size, strides, kernel):
     image = keras.Input((*size, 6))
     x = layers.Conv2D(8, kernel, strides=strides, padding="same", activation="relu")(image)
