@@ -172,7 +172,7 @@ def test_a_known_name_is_no_path(tmp_path, monkeypatch):
         ("missing/folder", "There is no folder missing/folder: give a preset's name or folder"),
         (str(SAVED), "is a folder without model.keras, .*: give the folder of a preset, e.g. .*cnn_gtsrb"),
         ("tests/", "is a folder without model.keras, .*: give the folder of a preset or a .keras file"),
-        ("diffusion_captions", "consists of 5 models: give one of them, e.g. .*classifier.keras"),
+        ("diffusion_captions", "consists of 5 models: give one of diffusion_captions/classifier, "),
     ],
 )
 def test_what_cannot_be_loaded(name, words, monkeypatch):
@@ -397,3 +397,16 @@ def test_a_link_that_was_checked_out_as_text(tmp_path, small_file):
     ) as caught:
         zoo.load_model(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_one_of_several_models_is_named_after_a_slash():
+    for whole in ("diffusion_captions", str(SAVED / "diffusion_captions")):
+        found = presets.find_preset(f"{whole}/decoder")
+        assert found.model_path == SAVED / "diffusion_captions" / "decoder.keras" == found.model_paths[0]
+        assert presets.resolve_model_path(f"{whole}/decoder") == found.model_path
+    with pytest.raises(UserError, match="diffusion_captions has no model 'decodr': .*Did you mean 'decoder'"):
+        presets.find_preset("diffusion_captions/decodr")
+    with pytest.raises(UserError, match="There is no folder nothing/decoder"):
+        presets.find_preset("nothing/decoder")
+    with pytest.raises(UserError, match="card.json is not a .keras file"):
+        presets.find_preset(SAVED / "cnn_mnist" / "card.json")

@@ -276,7 +276,8 @@ def resolve_model_path(name_or_path: StrPath) -> pathlib.Path:
     preset = find_preset(text)
     paths = preset.model_paths or [preset.model_path]
     if preset.model_path not in paths:
-        raise UserError(f"{preset.name} consists of {len(paths)} models: give one of them, e.g. {paths[0]}.")
+        names = ", ".join(f"{text}/{path.stem}" for path in paths)
+        raise UserError(f"{preset.name} consists of {len(paths)} models: give one of {names}.")
     return preset.model_path
 
 
@@ -284,8 +285,9 @@ def find_preset(name_or_path: StrPath | Preset, *, revision: str | None = None) 
     """Find a preset, after fetching what is not here.
 
     Args:
-        name_or_path: the name of a preset; the path of a folder or of a `.keras` file; or "hf://owner/name". What is
-            both a name and a folder here is taken as the name. A `Preset` is returned as it is.
+        name_or_path: the name of a preset; the path of a folder or of a `.keras` file; or "hf://owner/name". One of
+            several models is named after a slash: "diffusion_captions/denoiser". What is both a name and a folder here
+            is taken as the name. A `Preset` is returned as it is.
         revision: branch, tag or commit of an "hf://" repository; its main branch if None.
 
     Returns:
@@ -297,6 +299,8 @@ def find_preset(name_or_path: StrPath | Preset, *, revision: str | None = None) 
     if isinstance(name_or_path, Preset):
         return name_or_path
     text = os.fspath(name_or_path)
+    if (whole := _preset_of_component(text)) is not None:
+        return _component(find_preset(whole, revision=revision), text)
     if text.startswith(HUB_PREFIX):
         return _folder_preset(_snapshot(text.removeprefix(HUB_PREFIX), revision), name=text.rpartition("/")[2])
     if revision is not None:
@@ -305,6 +309,8 @@ def find_preset(name_or_path: StrPath | Preset, *, revision: str | None = None) 
         return _file_preset(_file_path(text))
     if not _is_path(text):
         return _folder_preset(_find_folder(text), name=text)
+    if os.path.isfile(text):
+        raise UserError(f"{text} is not a .keras file: give a preset's name or folder, or a .keras file.")
     if not os.path.isdir(text):
         raise UserError(
             f"There is no folder {text}: give a preset's name or folder.{did_you_mean(text, preset_folders())}"
@@ -338,6 +344,26 @@ def _is_preset(folder):
     return not folder.name.startswith(".") and any(
         (folder / name).is_file() for name in (cards.CARD_FILE, cards.MODEL_FILE, cards.PIPELINE_FILE)
     )
+
+
+def _preset_of_component(text):
+    """What names the preset in "diffusion_captions/denoiser"; None if the text names no model in a preset."""
+    whole, slash, _ = text.rpartition("/")
+    if text.startswith(HUB_PREFIX):
+        return whole if text.removeprefix(HUB_PREFIX).count("/") == 2 else None
+    if not slash or text.endswith(".keras") or os.path.exists(text):
+        return None
+    return whole if whole in preset_folders() or (whole and _is_preset(pathlib.Path(whole))) else None
+
+
+def _component(preset, text):
+    """The preset with one of its models as its model."""
+    name, models = text.rpartition("/")[2], [path.stem for path in preset.model_paths]
+    if name not in models:
+        raise UserError(
+            f"{preset.name} has no model {name!r}: choose one of {_names(models)}.{did_you_mean(name, models)}"
+        )
+    return dataclasses.replace(preset, model_file=f"{name}.keras")
 
 
 def _is_path(text):

@@ -55,6 +55,20 @@ def test_help_and_list_answer_at_once(run, arguments):
     assert seconds < 0.5
 
 
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_help_explains_every_flag_in_80_columns(run, verb):
+    """Each flag that takes a value says its default, but for files to write, which have none."""
+    printed = zoo(run, verb, "--help", COLUMNS="200").stdout
+    assert max(map(len, printed.splitlines())) <= 80
+    assert f"zoo {verb} " in printed.partition("example")[2], "no example"
+    parser = command._parser()._subparsers._group_actions[0].choices[verb]
+    for action in parser._actions:
+        assert action.help, action.dest
+        if action.option_strings and action.nargs != 0 and not action.required:
+            without = action.metavar == "FILE" or "default" in action.help
+            assert without, f"{verb} {action.option_strings[0]} does not say its default"
+
+
 def test_help_names_every_command(run):
     printed = zoo(run, "--help").stdout
     assert all(f"\n    {name} " in printed for name in COMMANDS)
@@ -113,7 +127,17 @@ def test_list_shows_the_users_folder_and_what_is_still_to_be_fetched(run, tmp_pa
             ["summary", "saved_models"],
             "saved_models is a folder without model.keras, .*: give the folder of a preset, e.g. ",
         ),
-        (["summary", "cnn", "--input-shape", "48,b"], "'48,b' is not a shape such as 48,48,3"),
+        (["summary", "cnn", "--input-shape", "48,b"], "'48,b' is not a shape such as 48,48,3 or image=48,48,3"),
+        (["summary", "cnn", "--input-shape", "=48"], "'=48' is not a shape"),
+        (["summary", "cnn", "--input-shape", "48,48,3", "40,40,3"], "one shape without a name, or each with the name"),
+        (["summary", "diffusion_captions/denoisr"], "has no model 'denoisr': .*Did you mean 'denoiser'"),
+        (["summary", "cnn", "--ful1"], "zoo summary does not take --ful1: .*Did you mean '--full'"),
+        (["generate", "lstm_shakespeare", "O", "ROMEO"], "does not take ROMEO: .*Put what has spaces in quotes"),
+        (["--verson"], "zoo does not take --verson: `zoo --help` lists the commands"),
+        (["quiz", "diffusion_captions"], "consists of 5 models: give one of diffusion_captions/classifier, "),
+        (["quiz", "cnn", "--questions", "0"], "--questions: must be at least 1, got 0"),
+        (["verify", "saved_models/cnn_mnist/card.json"], "card.json is not a .keras file"),
+        (["verify", "diffusion_captions/nothing"], "has no model 'nothing': choose one of classifier, decoder, "),
         (["summary"], "the following arguments are required: model"),
         (["quiz", "cnn", "--seed", "-1"], "--seed: must be at least 0, got -1"),
         (["quiz", "cnn", "--answers", "nowhere.txt"], "No such file or directory: nowhere.txt"),
@@ -211,6 +235,50 @@ def test_summary_for_programs(capsys):
     assert printed.startswith("|") and "28·28·1" in printed
     with pytest.raises(UserError, match="Cannot write /nowhere/page.html .*name another file with --html"):
         command.run(["summary", "cnn", "--html", "/nowhere/page.html"])
+
+
+def test_summary_of_several_models_is_each(capsys):
+    assert command.main(["summary", "diffusion_captions", "--json", "--input-shape", "latents=8,8,4"]) == 0
+    described = json.loads(capsys.readouterr().out)
+    assert [one["parameters"] for one in described] == [2_455_252, 1_049_303, 5_599_652, 645_968, 602_496]
+    assert sum(one["parameters"] for one in described) == 10_352_671  # as `zoo list` says
+    assert [one["rows"][0]["outputs"] for one in described[1:3]] == [[[8, 8, 4]], [[8, 8, 4]]]
+    with pytest.raises(UserError, match="--input-shape names nothing, which is an input of none of these models"):
+        command.run(["summary", "diffusion_captions", "--json", "--input-shape", "nothing=8,8,4"])
+
+
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in SAVED.glob("*/card.json")))
+def test_the_macs_of_every_preset_are_known(name, capsys):
+    command.main(["summary", name, "--json"])
+    described = json.loads(capsys.readouterr().out)
+    for one in described if isinstance(described, list) else [described]:
+        assert one["unknown"] == [] and one["macs"] > 0
+
+
+def test_input_shapes_by_name(capsys):
+    from zoo.parity.records import recorded_input_shapes
+
+    def inputs(*shapes):
+        command.run(["summary", "transformer_multi30k_de_en", "--json", "--input-shape", *shapes])
+        rows = json.loads(capsys.readouterr().out)["rows"]
+        return {row["path"]: row["outputs"][0][0] for row in rows if row["kind"] == "InputLayer"}
+
+    recorded = recorded_input_shapes(SAVED / "transformer_multi30k_de_en" / "model.keras")
+    assert inputs("target=9", "source=64") == {"source": 64, "target": 9}
+    assert inputs("source=64") == {"source": 64, "target": recorded[1][0]}
+    assert inputs("30") == {"source": 30, "target": 30}
+    with pytest.raises(
+        UserError, match="There is no input 'sorce': choose among source, target. Did you mean 'source'"
+    ):
+        inputs("sorce=3")
+    with pytest.raises(UserError, match=r"one example for .* has shape \? for source, \? for target"):
+        inputs("source=3,3")
+    command.run(["summary", "transformer_multi30k_de_en"])
+    printed = capsys.readouterr().out
+    assert f"parity record: source {recorded[0][0]}, target {recorded[1][0]}." in printed
+    assert "encoder_0…2  ×3" in printed and len(printed.splitlines()) < 24
+    command.run(["summary", "transformer_multi30k_de_en", "--full"])
+    assert "= (256 + 1)·1024" in capsys.readouterr().out
 
 
 def test_quiz_sheet(run):
@@ -367,6 +435,30 @@ def test_a_model_of_any_size_with_a_softmax_and_without_a_card(tmp_path, capsys)
     keras.Model(words, keras.layers.Dense(3)(words)).save(tmp_path / "words.keras")
     with pytest.raises(UserError, match="an image classifier maps .batch, height, width, 1 or 3."):
         command.run(["classify", str(tmp_path / "picture.png"), "--model", str(tmp_path / "words.keras")])
+
+
+def test_class_names_beside_the_model(tmp_path, capsys):
+    """Those of a run's metrics.json or of a card, for a file that no card describes; numbers where they do not fit."""
+    import keras
+
+    image = keras.Input((4, 4, 1))
+    model = keras.Model(image, keras.layers.Dense(3, activation="softmax")(keras.layers.Flatten()(image)))
+    Image.new("L", (4, 4), 9).save(tmp_path / "picture.png")
+
+    def labels(name):
+        command.main(["classify", str(tmp_path / "picture.png"), "--model", str(tmp_path / name)])
+        return {line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]}
+
+    for name in ("model.keras", "other.keras"):
+        model.save(tmp_path / name)
+    assert labels("model.keras") == {"0", "1", "2"}
+    (tmp_path / "metrics.json").write_text(json.dumps({"class_names": ["cat", "dog", "hen"]}))
+    assert labels("model.keras") == labels("other.keras") == labels("") == {"cat", "dog", "hen"}
+    (tmp_path / "card.json").write_text(json.dumps({"class_names": ["one", "two", "three"], "files": {}}))
+    assert labels("other.keras") == {"one", "two", "three"}
+    for file in ("metrics.json", "card.json"):
+        (tmp_path / file).write_text(json.dumps({"class_names": ["cat", "dog"]}))
+    assert labels("other.keras") == {"0", "1", "2"}
 
 
 def test_every_image_is_read_before_the_model_is_loaded(tmp_path, monkeypatch):

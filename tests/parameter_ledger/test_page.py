@@ -10,9 +10,11 @@ from keras import layers
 from PIL import Image
 
 import zoo
+from zoo.compat.keras import skip_weight_init
 from zoo.models.cnn import cnn
 from zoo.parameter_ledger import page as ledger_page
 from zoo.parameter_ledger import page_style
+from zoo.parameter_ledger.blocks import BLOCK, fold
 from zoo.parameter_ledger.filter_images import filter_image
 from zoo.parameter_ledger.ledger import LedgerRow
 
@@ -139,6 +141,28 @@ def test_every_figure_of_the_ledger_is_on_the_page(read):
             assert ("= ?" if formula.value is None else f"{formula.value:,}") in text
         for source in row.sources:
             assert book.rows[source].path in text
+
+
+@pytest.mark.once
+def test_a_deep_model_is_folded_into_blocks():
+    """Blocks are shut, hold all their layers, and are the parts of the bar; equal ones are in a box of their own."""
+    with skip_weight_init():
+        book = zoo.ledger(zoo.create_model("transformer_multi30k_de_en"), input_shape=(16,))
+    text = book.to_html()
+    page, rows = Page(text), fold(book.rows)
+    assert page.tags.count("details") == len(rows) > len(book.rows)
+    assert text.count('<details class="group block den">') == 2 + 6 and "<details open" not in text
+    for index, row in enumerate(rows):
+        assert row.name in page.text[f"r{index}"]
+    names = [f"encoder_{i}" for i in range(3)]
+    assert [row.name for row in rows if row.kind == BLOCK][:3] == names
+    assert "3 equal blocks" in page.text[f"r{[row.name for row in rows].index('encoder_0…2')}"]
+    bar = text.partition("Where the parameters are")[2].partition("</section>")[0]
+    assert re.findall(r'<a href="#r\d+">([^<]*)</a>( ×3)?', bar) == [
+        *(("embedding", ""), ("encoder_0…2", " ×3"), ("encoder_norm", ""), ("decoder_0…2", " ×3"), ("decoder_norm", ""))
+    ]
+    assert "smaller" not in bar and "33.5%" in bar and "44.7%" in bar
+    assert "1,536,000 + 2,369,280 + 512 + 3,160,320 + 512 = <b>7,066,624</b>" in bar
 
 
 @pytest.mark.once

@@ -48,6 +48,31 @@ def test_right_shapes(answer):
     assert quiz.grade(find("pool1"), answer) == (True, "Right.")
 
 
+@pytest.mark.parametrize("answer", ["18432", "18,432", "(18432,)", "[18432]"])
+def test_right_shapes_of_one_size(answer):
+    question = next(q for q in ALL if q.text.startswith("flatten"))
+    assert question.answer == (18432,) and quiz.grade(question, answer) == (True, "Right.")
+
+
+@pytest.mark.parametrize(
+    "text, slip, sentence",
+    [
+        ("conv2 is a Conv2D (kernel height", "9.4M", "'9.4M' is rounded, and the exact number is asked"),
+        ("conv2 is a Conv2D (kernel height", "many", "'many' is not a whole number such as"),
+        ("conv2 is a Conv2D (kernel height", "18,49", "'18,49' is not a whole number such as"),
+        ("conv2 is a Conv2D (kernel height", "", "'' is not a whole number such as"),
+        ("pool1", "24x24xc", "'24x24xc' is not a shape such as"),
+        ("pool1", "", "'' is not a shape such as"),
+    ],
+)
+def test_a_slip_is_asked_again_and_costs_nothing(monkeypatch, text, slip, sentence):
+    question, said = find(text), []
+    monkeypatch.setattr(quiz, "questions", lambda *args, **kwargs: [question])
+    given = iter([slip, slip, question.answer_text])
+    assert quiz.run_quiz(MODEL, count=1, ask=lambda prompt: next(given), log=said.append) == (1, 1)
+    assert [sentence in line for line in said].count(True) == 2 and "   Right." in said
+
+
 @pytest.mark.parametrize(
     "answer, start", [("18432", "Almost: the biases are missing."), ("7", "No."), ("many", "'many' is not a whole")]
 )

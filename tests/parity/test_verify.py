@@ -1,5 +1,6 @@
 """Which backend and which layer differ: found for altered files, and for a backend that computes something else."""
 
+import dataclasses
 import shutil
 
 import keras
@@ -191,6 +192,30 @@ def verified(path, **options):
 
 def row(lines, backend):
     return next(line for line in lines if line.startswith(backend + " ")).split()
+
+
+def test_each_line_comes_when_it_is_known(monkeypatch):
+    """The head before any backend runs; each backend's line before the next one starts."""
+    events = []
+    path = SAVED / "cnn_mnist" / "model.keras"
+    recorded = records.ParityRecord.load(records.parity_path(path))
+
+    def run_child(backend, *arguments):
+        events.append(f"{backend} runs")
+        return dataclasses.replace(recorded, metadata=recorded.metadata | {"backend": backend, "seconds": 1.0})
+
+    monkeypatch.setattr(verify, "_run_child", run_child)
+    monkeypatch.setattr(verify, "check_backend", lambda *arguments: None)
+    report = verify.verify_file(
+        path, backends=["torch", "jax"], log=events.append, on_start=lambda name: events.append(f"{name} starts")
+    )
+    head = next(i for i, line in enumerate(events) if line.startswith("backend "))
+    words = [" ".join(line.split()[:2]) for line in events[head + 1 : head + 7]]
+    version = recorded.metadata["version"]
+    assert words == [
+        *("torch starts", "torch runs", f"torch {version}", "jax starts", "jax runs", f"jax {version}"),
+    ]
+    assert report.passed and [row.backend for row in report.rows] == ["torch", "jax"]
 
 
 @pytest.mark.once

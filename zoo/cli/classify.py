@@ -6,6 +6,12 @@ from typing import Literal
 from zoo.cli.common import MODEL_HELP, at_least
 
 HELP = "classify images"
+EPILOG = """examples:
+  zoo classify digit.png
+  zoo classify sign.jpg other.jpg --model cnn_gtsrb --top-k 1
+  zoo classify digit.png --model runs/cnn_mnist
+
+Class names come from the card or the metrics.json beside the model."""
 _BAR = 30  # characters for a probability of 1
 _INVERT: dict[str, bool | Literal["auto"]] = {"auto": "auto", "yes": True, "no": False}
 
@@ -19,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--invert",
         choices=tuple(_INVERT),
         default="auto",
-        help="exchange dark and light; auto does so for grey-scale models where the border is light",
+        help="exchange dark and light; auto does so for grey-scale models where the border is light; default auto",
     )
 
 

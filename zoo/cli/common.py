@@ -11,6 +11,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import pathlib
+
     import keras
 
 MODEL_HELP = "a name from `zoo list`, the folder of a preset, hf://owner/name, or the path of a .keras file"
@@ -56,15 +58,45 @@ def _wrapped(line, width):
     return textwrap.fill(line, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
 
 
+def find_models(name_or_path: str) -> dict[str, pathlib.Path | None]:
+    """The models that a preset, file or architecture consists of: {what to call each: its path}.
+
+    The path is None for an architecture, which has no file.
+    """
+    from zoo import presets
+
+    if _is_architecture(name_or_path):
+        return {name_or_path: None}
+    if name_or_path.endswith(".keras"):
+        return {name_or_path: presets.resolve_model_path(name_or_path)}
+    preset = presets.find_preset(name_or_path)
+    if len(paths := preset.model_paths) > 1:
+        return {f"{name_or_path}/{path.stem}": path for path in paths}
+    return {name_or_path: preset.model_path}
+
+
 def load_model(name_or_path: str) -> keras.Model:
     """The model of a preset or file, or else the architecture of that name with fresh weights."""
+    from zoo import presets
+
+    path = None if _is_architecture(name_or_path) else presets.resolve_model_path(name_or_path)
+    return load_found_model(name_or_path, path)
+
+
+def load_found_model(name: str, path: pathlib.Path | None) -> keras.Model:
+    """One of `find_models`, loaded."""
     from zoo import backends, presets
 
-    entry = presets.MODELS.get(name_or_path)
-    if entry and not entry.pretrained and name_or_path not in presets.preset_folders():
+    if path is None:
         backends.import_keras()
-        return presets.create_model(name_or_path)
-    path = presets.resolve_model_path(name_or_path)
+        return presets.create_model(name)
     if path.is_file():  # else the error comes before the wait for a framework
         backends.import_keras()
     return presets.load_model(path)
+
+
+def _is_architecture(name):
+    from zoo import presets
+
+    entry = presets.MODELS.get(name)
+    return entry is not None and not entry.pretrained and name not in presets.preset_folders()

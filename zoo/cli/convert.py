@@ -6,6 +6,9 @@ import shlex
 from zoo.cli.common import log
 
 HELP = "convert published weights to a preset"
+EPILOG = """examples:
+  zoo convert marian opus-mt-de-en my_translator
+  zoo convert stable-diffusion stable-diffusion-v1-5 my_diffusion"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

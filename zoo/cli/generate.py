@@ -10,6 +10,11 @@ from zoo.cli.common import MODEL_HELP, at_least, image_size, log
 from zoo.errors import UserError, did_you_mean
 
 HELP = "generate text or images from a prompt"
+EPILOG = """examples:
+  zoo generate lstm_shakespeare "ROMEO:" --max-new-tokens 200
+  zoo generate lstm_shakespeare "ROMEO:" --top-tokens 5
+  zoo generate diffusion_captions "a green three on white" --num-images 4
+  zoo generate diffusion_captions "a red seven" --image in.png --strength 0.6"""
 
 # `zoo.generation.diffusion.noise_sampler.SAMPLERS`, which loads Keras; a test compares them.
 SAMPLERS = ("ddpm", "ddim", "plms", "euler", "euler_ancestral", "heun", "dpmpp_2m")
@@ -32,13 +37,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--temperature", type=float, metavar="X", help="sampling temperature, 0 is greedy; default the preset's, or 0.8"
     )
-    add("--top-k", type=at_least(1), metavar="N", help="sample from the N most probable tokens")
-    add("--top-p", type=float, metavar="X", help="sample from the fewest tokens of this total probability")
+    add(
+        "--top-k",
+        type=at_least(1),
+        metavar="N",
+        help="sample from the N most probable tokens; default the preset's, or all",
+    )
+    add(
+        "--top-p",
+        type=float,
+        metavar="X",
+        help="sample from the fewest tokens of this total probability; default 1, all",
+    )
     add("--greedy", action="store_true", default=None, help="take the most probable token at each step")
     add("--top-tokens", type=at_least(1), metavar="N", help="generate nothing, show the N most probable next tokens")
 
     add = parser.add_argument_group("image generation").add_argument
-    add("--negative-prompt", metavar="TEXT", help="what the image should not show")
+    add("--negative-prompt", metavar="TEXT", help="what the image should not show; default nothing")
     add("--num-steps", type=at_least(1), metavar="N", help="denoising steps; default the preset's, or 50")
     add(
         "--guidance-scale",
@@ -49,13 +64,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--sampler", metavar="NAME", help=f"{', '.join(SAMPLERS)}; default the preset's")
     add("--eta", type=float, metavar="X", help="η of ddim: share of fresh noise at each step, from 0 to 1; default 0")
     add("--num-images", type=at_least(1), metavar="N", help="number of images, of seeds that follow --seed; default 1")
-    add("--size", type=image_size, metavar="WxH", help="in pixels; default the preset's, or that of --image")
+    add(
+        "--size",
+        type=image_size,
+        metavar="WxH",
+        help="width and height in pixels; default the preset's, or that of --image",
+    )
     add("--image", metavar="FILE", help="initial image, for image-to-image generation")
     add("--strength", type=float, metavar="X", help="image-to-image strength, in (0, 1]; default 0.8, with a mask 1")
     add("--mask-image", metavar="FILE", help="of the size of --image, white where it is repainted")
     add("--save-strip", metavar="FILE", help="write a row of intermediate images (small images: always)")
     add("--save-gif", metavar="FILE", help="write an animation of intermediate images")
-    add("--output", metavar="FILE", help="the PNG file to write; with --num-images the seed is added to its name")
+    add(
+        "--output",
+        metavar="FILE",
+        help="the PNG file to write; default named after the prompt; with --num-images the seed is added to its name",
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -7,7 +7,11 @@ import textwrap
 
 from zoo.errors import UserError
 
-HELP, EPILOG = "show every model: its task, size and result", None
+HELP = "show every model: its task, size and result"
+EPILOG = """examples:
+  zoo list
+  zoo list --pretrained
+  ZOO_MODELS_DIR=~/models zoo list"""
 # Where a card holds one of these, it is shown as the result: accuracy, bits per character, BLEU.
 _METRICS = (
     ("test_accuracy", "{:.2%} acc"),
@@ -18,7 +22,7 @@ _ARCHITECTURES = "Architectures, built with fresh weights"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pretrained", action="store_true", help="presets only")
+    parser.add_argument("--pretrained", action="store_true", help="presets only, no architectures")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -36,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
         rows.append(
             (name, task, f"{parameters:,}" if parameters else "", _result(card), _size(folder, card) if folder else "")
         )
-        source = not_here if not folder and entry.pretrained else _source(folder, card)
+        source = not_here if not folder and entry and entry.pretrained else _source(folder, card)
         sources.setdefault(source, []).append(name)
     if len(rows) == 1:
         raise UserError(f"No preset is installed with the package: {presets.WHERE_TO_GET_PRESETS}.")

@@ -13,6 +13,8 @@ from zoo.io.cards import DIFFUSION_PARTS
 from zoo.typing import StrPath
 
 HELP = "turn the folder of a finished training run into a preset"
+EPILOG = """example:
+  zoo publish runs/cnn_mnist --data-license "CC BY-SA 3.0" --output my_cnn"""
 
 _RUN = (
     *("command", "backend", "versions", "machine", "dataset", "data_sha256", "seed", "epochs", "learning_rate"),
@@ -83,14 +85,14 @@ def publish(run_folder: StrPath, target: StrPath, card: Mapping[str, Any], names
     from zoo.io import cards, files
     from zoo.parity.records import write_parity_record
 
-    files.prepare_folder(target)
+    run_folder, target = pathlib.Path(run_folder), files.prepare_folder(target)
     for name in (cards.CARD_FILE, cards.PARITY_FILE, cards.GENERATION_CONFIG_FILE):  # of what was published before
         files.remove(target / name)
     config = [cards.GENERATION_CONFIG_FILE] if (run_folder / cards.GENERATION_CONFIG_FILE).is_file() else []
     for name in (*names, *config):
         with files.atomic_write(target / name) as temporary:
             shutil.copyfile(run_folder / name, temporary)
-    cards.write_card(target, {"name": target.resolve().name} | card, names)
+    cards.write_card(target, {"name": target.resolve().name, **card}, names)
     record = ""
     if cards.MODEL_FILE in names:
         write_parity_record(target / cards.MODEL_FILE, _parity_inputs(target, card))
@@ -173,7 +175,7 @@ def _parity_inputs(folder, card):
 
     if not (folder / TOKENIZER_FILE).is_file():
         return None
-    tokenizer = load_tokenizer(folder / TOKENIZER_FILE)
+    tokenizer: Any = load_tokenizer(folder / TOKENIZER_FILE)
     if "source_lang" in card:
         source, target = (SENTENCES.get(card[key], SENTENCES["en"]) for key in ("source_lang", "target_lang"))
         decoder_input = [tokenizer.start_id, *tokenizer.encode_target(target)[:-1]]

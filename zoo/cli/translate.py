@@ -7,6 +7,10 @@ from zoo.cli.common import MODEL_HELP, at_least
 from zoo.errors import UserError, require
 
 HELP = "translate sentences"
+EPILOG = """examples:
+  zoo translate transformer_multi30k_de_en "Ein Hund läuft."
+  zoo translate transformer_multi30k_en_de < sentences.txt
+  zoo translate transformer_multi30k_de_en "Ein Hund läuft." --num-beams 1"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,15 +1,24 @@
 """zoo verify: the same numbers on every backend."""
 
 import argparse
+import sys
 
 from zoo.cli.common import MODEL_HELP, comma_separated, log
 
-HELP, EPILOG = "check that a model gives the same numbers on every backend", None
+HELP = "check that a model gives the same numbers on every backend"
+EPILOG = """exit codes: 0 the numbers are the same, 1 they differ or a backend does not run
+the file, 2 wrong input
+
+examples:
+  zoo verify cnn_mnist
+  zoo verify cnn_mnist --backends jax,torch
+  zoo verify diffusion_captions/denoiser
+  zoo verify my_run/model.keras --tolerance 1e-3"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("model", help=MODEL_HELP)
+    add("model", help=f"{MODEL_HELP}; of a preset of several models all, or one: diffusion_captions/denoiser")
     add("--tolerance", type=float, default=1e-4, metavar="X", help="the largest difference that passes; default 1e-4")
     add(
         "--backends",
@@ -22,4 +31,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from zoo.tasks.verify import verify
 
-    return 0 if verify(args.model, backends=args.backends, tolerance=args.tolerance, log=log).passed else 1
+    terminal = sys.stdout.isatty()
+
+    def log_over(line):
+        """Print a line in place of what says that a backend is running."""
+        print("\r\033[K" * terminal, end="")
+        log(line)
+
+    def on_start(backend):
+        if terminal:
+            print(f"{backend:<12}running …", end="", flush=True)
+
+    report = verify(args.model, backends=args.backends, tolerance=args.tolerance, log=log_over, on_start=on_start)
+    return 0 if report.passed else 1

@@ -14,6 +14,7 @@ from zoo.typing import StrPath
 MODEL_FILE = "model.keras"
 CARD_FILE = "card.json"
 PARITY_FILE = "parity.npz"
+METRICS_FILE = "metrics.json"  # of a run of a recipe
 TOKENIZER_FILE = "tokenizer.json"
 GENERATION_CONFIG_FILE = "generation_config.json"
 PIPELINE_FILE = "pipeline.json"  # what a latent diffusion consists of
@@ -106,8 +107,7 @@ def write_card(folder: StrPath, card: Mapping[str, Any], names: Iterable[str]) -
         return
     folder = pathlib.Path(folder)
     entries = {name: {"sha256": files.sha256(folder / name), "bytes": (folder / name).stat().st_size} for name in names}
-    card = {"name": folder.name, "task": None} | card | {"files": entries}
-    files.write_json(folder / CARD_FILE, card)
+    files.write_json(folder / CARD_FILE, {"name": folder.name, "task": None, **card, "files": entries})
 
 
 def is_sha256(value: object) -> bool:
@@ -129,6 +129,6 @@ def without_resume_flag(command: str) -> str:
         command: of the run, as for a shell.
 
     Returns:
-        the command without `--resume`.
+        the command without `--resume` and `--overwrite`.
     """
-    return shlex.join(word for word in shlex.split(command) if word != "--resume")
+    return shlex.join(word for word in shlex.split(command) if word not in ("--resume", "--overwrite"))

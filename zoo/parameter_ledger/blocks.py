@@ -154,6 +154,16 @@ def _spread(rows, nodes, sources, block_of):
         fed = _reach(members, takers, range(min(members), len(nodes)))
         feeds = _reach(members, dict(enumerate(sources)), reversed(range(max(members) + 1)))
         block_of |= {position: block for position in fed & feeds if automatic[position] and position not in block_of}
+    for position, feeding in enumerate(sources):  # the sum at the end of a block
+        blocks = {block_of.get(source) for source in feeding}
+        if (
+            automatic[position]
+            and position not in block_of
+            and len(feeding) > 1
+            and len(blocks) == 1
+            and None not in blocks
+        ):
+            block_of[position] = blocks.pop()
     return block_of
 
 
@@ -226,7 +236,8 @@ def _join_equal(rows, nodes):
 
     def close():
         joined.extend([_Node(inner=list(run), kind=BLOCKS, name=_span(run))] if len(run) > 1 else run)
-        run.clear(), inside.clear()
+        run.clear()
+        inside.clear()
 
     for node in nodes:
         if node.kind != BLOCK and not inside & {s for index in node.indices() for s in rows[index].sources}:
@@ -254,7 +265,7 @@ def _signature(rows, node):
 
 def _span(run):
     """ "encoder_0…5" for the blocks encoder_0 to encoder_5."""
-    first, last = (re.fullmatch(r"(.*?)(\d*[a-z]?)", run[place].name).groups() for place in (0, -1))
+    first, last = (re.findall(r"(.*?)(\d*[a-z]?)$", run[place].name)[0] for place in (0, -1))
     return f"{run[0].name}…{last[1] if first[0] == last[0] and first[1] else run[-1].name}"
 
 

@@ -593,7 +593,7 @@ def saved_activations(operation: keras.Operation, inputs: Sequence[tuple[int | N
     """
     if isinstance(operation, layers.Bidirectional):
         parts = [saved_activations(layer, inputs) for layer in (operation.forward_layer, operation.backward_layer)]
-        return None if None in parts else sum(parts)
+        return None if None in parts else sum(filter(None, parts))
     if isinstance(operation, (layers.MultiHeadAttention, layers.GroupQueryAttention)):
         sizes = _attention_sizes(operation)
         t, s = _product(inputs[0][:-1]), _product(inputs[min(1, len(inputs) - 1)][:-1])

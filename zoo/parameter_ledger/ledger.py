@@ -14,14 +14,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
 from keras import tree
 
 from zoo.compat.keras import flatten_layers, functional_graph
-from zoo.errors import UserError
+from zoo.errors import UserError, did_you_mean
 from zoo.parameter_ledger.format import format_shape
 from zoo.parameter_ledger.formulas import (
     mac_formulas,
@@ -169,8 +169,8 @@ class Ledger:
         }
 
     def _row_dict(self, row):
-        keys = ("path", "kind", "depth", "group", "inputs", "outputs", "parameters")
-        keys += ("counted_parameters", "trainable", "note")
+        keys = ["path", "kind", "depth", "group", "inputs", "outputs", "parameters"]
+        keys += ["counted_parameters", "trainable", "note"]
         return {
             **{key: getattr(row, key) for key in keys},
             "fraction": self.fraction(row),
@@ -203,7 +203,9 @@ class Ledger:
 def ledger(
     model: keras.Model,
     batch_size: int = 64,
-    input_shape: Sequence[int | None] | Sequence[Sequence[int | None]] | None = None,
+    input_shape: (
+        Sequence[int | None] | Sequence[Sequence[int | None]] | Mapping[str, Sequence[int | None]] | None
+    ) = None,
 ) -> Ledger:
     """Make the parameter ledger of a model.
 
@@ -211,7 +213,8 @@ def ledger(
         model: a built `keras.Model`: functional, sequential or subclassed, with nested and shared layers.
         batch_size: batch size of the stated training memory.
         input_shape: shape of one example, e.g. (48, 48, 3), for a model that leaves sizes open; a list of shapes, one
-            for each of several inputs, or one shape for all of them. The model's own if None.
+            for each of several inputs, or one shape for all of them, or {name of an input: shape} for some. The model's
+            own if None.
 
     Returns:
         `Ledger`.
@@ -292,7 +295,7 @@ class _LedgerBuilder:
             trainable=trainable,
             note=note,
             mac_formulas=macs or (),
-            macs=None if None in values else sum(values),
+            macs=None if None in values else sum(filter(None, values)),
             activation_bytes=self.saved_bytes(call, kind, inputs),
         )
 
@@ -360,7 +363,9 @@ class _LedgerBuilder:
         if kind in VIEW_LAYERS or not call.outputs:
             return 0
         outputs, inner = self.bytes(call.outputs), saved_activations(call.operation, inputs)
-        return None if None in (outputs, inner) else outputs + inner * bytes_per_element(call.outputs[0].dtype)
+        if outputs is None or inner is None:
+            return None
+        return outputs + inner * bytes_per_element(call.outputs[0].dtype)
 
 
 @dataclasses.dataclass
@@ -374,11 +379,37 @@ class _WeightList:
         return [weight for weight in self.weights if weight.trainable]
 
 
+def open_inputs(model: keras.Model) -> dict[str, tuple[int | None, ...]]:
+    """Find the inputs that leave sizes open.
+
+    Args:
+        model: a built `keras.Model`.
+
+    Returns:
+        {name of an input: shape of one example}, with None for each open size; {} if the model is not functional.
+    """
+    graph = functional_graph(model)
+    return {x.name: tuple(x.shape[1:]) for x in graph.inputs if None in x.shape[1:]} if graph else {}
+
+
+def _shapes_by_name(graph, shapes):
+    """The shape of each input of a graph: the one given for its name, or else its own."""
+    names = [x.name for x in graph.inputs]
+    for name in shapes:
+        if name not in names:
+            raise UserError(f"There is no input {name!r}: choose among {', '.join(names)}.{did_you_mean(name, names)}")
+    return [tuple(shapes.get(x.name, x.shape[1:])) for x in graph.inputs]
+
+
 def _symbolic_inputs(model, input_shape):
     """Symbolic inputs of a model, with the shapes of `input_shape`."""
-    graph = functional_graph(model)
+    graph, names = functional_graph(model), []
+    if isinstance(input_shape, Mapping) and graph is None:
+        raise UserError(f"The inputs of {model.name!r} have no names, because it is not functional: pass their shapes.")
     if graph is not None:
-        own = [(tuple(x.shape), x.dtype) for x in graph.inputs]
+        own, names = [(tuple(x.shape), x.dtype) for x in graph.inputs], [x.name for x in graph.inputs]
+        if isinstance(input_shape, Mapping):
+            input_shape = _shapes_by_name(graph, input_shape)
     else:
         built = model.get_build_config() or {}
         built = built.get("shapes_dict", built).values()
@@ -393,8 +424,12 @@ def _symbolic_inputs(model, input_shape):
         wanted *= len(own)  # one shape for every input
     fits = len(wanted) == len(own) and all(_fits(shape, own_shape[1:]) for shape, (own_shape, _) in zip(wanted, own))
     if not fits:
-        takes = ", ".join(format_shape(shape[1:]) for shape, _ in own)
-        raise UserError(f"input_shape is {input_shape}, but one example for {model.name!r} has shape {takes}.")
+        takes = [format_shape(shape[1:]) for shape, _ in own]
+        if len(names) > 1:
+            takes = [f"{shape} for {name}" for shape, name in zip(takes, names)]
+        raise UserError(
+            f"input_shape is {input_shape}, but one example for {model.name!r} has shape {', '.join(takes)}."
+        )
     batch = next((shape[0] for shape, _ in own if shape[0]), _TRACE_BATCH_SIZE)
     tensors = [keras.KerasTensor((batch, *shape), dtype=dtype) for shape, (_, dtype) in zip(wanted, own)]
     if graph is not None:

@@ -7,6 +7,7 @@ which adds only "find a layer", "open all" and that printing opens the boxes.
 from __future__ import annotations
 
 import base64
+import collections
 import html
 import math
 import re
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 import keras
 from keras import layers
 
+from zoo.parameter_ledger.blocks import BLOCK, BLOCKS, fold
 from zoo.parameter_ledger.filter_images import encode_png, filter_image
 from zoo.parameter_ledger.format import format_bytes, format_macs, format_outputs, format_shape
 from zoo.parameter_ledger.formulas import LEGEND
@@ -45,6 +47,7 @@ _MEMORY = {
 _MAX_FILTER_IMAGES = 30  # convolutions whose filters are shown
 _MAX_KERNEL_SIZE = 11  # of a convolution whose filters are shown
 _MAX_LANES = 12  # skip connections drawn side by side
+_MAX_PARTS = 11  # blocks and layers named in the bar of all parameters
 _MAX_PRINTED_LAYERS = 60  # of a model whose boxes are opened for printing
 
 # Sizes of the drawing, in CSS pixels; `render_page` substitutes them in the style.
@@ -65,7 +68,7 @@ def render_page(ledger: Ledger) -> str:
         >>> zoo.io.files.write_text("cnn.html", render_page(zoo.ledger(zoo.create_model("cnn"))))
     """
     boxes = _LayerBoxes(ledger)
-    rows = boxes.items(0, len(ledger.rows))
+    rows = boxes.items(0, len(boxes.rows))
     title = f"{ledger.name}: {ledger.parameters:,} parameters"
     style = (
         STYLE.replace("GUTTER", str(boxes.connections.gutter)).replace("GAP", str(_GAP)).replace("INDENT", str(_INDENT))
@@ -77,8 +80,8 @@ def render_page(ledger: Ledger) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{CONTENT_SECURITY_POLICY}">\n'
         f"<title>{_text(title)}</title>\n<style>{style}</style>\n</head>\n<body>\n"
         f'<main data-open="{int(len(ledger.leaf_rows) <= _MAX_PRINTED_LAYERS)}">\n'
-        + _header(ledger)
-        + _largest_layers(ledger)
+        + _header(ledger, boxes.rows)
+        + _largest_layers(ledger, boxes.rows)
         + _memory(ledger)
         + '<section aria-labelledby="layers">\n<h2 id="layers">The layers, from input to output</h2>\n'
         + _explanation(ledger, boxes)
@@ -109,7 +112,7 @@ def _percent(fraction):
 # The head of the page ------------------------------------------------------------------------------------------------
 
 
-def _header(ledger):
+def _header(ledger, rows):
     fixed = ledger.parameters - ledger.trainable
     learned = f"{ledger.trainable:,} trainable, {fixed:,} not" if fixed else "all of them trainable"
     total = ledger.training_memory()["total"]
@@ -126,11 +129,7 @@ def _header(ledger):
     )
     unknown = ""
     if ledger.unknown_layers:
-        names = ", ".join(
-            f'<a href="#r{index}">{_text(row.path)}</a>'
-            for index, row in enumerate(ledger.rows)
-            if any(row is other for other in ledger.unknown_layers[:5])
-        )
+        names = ", ".join(f'<a href="#r{index}">{_text(row.path)}</a>' for index, row in _unknown_rows(rows)[:5])
         more = f" and {len(ledger.unknown_layers) - 5:,} more" if len(ledger.unknown_layers) > 5 else ""
         unknown = f"<p>MACs or memory unknown, because a size is open or the kind is unknown: {names}{more}.</p>"
     return (
@@ -140,6 +139,11 @@ def _header(ledger):
         "convolution; elementwise work, normalization and look-ups are not counted. Shapes are those of one example."
         f"</p>{unknown}\n</header>\n"
     )
+
+
+def _unknown_rows(rows):
+    """The rows whose MACs or activations are unknown, with their indices."""
+    return [(i, row) for i, row in enumerate(rows) if not row.group and None in (row.macs, row.activation_bytes)]
 
 
 def _bar(parts, name=""):
@@ -154,35 +158,67 @@ def _bar(parts, name=""):
     return f'<div class="stack" aria-hidden="true">{segments}</div>\n<ul class="parts {name}">{items}</ul>\n'
 
 
-def _largest_layers(ledger):
-    """The largest layers, in the order of calls, and the rest together."""
-    rows = [(index, row) for index, row in enumerate(ledger.rows) if row.counted_parameters]
-    if not rows:
+def _largest_layers(ledger, rows):
+    """The largest blocks and layers, in the order of calls, and the rest together."""
+    items = [item for item in _blocks_and_layers(rows) if item[2]]  # (index, CSS class, parameters)
+    if not items:
         return ""
-    named = {index for index, row in sorted(rows, key=lambda pair: -pair[1].counted_parameters)[:7]}
-    if len(rows) == 8:
-        named = {index for index, _ in rows}
+    named = {index for index, _, _ in sorted(items, key=lambda item: -item[2])[:_MAX_PARTS]}
+    if len(items) == _MAX_PARTS + 1:
+        named = {index for index, _, _ in items}
     parts = [
         (
-            _family(row),
-            ledger.fraction(row),
-            f'<a href="#r{index}">{_text(row.path)}</a>',
-            _percent(ledger.fraction(row)),
-            f"{row.counted_parameters:,}",
+            family,
+            counted / ledger.parameters,
+            f'<a href="#r{index}">{_text(rows[index].path)}</a>{_times(rows[index])}',
+            _percent(counted / ledger.parameters),
+            f"{counted:,}",
         )
-        for index, row in rows
+        for index, family, counted in items
         if index in named
     ]
-    others = [row for index, row in rows if index not in named]
+    others = [counted for index, _, counted in items if index not in named]
     if others:
-        fraction, total = sum(ledger.fraction(row) for row in others), sum(row.counted_parameters for row in others)
-        parts.append(("rest", fraction, f"{len(others):,} smaller layers", _percent(fraction), f"{total:,}"))
+        what = "blocks and layers" if any(row.kind in (BLOCK, BLOCKS) for row in rows) else "layers"
+        fraction = sum(others) / ledger.parameters
+        parts.append(("rest", fraction, f"{len(others):,} smaller {what}", _percent(fraction), f"{sum(others):,}"))
     return (
         '<section aria-labelledby="where">\n<h2 id="where">Where the parameters are</h2>\n'
         + _bar(parts)
-        + _sum([row.counted_parameters for _, row in rows], ledger.parameters)
+        + _sum([counted for *_, counted in items], ledger.parameters)
         + "</section>\n"
     )
+
+
+def _blocks_and_layers(rows):
+    """(index, CSS class, parameters) of each block, and of each layer outside of blocks."""
+    index = 0
+    while index < len(rows):
+        row, end = rows[index], index + 1
+        if row.kind in (BLOCK, BLOCKS):
+            end = _end(rows, index)
+            yield index, _block_family(rows[index:end]), row.parameters
+        elif not row.group:
+            yield index, _family(row), row.counted_parameters
+        index = end
+
+
+def _end(rows, index):
+    """The index after the last row inside a heading."""
+    return next((i for i in range(index + 1, len(rows)) if rows[i].depth <= rows[index].depth), len(rows))
+
+
+def _block_family(rows):
+    """The family that most of a block's parameters are of."""
+    sizes = collections.Counter()
+    for row in rows:
+        if not row.group:
+            sizes[_family(row)] += row.counted_parameters
+    return sizes.most_common(1)[0][0]
+
+
+def _times(row):
+    return f" {row.note}" if row.kind == BLOCKS else ""
 
 
 def _sum(terms, total):
@@ -209,7 +245,7 @@ def _memory(ledger):
 
 
 def _explanation(ledger, boxes):
-    present = {_family(row) for row in ledger.rows}
+    present = {_family(row) for row in boxes.rows if row.kind not in (BLOCK, BLOCKS)}
     families = [(key, name) for key, (name, _) in _FAMILIES.items() if key in present]
     keys = "".join(f'<li><i class="key {key}"></i>{name}</li>' for key, name in families)
     lines = ""
@@ -217,11 +253,14 @@ def _explanation(ledger, boxes):
         lines = " An arrow connects a box to the next; a line at the left skips the boxes between."
     if boxes.connections.undrawn:
         lines += f" {boxes.connections.undrawn} such lines are not drawn: opened boxes name their inputs."
+    what = "the formulas of its parameters."
+    if any(row.kind in (BLOCK, BLOCKS) for row in boxes.rows):
+        what = "the layers of a block, and of a layer the formulas of its parameters."
     filters = ""
     if boxes.hidden_filters:
         filters = f" The filters of the first {_MAX_FILTER_IMAGES} convolutions are shown in their boxes."
     return (
-        "<p>Open a box to see the formulas of its parameters. The drawn slab shows the output: its height and depth "
+        f"<p>Open a box to see {what} The drawn slab shows the output: its height and depth "
         f"are positions, its length channels or features, on a logarithmic scale.{lines}{filters}</p>\n"
         f'<ul class="legend">{keys}</ul>\n'
         '<form class="tools" hidden><label>Find a layer <input type="search" id="find" autocomplete="off" '
@@ -238,8 +277,8 @@ class _LayerBoxes:
     """The rows as a nested list, and the drawings that several of them share."""
 
     def __init__(self, ledger):
-        self.ledger, self.rows = ledger, ledger.rows
-        self.connections = _Connections(ledger.rows)
+        self.ledger, self.rows = ledger, fold(ledger.rows)
+        self.connections = _Connections(self.rows)
         self.slab_of = {}  # sizes -> (number, drawing)
         self.shown_filters = self.hidden_filters = 0
 
@@ -249,8 +288,7 @@ class _LayerBoxes:
         while index < stop:
             row, end = self.rows[index], index + 1
             if row.group:
-                while end < stop and self.rows[end].depth > row.depth:
-                    end += 1
+                end = _end(self.rows, index)
                 parts.append(self.group(index, row, end))
             else:
                 parts.append(self.box(index, row))
@@ -258,21 +296,33 @@ class _LayerBoxes:
         return "".join(parts)
 
     def group(self, index, row, end):
-        kind = "" if row.kind in ("Functional", "Model", "Sequential") else f" {_text(row.kind)}"
+        is_block = row.kind in (BLOCK, BLOCKS)
         inner = [inner for inner in self.rows[index + 1 : end] if not inner.group]
         counted = sum(row.counted_parameters for row in inner)
         fraction = sum(self.ledger.fraction(row) for row in inner)
         svg = self.connections.svg(index, index, row.depth, "open") + self.connections.svg(
             index, end - 1, row.depth, "shut"
         )
+        classes = f'"group block {_block_family(self.rows[index:end])}"' if is_block else '"group net" open'
+        slab = self.slab(row) if is_block else ""
         return (
-            f'<li class="row{self.connections.arrow(index)}" id="r{index}"><details class="group net" open>'
-            f'<summary>{svg}<span class="face"><span class="slab"></span><span class="name">{_name(row.name)}'
-            f"<small>nested model{kind}, {_plural(end - index - 1, 'row')}</small></span>"
+            f'<li class="row{self.connections.arrow(index)}" id="r{index}"><details class={classes}>'
+            f'<summary>{svg}<span class="face"><span class="slab">{slab}</span><span class="name">{_name(row.name)}'
+            f"<small>{self.heading(row, inner, end - index - 1)}</small></span>"
             f'<span class="out">{_text(format_outputs(row))}</span><span class="num">{_figures(row, counted)}</span>'
             f'{_fraction_bar(fraction)}</span></summary>\n<ol style="--d:{row.depth + 1}">\n'
             f"{self.items(index + 1, end)}</ol></details></li>\n"
         )
+
+    @staticmethod
+    def heading(row, inner, count):
+        """What a heading is, and how much is in it."""
+        if row.kind == BLOCKS:
+            return f"{row.note.removeprefix('×')} equal blocks"
+        if row.kind == BLOCK:
+            return f"block of {_plural(sum(bool(one.parameters) for one in inner), 'layer')}"
+        kind = "" if row.kind in ("Functional", "Model", "Sequential") else f" {_text(row.kind)}"
+        return f"nested model{kind}, {_plural(count, 'row')}"
 
     def box(self, index, row):
         return (
@@ -369,7 +419,10 @@ def _figures(row, counted):
     if not (row.parameters or counted):
         return ""
     small = ""
-    if counted < row.parameters:
+    if row.kind == BLOCKS:
+        count = int(row.note.removeprefix("×"))
+        small = f"{count} × {counted // count:,}"
+    elif counted < row.parameters:
         small = f"of {row.parameters:,}" if counted else row.note.partition(":")[0]
     elif row.formulas:
         small = row.formulas[0].substituted if len(row.formulas) == 1 else f"{len(row.formulas)} parts"

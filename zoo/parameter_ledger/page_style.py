@@ -193,7 +193,7 @@ tools.hidden = false;
 tools.onsubmit = event => event.preventDefault();
 tools.onclick = event => {
   const to = event.target.dataset.to;
-  if (to) all(".box").forEach(box => { box.open = to === "1"; });
+  if (to) all(".box,.block").forEach(box => { box.open = to === "1"; });
 };
 find.oninput = () => {
   const word = find.value.trim().toLowerCase();
@@ -201,7 +201,10 @@ find.oninput = () => {
   for (const [row, text] of rows) {
     const hit = text.includes(word);
     row.hidden = !hit;
-    if (hit) for (let up = row; (up = up.parentElement.closest(".row"));) up.hidden = false;
+    if (hit) for (let up = row; (up = up.parentElement.closest(".row"));) {
+      up.hidden = false;
+      if (word) up.firstElementChild.open = true;
+    }
     found += hit;
   }
   document.body.classList.toggle("finding", word !== "");

@@ -119,7 +119,7 @@ def run_quiz(
     for number, question in enumerate(quiz, start=1):
         log(f"\n{number}. {question.text}")
         try:
-            answer = ask("   > ") if answers is None else answers[number - 1]
+            answer = _ask_until_readable(question, ask, log) if answers is None else answers[number - 1]
         except EOFError:
             log(f"\n{right} of {number - 1} right; {len(quiz) - number + 1} not answered.")
             return right, number - 1
@@ -130,6 +130,24 @@ def run_quiz(
         log("   " + remark.replace("\n", "\n   "))
     log(f"\n{right} of {len(quiz)} right.")
     return right, len(quiz)
+
+
+def _ask_until_readable(question, ask, log):
+    """Ask again where what was typed is no answer, so that a slip costs nothing."""
+    while True:
+        answer = ask("   > ")
+        if _parse_answer(question, answer) is not None:
+            return answer
+        log(f"   {_not_readable(question, answer)} Please answer again.")
+
+
+def _not_readable(question, answer):
+    """The sentence that says why an answer cannot be read."""
+    if isinstance(question.answer, tuple):
+        return f"{answer.strip()!r} is not a shape such as 24x24x64 or (24, 24, 64)."
+    if re.fullmatch(r"[\d.,]+ ?[kKmMgGbB]", answer.strip()):
+        return f"{answer.strip()!r} is rounded, and the exact number is asked, such as 9,437,696."
+    return f"{answer.strip()!r} is not a whole number such as 9437696 or 9,437,696."
 
 
 def worksheet(model: keras.Model, *, seed: int = 0, count: int = 5) -> str:
@@ -160,17 +178,16 @@ def grade(question: Question, answer: str) -> tuple[bool, str]:
 
     Args:
         question: one of `questions`.
-        answer: 18496 or 18,496; for a shape 24x24x64, (24, 24, 64) or 24·24·64.
+        answer: 18496 or 18,496, exact to the last digit; for a shape 24x24x64, (24, 24, 64) or 24·24·64.
 
     Returns:
         (whether it is right, a remark).
     """
-    parsed = _parse_answer(answer, shape=isinstance(question.answer, tuple))
+    parsed = _parse_answer(question, answer)
     if parsed == question.answer:
         return True, "Right."
     if parsed is None:
-        expected = "a shape such as 24x24x64" if isinstance(question.answer, tuple) else "a whole number"
-        start = f"{answer.strip()!r} is not {expected}."
+        start = _not_readable(question, answer)
     elif question.answer_without_bias is not None and parsed == question.answer_without_bias:
         start = "Almost: the biases are missing."
     else:
@@ -178,12 +195,18 @@ def grade(question: Question, answer: str) -> tuple[bool, str]:
     return False, f"{start} It is {question.answer_text}:\n{question.explanation}"
 
 
-def _parse_answer(answer, *, shape):
-    text = re.sub(r"[_\s'()\[\]]", "" if not shape else " ", answer.strip())
-    if not shape:
-        text = text.replace(",", "")
-        return int(text) if re.fullmatch(r"\d+", text) else None
-    sizes = [size for size in re.split(r"[\s,;x×·*]+", text) if size]
+def _parse_answer(question, answer):
+    """The number or the shape that a text says; None if it says none."""
+    text, is_shape = answer.strip(), isinstance(question.answer, tuple)
+    digits = re.sub(r"[_\s'()\[\]]", "", text)
+    if not is_shape or len(question.answer) == 1:
+        digits = digits.rstrip(",") if is_shape else digits  # (18432,) as Python writes it
+        if re.fullmatch(r"\d+|\d{1,3}(,\d{3})+", digits):
+            number = int(digits.replace(",", ""))
+            return (number,) if is_shape else number
+        if not is_shape:
+            return None
+    sizes = [size for size in re.split(r"[\s,;x×·*()\[\]]+", text) if size]
     return tuple(int(size) for size in sizes) if sizes and all(size.isdecimal() for size in sizes) else None
 
 

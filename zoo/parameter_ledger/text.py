@@ -42,7 +42,9 @@ def format_table(ledger: Ledger, width: int | None = None, full: bool = False) -
     lines += ["", *_wrapped("", format_memory(ledger), width)]
     if unknown := ledger.unknown_layers:
         names = ", ".join(row.path for row in unknown[:5]) + (", …" if len(unknown) > 5 else ".")
-        reason = "a size is open (give --input-shape)" if _has_open_sizes(ledger) else "they are of an unknown kind"
+        reason = "they are of an unknown kind"
+        if _has_open_sizes(ledger):
+            reason = f"a size is open (give --input-shape {_example_shapes(ledger)})"
         where = f" in {len(unknown)} layers and operations" if is_folded else ""
         sentence = f"MACs or activations not counted{where}, because {reason}"
         lines += _wrapped("", f"{sentence}." if is_folded else f"{sentence}: {names}", width)
@@ -74,7 +76,7 @@ def _block_lines(ledger, rows, width):
     header = ("block or layer", "output", "parameters", "", "MACs", "in numbers")
     widths = [max(len(line[column]) for line in [header, *cells]) for column in range(6)]
     fixed = sum(widths[1:5]) + 5 * 2
-    widths[0] = min(widths[0], max(18, width - fixed - min(widths[5], 20)))
+    widths[0] = min(widths[0], max(18, width - fixed - min(widths[5], 24)))
     widths[5] = max(0, min(widths[5], width - fixed - widths[0]))
     rule = "─" * min(width, fixed + widths[0] + widths[5])
 
@@ -109,7 +111,9 @@ def _single_cells(ledger, row):
     if row.group:
         return (f"{'  ' * row.depth}{row.name} ({row.kind})", format_outputs(row), "", "", "", row.note)
     texts = [formula.substituted for formula in row.formulas]
-    text = row.note or ("" if not texts else texts[0] if len(texts) == 1 else f"{len(texts)} parts")
+    text = row.note.replace("shared: counted at", "shared with") or (
+        "" if not texts else texts[0] if len(texts) == 1 else f"{len(texts)} parts"
+    )
     return _line_cells(ledger, row, row.name, row.counted_parameters, row.macs, text)
 
 
@@ -144,6 +148,16 @@ def _layer_lines(ledger, width):
         return _wrapped(fixed, line[4], width)
 
     return [*join(header), rule, *(text for lines in cells for line in lines for text in join(line)), rule]
+
+
+def _example_shapes(ledger):
+    """What could be given for the inputs that leave sizes open: "latents=64,64,4 context=16,128"."""
+    inputs = [row for row in ledger.rows if row.kind == "InputLayer" and row.depth == 0 and None in row.outputs[0]]
+    shapes = []
+    for row in inputs:
+        size = 64 if len(row.outputs[0]) > 2 else 16
+        shapes.append(",".join(str(one or size) for one in row.outputs[0]))
+    return " ".join(f"{row.name}={shape}" for row, shape in zip(inputs, shapes)) or "48,48,3"
 
 
 def _has_open_sizes(ledger):

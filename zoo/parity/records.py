@@ -114,6 +114,22 @@ def parity_path(model_path: StrPath) -> pathlib.Path:
     return path.with_name(PARITY_FILE if path.name == MODEL_FILE else f"{path.stem}.{PARITY_FILE}")
 
 
+def recorded_input_shapes(model_path: StrPath) -> list[tuple[int, ...]]:
+    """Read the shapes of the inputs of a model file's parity record.
+
+    Args:
+        model_path: a `.keras` file.
+
+    Returns:
+        the shapes without the batch, in the order of `model.inputs`; none where there is no record.
+
+    Raises:
+        UserError: if the record is damaged.
+    """
+    path = parity_path(model_path)
+    return [array.shape[1:] for array in ParityRecord.load(path).inputs] if path.is_file() else []
+
+
 def write_parity_record(model_path: StrPath, inputs: Sequence[np.ndarray] | None = None) -> pathlib.Path:
     """Run a model file on the backend of this process and write its parity record beside it.
 
@@ -177,7 +193,7 @@ def compute_parity_record(
         "weights": weights,
         "seconds": round(time.perf_counter() - start, 2),
     }
-    return ParityRecord(inputs, outputs, layers, metadata)
+    return ParityRecord(list(inputs), outputs, layers, metadata)
 
 
 def weight_digests(model: keras.Model, prefix: str = "") -> dict[str, str]:

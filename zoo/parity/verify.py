@@ -12,8 +12,8 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from zoo.parity.records import ParityRecord, compute_parity_record, parity_path
 from zoo.typing import Log, StrPath
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
+    pass
 
 TOLERANCE = 1e-4
 # When something is over the tolerance, the call where it began is looked for with a finer one: an error may be small
@@ -99,7 +99,7 @@ class VerificationReport:
         return self.text
 
 
-def max_scaled_error(array: npt.ArrayLike, reference: npt.ArrayLike) -> float:
+def max_scaled_error(array: np.ndarray, reference: np.ndarray) -> float:
     """max |array - reference| / max(1, max |reference|).
 
     Args:
@@ -154,7 +154,12 @@ def compare_records(record: ParityRecord, reference: ParityRecord, tolerance: fl
 
 
 def verify_file(
-    model_path: StrPath, *, tolerance: float = TOLERANCE, backends: Sequence[str] | None = None, log: Log | None = None
+    model_path: StrPath,
+    *,
+    tolerance: float = TOLERANCE,
+    backends: Sequence[str] | None = None,
+    log: Log | None = None,
+    on_start: Callable[[str], None] | None = None,
 ) -> VerificationReport:
     """Run a model file on each backend and compare the numbers.
 
@@ -163,6 +168,7 @@ def verify_file(
         tolerance: the largest `max_scaled_error` that passes.
         backends: names of backends; those installed if None.
         log: function that takes each line of the report as soon as it is known.
+        on_start: function that takes the name of each backend before it runs, which takes seconds.
 
     Returns:
         `VerificationReport`.
@@ -196,6 +202,8 @@ def verify_file(
         for backend in backends:
             reference = parity_record or next(iter(records.values()), None)
             target = pathlib.Path(scratch) / f"{backend}.npz"
+            if on_start:
+                on_start(backend)
             try:
                 record = _run_child(backend, model_path, inputs_path, target)
             except UserError as error:
@@ -241,7 +249,8 @@ def _describe_parity_record(record, path, digest, backends):
 
 def _result(model_path, record, reference, tolerance):
     """The row of a backend that ran the file."""
-    errors, verdict = {}, "reference"
+    errors: dict[str, Any] = {}
+    verdict = "reference"
     if reference is not None:
         difference = compare_records(record, reference, tolerance)
         errors = {"output_error": difference.output_error, "layer_error": difference.layer_error}

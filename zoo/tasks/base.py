@@ -24,6 +24,13 @@ TASK_CLASSES = {
     "translation": ("zoo.tasks.translator", "Translator"),
     "text-to-image": ("zoo.tasks.text_to_image", "TextToImage"),
 }
+# The command's verb of each task.
+_VERBS = {
+    "image-classification": "classify",
+    "text-generation": "generate",
+    "translation": "translate",
+    "text-to-image": "generate",
+}
 
 
 def task_class(task: str) -> type[Task]:
@@ -136,7 +143,8 @@ class Task:
             raise UserError(f"{preset.name} is a preset for {preset.task!r}, which no class here does.")
         other = TASK_CLASSES[preset.task][1]
         raise UserError(
-            f"{preset.name} is a preset for {preset.task}, not for {cls.task}: load it with zoo.{other}.from_preset."
+            f"{preset.name} is a preset for {preset.task}, not for {cls.task}: load it with zoo.{other}.from_preset "
+            f"or use `zoo {_VERBS[preset.task]}`."
         )
 
     @classmethod

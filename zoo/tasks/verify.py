@@ -1,7 +1,7 @@
 """Check that a preset gives the same numbers on every backend."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from zoo.parity.verify import TOLERANCE, VerificationReport, verify_file
 from zoo.presets import find_preset
@@ -9,7 +9,12 @@ from zoo.typing import Log, StrPath
 
 
 def verify(
-    preset: StrPath, *, tolerance: float = TOLERANCE, backends: Sequence[str] | None = None, log: Log | None = None
+    preset: StrPath,
+    *,
+    tolerance: float = TOLERANCE,
+    backends: Sequence[str] | None = None,
+    log: Log | None = None,
+    on_start: Callable[[str], None] | None = None,
 ) -> VerificationReport:
     """Run each model of a preset on every backend and compare the numbers, layer by layer.
 
@@ -17,10 +22,12 @@ def verify(
     is none with those of the other backends.
 
     Args:
-        preset: a preset's name or folder, "hf://owner/name", or the path of a `.keras` file.
+        preset: a preset's name or folder, "hf://owner/name", or the path of a `.keras` file; one of several models is
+            named after a slash, "diffusion_captions/denoiser".
         tolerance: the largest difference that passes, as a fraction of the largest value (or of 1, if that is larger).
         backends: names of backends; those installed if None.
         log: function that takes each line of the report as soon as it is known.
+        on_start: function that takes the name of each backend before it runs, which takes seconds.
 
     Returns:
         `zoo.parity.verify.VerificationReport`: `passed`, `rows` and, by `print(report)`, a text.
@@ -39,7 +46,7 @@ def verify(
     for path in [found.model_path] if one_file else found.model_paths or [found.model_path]:
         if reports and log:
             log("")
-        reports.append(verify_file(path, tolerance=tolerance, backends=backends, log=log))
+        reports.append(verify_file(path, tolerance=tolerance, backends=backends, log=log, on_start=on_start))
     return VerificationReport(
         passed=all(report.passed for report in reports),
         rows=tuple(row for report in reports for row in report.rows),
