@@ -43,11 +43,31 @@ def fast_inner_loop(layer: keras.layers.RNN) -> Callable[..., Any] | None:
     return functools.partial(_inner_loop, fast, layer, functools.partial(type(layer).inner_loop, layer))
 
 
+def fast_step(layer: keras.layers.RNN) -> Callable[..., Any] | None:
+    """One time step of a recurrent layer as plain calls of PyTorch, for generation.
+
+    A call of Keras' cell costs a hundred microseconds of Python, and building a model of it imports PyTorch's compiler.
+
+    Args:
+        layer: a stock `LSTM` or `GRU`.
+
+    Returns:
+        a function (x (B, d), old states, each (B, h)) -> list of new states, the first of which is the output; None on
+        other backends, and for a layer that does not compute the equations above.
+    """
+    if keras.backend.backend() != "torch" or not _is_plain(layer):
+        return None
+    step = _torch_lstm_step if type(layer) is layers.LSTM else _torch_gru_step
+    cell = layer.cell
+    return lambda x, states: step(x, states, cell.kernel.value, cell.recurrent_kernel.value, cell.bias.value)
+
+
 def _is_plain(layer):
     """Whether the layer computes the equations above, with biases and without dropout."""
     cell = getattr(layer, "cell", None)
     return (
         type(layer) in (layers.LSTM, layers.GRU)
+        and cell is not None
         and cell.use_bias
         and cell.activation is keras.activations.tanh
         and cell.recurrent_activation is keras.activations.sigmoid
@@ -100,6 +120,27 @@ def _torch_gru(x, states, kernel, recurrent_kernel, bias):
     projected = projected.view(x.shape[1], x.shape[0], -1)
     h = _torch_gru_function().apply(projected, states[0], recurrent_kernel, bias[1])
     return h.transpose(0, 1), [h[-1]]
+
+
+def _torch_lstm_step(x, states, kernel, recurrent_kernel, bias):
+    import torch
+
+    h, c = states
+    gates = torch.addmm(bias, x, kernel).addmm_(h, recurrent_kernel)  # (B, 4h)
+    i, f, g, o = gates.chunk(4, dim=1)
+    c = torch.addcmul(f.sigmoid() * c, i.sigmoid(), g.tanh())
+    return [o.sigmoid() * c.tanh(), c]
+
+
+def _torch_gru_step(x, states, kernel, recurrent_kernel, bias):
+    import torch
+
+    (h,) = states
+    projected, a = torch.addmm(bias[0], x, kernel), torch.addmm(bias[1], h, recurrent_kernel)  # (B, 3h)
+    units = 2 * h.shape[1]
+    z, r = (projected[:, :units] + a[:, :units]).sigmoid_().chunk(2, dim=1)
+    n = torch.addcmul(projected[:, units:], r, a[:, units:]).tanh_()
+    return [torch.lerp(n, h, z)]
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -11,7 +11,8 @@ import numpy as np
 from zoo.errors import UserError
 from zoo.fast_paths.compile import compile_function
 from zoo.generation.sampling import check_sampling, filtered_softmax, sample_token
-from zoo.models.rnn_language_model import decode_step_model
+from zoo.generation.torch_rnn import torch_step
+from zoo.models.rnn_language_model import decode_step_model, infer_config, recurrent_layers
 from zoo.tokenizers.text import encode
 from zoo.typing import Tensor
 
@@ -31,9 +32,10 @@ class RecurrentGenerator:
     """
 
     def __init__(self, model: keras.Model) -> None:
-        step = decode_step_model(model)
-        self._state_sizes = [state.shape[1] for state in step.inputs[1:]]
-        self._step = compile_function(lambda *inputs: step(list(inputs), training=False), step.variables, trace=False)
+        infer_config(model)
+        sizes = [layer.cell.state_size for layer in recurrent_layers(model)]
+        self._state_sizes = keras.tree.flatten(sizes)
+        self._step = compile_function(torch_step(model) or _keras_step(model), model.variables, trace=False)
 
     def init_states(self, batch_size: int = 1) -> list[Tensor]:
         """States before the first token.
@@ -56,8 +58,8 @@ class RecurrentGenerator:
         Returns:
             (logits (B, V) as NumPy float32, the new states).
         """
-        logits, *states = self._step(keras.ops.convert_to_tensor(tokens, dtype="int32"), *states)
-        return keras.ops.convert_to_numpy(logits), states
+        logits, *new_states = self._step(keras.ops.convert_to_tensor(tokens, dtype="int32"), *states)
+        return keras.ops.convert_to_numpy(logits), new_states
 
     def generate(
         self,
@@ -89,7 +91,7 @@ class RecurrentGenerator:
         Raises:
             UserError: if an argument of the sampling is out of range.
         """
-        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         check_sampling(**options)
         rngs = [None if seeds is None else np.random.default_rng(seeds[row]) for row in range(len(prompts))]
         states, tokens = self.init_states(len(prompts)), np.array([prompt[0] for prompt in prompts], "int32")
@@ -108,6 +110,11 @@ class RecurrentGenerator:
                         yield row, token
             if not any(left):
                 return
+
+
+def _keras_step(model):
+    step = decode_step_model(model)
+    return lambda *inputs: step(list(inputs), training=False)
 
 
 def stream_text(tokenizer: tokenizers.Tokenizer, ids: Iterable[int]) -> Iterator[str]:
@@ -173,4 +180,4 @@ def top_next_tokens(
         logits, states = generator.step(np.array([token]), states)
     p = filtered_softmax(logits[0])
     order = np.argsort(-p, kind="stable")[:count]
-    return [(tokenizer.id_to_token(int(token)), float(p[token])) for token in order]
+    return [(tokenizer.id_to_token(int(token)) or "", float(p[token])) for token in order]
