@@ -3,6 +3,7 @@
     <!-- run -->                                       the default, for a block without a comment
     <!-- slow -->                                      runs with --full only
     <!-- too long: last run 2026-11-21, 27 min -->     does not run in tests; the date, and what it took where known
+    <!-- needs two machines: last run 2026-11-22 -->   likewise
 
 No reader of a page sees these comments.
 """
@@ -18,7 +19,7 @@ _FENCE = re.compile(
     r"(?:^<!-- *(?P<comment>[^\n]*?) *-->\n)?^ *```(?P<language>\w*)[^\n]*\n(?P<code>.*?)^ *```$",
     re.DOTALL | re.MULTILINE,
 )
-_TOO_LONG = re.compile(r"too long: last run (\d{4}-\d{2}-\d{2})(?:, .+)?")
+_LAST_RUN = re.compile(r"(?:too long|needs [\w ]+): last run (\d{4}-\d{2}-\d{2})(?:, .+)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Block:
     @property
     def last_run(self):
         """The date of a block that is too long to run here, else None."""
-        match = _TOO_LONG.fullmatch(self.comment)
+        match = _LAST_RUN.fullmatch(self.comment)
         return match and datetime.date.fromisoformat(match[1])
 
     def __str__(self):
