@@ -27,7 +27,7 @@ parts of all these; `zoo.backends`; `zoo.compat`; `zoo.errors`; `zoo.typing`.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
     from zoo import (
@@ -118,12 +118,14 @@ _MODULES = {
 _ROOMS = [name for name in __all__ if name not in _MODULES]
 
 
-def __getattr__(name: str) -> Any:
-    if name in _ROOMS:
-        return importlib.import_module(f"zoo.{name}")
-    if name in _MODULES:
-        return getattr(importlib.import_module(_MODULES[name]), name)
-    raise AttributeError(f"module 'zoo' has no attribute {name!r}")
+if not TYPE_CHECKING:  # else any name would pass
+
+    def __getattr__(name):
+        if name in _ROOMS:
+            return importlib.import_module(f"zoo.{name}")
+        if name in _MODULES:
+            return getattr(importlib.import_module(_MODULES[name]), name)
+        raise AttributeError(f"module 'zoo' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

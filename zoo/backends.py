@@ -104,7 +104,7 @@ def import_keras(preferred: str | None = None) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if _announce_start:
         names = {"tensorflow": " on TensorFlow", "jax": " on JAX", "torch": " on PyTorch"}
-        print(f"Starting Keras{names.get(os.environ.get('KERAS_BACKEND'), '')} …", flush=True)
+        print(f"Starting Keras{names.get(os.environ.get('KERAS_BACKEND', ''), '')} …", flush=True)
     with _stderr_held_back(), _without_optional_packages():
         import keras  # noqa: F401
 
@@ -116,7 +116,8 @@ def import_keras_or_exit() -> None:
     in one line that Keras starts, which takes seconds.
     """
     global _announce_start
-    if inspect.currentframe().f_back.f_globals.get("__name__") == "__main__":
+    frame = inspect.currentframe()
+    if frame and frame.f_back and frame.f_back.f_globals.get("__name__") == "__main__":
         skip_optional_imports()
         # Not for --help, nor in each of the processes that `zoo.distribution.launch` starts.
         _announce_start = not {"-h", "--help"} & set(sys.argv) and "ZOO_WATCHED" not in os.environ
@@ -142,7 +143,7 @@ def _without_optional_packages():
         return
     backend = os.environ.get("KERAS_BACKEND", "tensorflow")
     names = [name for name in _OPTIONAL_PACKAGES if name != backend and name not in sys.modules]
-    sys.modules.update(dict.fromkeys(names))
+    sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]  # None: as if it were not installed
     with contextlib.ExitStack() as stack:
         if backend == "torch":
             from zoo.compat.torch import without_compiler

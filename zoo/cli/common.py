@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import shutil
 import sys
@@ -76,23 +77,27 @@ def find_models(name_or_path: str) -> dict[str, pathlib.Path | None]:
 
 
 def load_model(name_or_path: str) -> keras.Model:
-    """The model of a preset or file, or else the architecture of that name with fresh weights."""
+    """The model of a preset or file, or else the architecture of that name; its layers have shapes, but no weights."""
     from zoo import presets
 
     path = None if _is_architecture(name_or_path) else presets.resolve_model_path(name_or_path)
-    return load_found_model(name_or_path, path)
+    return load_found_model(name_or_path, path, load_weights=False)
 
 
-def load_found_model(name: str, path: pathlib.Path | None) -> keras.Model:
-    """One of `find_models`, loaded."""
+def load_found_model(name: str, path: pathlib.Path | None, *, load_weights: bool = True) -> keras.Model:
+    """One of `find_models`; without weights its layers have shapes alone, which takes no time."""
     from zoo import backends, presets
+    from zoo.io import model_files
 
-    if path is None:
-        backends.import_keras()
-        return presets.create_model(name)
-    if path.is_file():  # else the error comes before the wait for a framework
-        backends.import_keras()
-    return presets.load_model(path)
+    if path is not None and not path.is_file():
+        model_files.check_model_file(path)  # raises, before the wait for a framework
+    backends.import_keras(preferred="jax")  # which starts soonest
+    from zoo.compat.keras import skip_weight_init
+
+    with contextlib.nullcontext() if load_weights else skip_weight_init():
+        if path is None:
+            return presets.create_model(name)
+        return model_files.load_model(path, load_weights=load_weights)
 
 
 def _is_architecture(name):

@@ -318,7 +318,7 @@ def shuffled_batch_sampler(num_rows: int, batch_size: int) -> tuple[Iterable[lis
 # ----------------------------------------------------------------------------------------------------------- optimizers
 
 
-def clip_summed_gradients(optimizer_class: type) -> type:
+def clip_summed_gradients(optimizer_class: Any) -> Any:
     """Class decorator: clip the gradients of the whole batch, not those of each `tf.distribute` replica.
 
     Keras 3.15 on TensorFlow clips each replica's gradients, then sums them. Public way: none.

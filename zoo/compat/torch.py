@@ -63,7 +63,8 @@ def without_compiler() -> Iterator[None]:
     if os.environ.get("KERAS_BACKEND") != "torch" or name in sys.modules:
         yield
         return
-    sys.modules[name] = types.SimpleNamespace(disable=private("torch", "_compile._disable_dynamo"))
+    stand_in: Any = types.SimpleNamespace(disable=private("torch", "_compile._disable_dynamo"))
+    sys.modules[name] = stand_in
     try:
         yield
     finally:

@@ -224,7 +224,7 @@ def _paired_variables(ours, theirs):
             name = prefix + suffix
             mine = by_name.get(name)
             shapes = [[_dense_shape(weight) for weight in one.weights] for one in (mine, inner) if one is not None]
-            if len(shapes) < 2 or shapes[0] != shapes[1]:
+            if mine is None or shapes[0] != shapes[1]:
                 raise UserError(f"The models {ours.name} and {theirs.name} differ in {name}: give models of one size.")
             pairs += zip(mine.weights, inner.weights)
             found.add(name)

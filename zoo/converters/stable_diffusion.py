@@ -57,7 +57,8 @@ import gc
 import math
 import pathlib
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -342,7 +343,8 @@ def from_diffusers(folder: StrPath) -> Pipeline:
         859520964
     """
     source = _Source(folder)
-    return Pipeline(*(source.build(name) for name in COMPONENT_BUILDERS), source.tokenizer, source.pipeline_config)
+    models = {name: source.build(name) for name in COMPONENT_BUILDERS}
+    return Pipeline(**models, tokenizer=source.tokenizer, pipeline_config=source.pipeline_config)
 
 
 def to_diffusers(
@@ -470,6 +472,7 @@ class _Source:
         from zoo.models.stable_diffusion import autoencoder, denoiser, text_encoder
 
         part = _SUBFOLDERS[name]
+        builders: tuple[Callable[..., Any], ...]
         builders = (text_encoder.text_encoder, autoencoder.encoder, autoencoder.decoder, denoiser.denoiser)
         path = self.folder / part / "config.json"
         try:
@@ -660,7 +663,7 @@ _SUBFOLDERS = {
 class _Entry(NamedTuple):
     """A Keras variable and its tensor in a state dict."""
 
-    variable: object
+    variable: Any
     keys: tuple  # names that the tensor may have, the current one first
     shape: tuple  # of the tensor
     axes: tuple  # axes of the variable in the order of the tensor, which may have axes of size 1 after them
@@ -707,7 +710,7 @@ def _state_dict_entries(model, name, use_linear_projection):
             shape = tuple(variable.shape[axis] for axis in axes)
             if variable.name == "kernel" and len(shape) == 2 and _is_conv1x1(layer.name, name, use_linear_projection):
                 shape += (1, 1)
-            keys = (key,)
+            keys: tuple[str, ...] = (key,)
             if name == "text_encoder":
                 keys = (_TEXT_PREFIX + key, key)
             elif name != "denoiser" and ".attentions.0." in key:
@@ -720,9 +723,10 @@ def _state_dict_entries(model, name, use_linear_projection):
 def _layer_key(model, layer_name, name):
     """The name of a layer in a state dict, without ".weight" or ".bias"."""
     path, rest = [], layer_name
-    while block := next((block for block in BLOCK_MAP if re.match(block.replace("#", r"\d+") + "_", rest)), None):
-        match = re.match(block.replace("#", r"(\d+)") + "_", rest)
-        path.append(BLOCK_MAP[block].replace("#", *match.groups()) if match.groups() else BLOCK_MAP[block])
+    patterns = {block: re.compile(block.replace("#", r"(\d+)") + "_") for block in BLOCK_MAP}
+    while found := next(((block, m) for block, pattern in patterns.items() if (m := pattern.match(rest))), None):
+        block, match = found
+        path.append(BLOCK_MAP[block].replace("#", "".join(match.groups())))
         rest = rest[match.end() :]
     part = _SUBFOLDERS[name]
     if part == "vae" and not path and rest in ("quant_conv", "post_quant_conv"):

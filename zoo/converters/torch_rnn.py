@@ -394,7 +394,7 @@ def _check_cell(arrays, layers, prefix):
             "does not have: use a model trained with proj_size=0."
         )
     cell, name = _cell(_directions(layers[0])[0]), f"{prefix}weight_hh_l0"
-    shape = arrays[name].shape if name in arrays else ()  # (g·h, h)
+    shape: tuple[int, ...] = arrays[name].shape if name in arrays else ()  # (g·h, h)
     if len(shape) != 2 or not shape[1] or shape[0] == len(cell.torch_gates) * shape[1]:
         return
     for other in _CELL_SPECS.values():

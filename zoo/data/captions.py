@@ -158,7 +158,9 @@ class CaptionedImages:
         combinations = np.argwhere((held_out_combinations(len(self.class_names)) == held_out) & distinct_color_pairs())
         rounds = [rng.permutation(combinations) for _ in range(-(-count // len(combinations)))]
         chosen = np.concatenate(rounds)[:count]
-        return [self.caption(*combination, rng) for combination in chosen], *chosen.T
+        captions = [self.caption(label, foreground, background, rng) for label, foreground, background in chosen]
+        labels, foregrounds, backgrounds = chosen.T
+        return captions, labels, foregrounds, backgrounds
 
     def subset(self, count: int, seed: int = 0) -> CaptionedImages:
         """A copy with fewer glyphs, chosen at random.

@@ -147,7 +147,7 @@ def split_validation(
         if limit is not None:
             rows = np.sort(np.random.default_rng([seed, len(rows)]).permutation(rows)[:limit])
         splits.append((dataset.x_train[rows], labels[rows]))
-    return tuple(splits)
+    return splits[0], splits[1]
 
 
 # ---------------------------------------------------------------------------------------------- tensorflow-datasets

@@ -159,10 +159,10 @@ def _number_words(source_lang, target_lang):
 
     numbers = np.random.default_rng(0).choice(1_000_000, _NUM_NUMERAL_PAIRS, replace=False)
     numbers[: _NUM_NUMERAL_PAIRS // 4] %= 10_000  # short ones too
-    numbers = list(dict.fromkeys(int(n) for n in numbers))
+    distinct = list(dict.fromkeys(int(n) for n in numbers))
     try:
         pairs = [
-            tuple(num2words(number, lang=language) for language in (source_lang, target_lang)) for number in numbers
+            tuple(num2words(number, lang=language) for language in (source_lang, target_lang)) for number in distinct
         ]
     except NotImplementedError as error:
         raise UserError(

@@ -144,8 +144,8 @@ class BPTTBatches(keras.utils.PyDataset):
         rng = np.random.default_rng([self.seed or 0, epoch])
         offset = 0 if self.seed is None else int(rng.integers(self.sequence_length))
         span = self.batch_size * self.steps_per_epoch * self.sequence_length
-        self.tokens = self.token_ids[offset : offset + span].reshape(self.batch_size, -1)
-        self.targets = self.token_ids[offset + 1 : offset + span + 1].reshape(self.batch_size, -1)
+        self.tokens: np.ndarray = self.token_ids[offset : offset + span].reshape(self.batch_size, -1)
+        self.targets: np.ndarray = self.token_ids[offset + 1 : offset + span + 1].reshape(self.batch_size, -1)
 
     def __len__(self):
         return self.steps_per_epoch

@@ -52,7 +52,7 @@ def main(name: str, folder: StrPath, target: StrPath) -> None:
         if read != count:
             raise SystemExit(f"{split} holds {read} of {count} images")
         arrays |= {f"x_{split}": x, f"y_{split}": y}
-    np.savez(target, **arrays)
+    np.savez(target, **arrays)  # type: ignore[arg-type]  # as if for allow_pickle, too
 
 
 def _read(builder, split):

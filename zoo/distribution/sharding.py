@@ -134,8 +134,10 @@ class ShardedBatches(keras.utils.PyDataset):
             use_multiprocessing=batches.use_multiprocessing and one_process,
             max_queue_size=batches.max_queue_size,
         )
-        self.batches, self.devices, self.class_weight, self.order = batches, devices, class_weight, None
-        self.weighted, self.scale = True, None
+        self.batches, self.devices, self.class_weight = batches, devices, class_weight
+        self.order: np.ndarray | None = None
+        self.weighted = True
+        self.scale: float | None = None
         if hasattr(batches, "batch_size") and batches.num_batches:
             sizes = [num_rows(batches[0])] * (batches.num_batches - 1) + [num_rows(batches[batches.num_batches - 1])]
             added = sum(-size % devices.num_replicas for size in sizes)
@@ -144,7 +146,7 @@ class ShardedBatches(keras.utils.PyDataset):
                 self.scale = 1 + added / sum(sizes)
 
     @property
-    def num_batches(self) -> int | None:
+    def num_batches(self) -> int:
         return self.batches.num_batches
 
     def shuffle(self, epoch: int) -> None:

@@ -202,7 +202,7 @@ def _in_scope(method):
             barrier()
         return result
 
-    wrapper.outside_scope = method
+    wrapper.outside_scope = method  # type: ignore[attr-defined]
     return wrapper
 
 

@@ -91,7 +91,7 @@ def training_scope(model: keras.Model, devices: Devices, batches: keras.utils.Py
         yield
         return
     _synchronize(model, devices.process_id)
-    optimizer = getattr(model, "optimizer", None)
+    optimizer: Any = getattr(model, "optimizer", None)
 
     def apply(gradients, trainable_variables=None):
         _average([gradient for gradient in gradients if gradient is not None])

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from zoo.errors import require
-from zoo.evaluation.figures import new_figure, save_figure
+from zoo.evaluation.figures import new_figure, save_figure, set_epoch_axis
 from zoo.typing import StrPath
 
 
@@ -94,7 +94,7 @@ def plot_confusion_matrix(path: StrPath, labels: np.ndarray, logits: np.ndarray,
     for row, column in np.argwhere(matrix > 0):
         color = "white" if fraction[row, column] > 0.5 else "black"
         axes.text(column, row, matrix[row, column], ha="center", va="center", fontsize=size, color=color)
-    axes.set_xticks(classes, class_names, rotation=90 if len(class_names) > 12 else 0, fontsize=size)
+    axes.set_xticks(classes, class_names, rotation=90 if max(map(len, class_names)) > 3 else 0, fontsize=size)
     axes.set_yticks(classes, class_names, fontsize=size)
     axes.set(xlabel="prediction", ylabel="truth", title=f"{np.trace(matrix):,} of {matrix.sum():,} right")
     save_figure(figure, path)
@@ -123,8 +123,8 @@ def plot_worst_mistakes(
     loss = -log_p[np.arange(len(labels)), labels]
     wrong = np.flatnonzero(predicted != labels)
     worst = wrong[np.argsort(-loss[wrong], kind="stable")][:count]
-    columns = 8
-    rows = max(1, -(-len(worst) // columns))
+    columns = min(8, max(3, len(worst)))
+    rows = -(-len(worst) // columns)
     figure = new_figure(columns * 1.6, rows * 2.2 + 0.5)
     figure.suptitle(f"The {len(worst)} worst of {len(wrong)} mistakes" if len(worst) else "No mistakes")
     for position, index in enumerate(worst, start=1):
@@ -151,9 +151,8 @@ def plot_training_curves(path: StrPath, history: list[dict[str, Any]]) -> None:
         for prefix, label in (("", "training"), ("val_", "validation")):
             if prefix + metric in history[0]:
                 axes.plot(epochs, [row[prefix + metric] for row in history], marker="o", ms=4, label=label)
-        axes.set(xlabel="epoch", title=metric)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
+        axes.set(title=metric)
+        set_epoch_axis(axes, history)
         axes.legend(fontsize=8)
     save_figure(figure, path)
 

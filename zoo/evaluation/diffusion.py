@@ -91,7 +91,7 @@ def smallest_sufficient_guidance(accuracies: Mapping[float, float], required: fl
         the guidance scale.
     """
     sufficient = [scale for scale, accuracy in accuracies.items() if accuracy >= required]
-    return min(sufficient, default=max(accuracies, key=accuracies.get))
+    return min(sufficient, default=max(accuracies, key=lambda scale: accuracies[scale]))
 
 
 def retrieval_accuracy(
@@ -116,7 +116,7 @@ def retrieval_accuracy(
     Returns:
         dict: retrieval_caption (of an image), retrieval_image (of a caption), retrieval_among.
     """
-    correct = {"retrieval_caption": 0, "retrieval_image": 0}
+    correct: dict[str, float] = {"retrieval_caption": 0, "retrieval_image": 0}
     rng, count = np.random.default_rng([seed, 2]), len(dataset.labels["test"])
     candidates = min(candidates, count // 2)
     for number in range(rounds):
@@ -194,9 +194,9 @@ def evaluate(
             f"{source} has no classifier.keras, which scores the images: run recipes/diffusion_classifier.py first."
         )
     task, scorer = TextToImage.from_preset(source), _Scorer(load_model(source / "classifier.keras"))
-    files.prepare_folder(folder)
+    folder = files.prepare_folder(folder)
     lines, backend = [], keras.backend.backend()
-    metrics = {"backend": backend, "num_prompts": num_prompts, "num_steps": num_steps, "seed": seed}
+    metrics: dict[str, Any] = {"backend": backend, "num_prompts": num_prompts, "num_steps": num_steps, "seed": seed}
 
     def log(line=""):
         print(line, flush=True)
@@ -210,18 +210,17 @@ def evaluate(
     real, real_accuracy = {}, {}
     for split in ("validation", "test"):
         real[split] = batch = dataset.render(split, _random_indices(dataset, split, num_prompts), seed=seed)
-        attributes = batch.labels, batch.foregrounds, batch.backgrounds
-        real_accuracy[split] = scorer.accuracy(batch.images, attributes)
-    chosen = guidance_scale
+        real_accuracy[split] = scorer.accuracy(batch.images, (batch.labels, batch.foregrounds, batch.backgrounds))
+    chosen: Any = guidance_scale
     if guidance_scale is None:
-        prompts, *attributes = dataset.prompts(max(20, num_prompts // 5), seed=seed + 1)
+        captions, *attributes = dataset.prompts(max(20, num_prompts // 5), seed=seed + 1)
         metrics["by_guidance_scale"] = by_scale = {
-            scale: scorer.accuracy(generate(prompts, guidance_scale=scale, seed=10**6), attributes)
+            scale: scorer.accuracy(generate(captions, guidance_scale=scale, seed=10**6), attributes)
             for scale in GUIDANCE_SCALES
         }
         required = real_accuracy["validation"]["all"]
         chosen = smallest_sufficient_guidance({scale: row["all"] for scale, row in by_scale.items()}, required)
-        log(f"{'guidance scale':14}" + _header() + f"     ({len(prompts)} prompts to choose by)")
+        log(f"{'guidance scale':14}" + _header() + f"     ({len(captions)} prompts to choose by)")
         for scale, row in by_scale.items():
             log(f"{scale:14}" + _row(row) + ("  <- chosen" if scale == chosen else ""))
         log(f"The smallest scale that is as accurate as real validation images, {required:.1%}.")
@@ -254,7 +253,8 @@ def evaluate(
         metrics["by_num_steps"] = _by_num_steps(generate, scorer, features["test"], half, chosen, log)
         plots.plot_steps(folder / "steps.png", metrics["by_num_steps"])
         metrics["ablation"] = _ablation(task, generate, scorer, half, chosen, seed, num_steps, log)
-        plot_forward_and_reverse_process(task, dataset, folder, guidance_scale=chosen, num_steps=num_steps, seed=seed)
+        options = {"num_steps": num_steps, "seed": seed}
+        plot_forward_and_reverse_process(task, dataset, folder, guidance_scale=chosen, **options)
     files.write_text(folder / "report.txt", "\n".join(lines) + "\n")
     files.write_json(folder / "metrics.json", metrics)
     return metrics
@@ -334,9 +334,14 @@ def plot_forward_and_reverse_process(
         count: number of images and of prompts.
         seed: of both.
     """
+    folder = pathlib.Path(folder)
     seen, unseen = (dataset.prompts(count // 2, held_out=held_out, seed=seed)[0] for held_out in (False, True))
-    options = {"guidance_scale": guidance_scale, "num_steps": num_steps}
-    steps = zip(*(task.stream(prompt, seed=seed + index, **options) for index, prompt in enumerate([*seen, *unseen])))
+    steps = zip(
+        *(
+            task.stream(prompt, seed=seed + index, guidance_scale=guidance_scale, num_steps=num_steps)
+            for index, prompt in enumerate([*seen, *unseen])
+        )
+    )
     frames = [task.decode(np.concatenate([step.latents for step in row])) for row in steps]
     write_strip(folder / "reverse.png", [frames[index] for index in np.linspace(0, len(frames) - 1, 10).astype(int)])
     write_gif(folder / "reverse.gif", frames)

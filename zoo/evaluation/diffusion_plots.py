@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.evaluation.figures import new_figure, save_figure
+from zoo.evaluation.figures import new_figure, save_figure, set_epoch_axis
 from zoo.typing import StrPath
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
+    pass
 
 
 def plot_training_curves(path: StrPath, history: list[dict[str, Any]]) -> None:
@@ -31,14 +31,13 @@ def plot_training_curves(path: StrPath, history: list[dict[str, Any]]) -> None:
         for key, label in ((quantity, "training"), (f"val_{quantity}", "validation")):
             if key in history[0]:
                 axes.plot([row["epoch"] for row in history], [row[key] for row in history], "o-", ms=3, label=label)
-        axes.set(xlabel="epoch", title=quantity.replace("_", " "))
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
+        axes.set(title=quantity.replace("_", " "))
+        set_epoch_axis(axes, history)
         axes.legend(fontsize=8)
     save_figure(figure, path)
 
 
-def plot_loss_by_timestep(path: StrPath, errors: npt.ArrayLike, timesteps: int = 1000) -> None:
+def plot_loss_by_timestep(path: StrPath, errors: Sequence[float] | np.ndarray, timesteps: int = 1000) -> None:
     """Plot the denoiser's mean squared error by timestep as PNG.
 
     Args:
@@ -89,7 +88,7 @@ def plot_grid(path: StrPath, rows: Sequence[np.ndarray], captions: Sequence[str]
         captions: N texts, above the columns.
     """
     count = len(captions)
-    figure = new_figure(1.5 * count, 1.5 * len(rows) + 0.5)
+    figure = new_figure(1.5 * count, 1.5 * len(rows) + _height(captions))
     for index, (axes, row) in enumerate(
         (axes, row) for row, line in zip(rows, figure.subplots(len(rows), count, squeeze=False)) for axes in line
     ):
@@ -110,13 +109,18 @@ def plot_gallery(path: StrPath, images: np.ndarray, captions: Sequence[str], col
         columns: images in a row.
     """
     lines = -(-len(images) // columns)
-    figure = new_figure(1.45 * columns, 1.75 * lines)
+    figure = new_figure(1.45 * columns, (1.45 + _height(captions)) * lines)
     for index, axes in enumerate(figure.subplots(lines, columns, squeeze=False).flat):
         axes.axis("off")
         if index < len(images):
             axes.imshow(images[index], interpolation="nearest")
             axes.set_title(_wrap(captions[index]), fontsize=7)
     save_figure(figure, path)
+
+
+def _height(captions):
+    """Height in inches of captions in 7-point letters."""
+    return 0.15 + 0.12 * max(_wrap(caption).count("\n") + 1 for caption in captions)
 
 
 def _wrap(text, width=18):

@@ -35,3 +35,16 @@ def save_figure(figure: Any, path: StrPath) -> None:
     """
     with files.atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=110)
+
+
+def set_epoch_axis(axes: Any, history: list[dict[str, Any]]) -> None:
+    """Make the x-axis of a plot one of whole epochs, with room for a run of one epoch.
+
+    Args:
+        axes: `matplotlib.axes.Axes`.
+        history: rows of `history.csv`, dicts.
+    """
+    axes.set(xlabel="epoch", xlim=(0.5, history[-1]["epoch"] + 0.5))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.margins(y=0.12)
+    axes.grid(alpha=0.3)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from zoo.evaluation.figures import new_figure, save_figure
+from zoo.evaluation.figures import new_figure, save_figure, set_epoch_axis
 from zoo.typing import StrPath
 
 if TYPE_CHECKING:
@@ -70,12 +70,11 @@ def plot_training_curves(path: StrPath, history: list[dict[str, Any]]) -> None:
         f"{best['val_loss']:.4f}",
         (best["epoch"], best["val_loss"]),
         textcoords="offset points",
-        xytext=(0, -14),
+        xytext=(0, -13),
         ha="center",
         fontsize=8,
     )
-    axes.set(xlabel="epoch", ylabel="nats per token")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.grid(alpha=0.3)
+    axes.set(ylabel="nats per token")
+    set_epoch_axis(axes, history)
     axes.legend(fontsize=8)
     save_figure(figure, path)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from zoo.errors import require
-from zoo.evaluation.figures import new_figure, save_figure
+from zoo.evaluation.figures import new_figure, save_figure, set_epoch_axis
 from zoo.typing import StrPath
 
 
@@ -65,13 +65,12 @@ def plot_training_curves(path: StrPath, history: list[dict[str, Any]]) -> None:
     loss, score = figure.subplots(1, 2)
     for key, label in (("loss", "training (with dropout)"), ("val_loss", "validation")):
         loss.plot(epochs, [row[key] for row in history], marker="o", ms=3, label=label)
-    loss.set(xlabel="epoch", ylabel="nats per token, smoothed labels")
+    loss.set(ylabel="nats per token, smoothed labels")
     loss.legend(fontsize=8)
     score.plot(epochs, [row["val_bleu"] for row in history], marker="o", ms=3, color="C2")
-    score.set(xlabel="epoch", ylabel="validation BLEU, greedy")
     for axes in (loss, score):
-        axes.grid(alpha=0.3)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        set_epoch_axis(axes, history)
+    score.set(ylabel="validation BLEU, greedy", ylim=(0, 1.1 * max(1, *(row["val_bleu"] for row in history))))
     save_figure(figure, path)
 
 

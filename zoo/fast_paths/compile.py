@@ -58,15 +58,16 @@ def compile_function(
     if backend == "tensorflow":
         import tensorflow as tf
 
-        functions = {}  # one for each shape, as TensorFlow would do too, with a warning at the fifth
+        compiled = tf.function(function, jit_compile=jit_compile, autograph=False)
+        traces = {}  # by shapes and dtypes: to `compiled` itself each new shape is an oversight, of which it warns
 
-        def run_shape(*args):
-            shapes = tuple(tuple(x.shape) for x in keras.tree.flatten(args))
-            if shapes not in functions:
-                functions[shapes] = tf.function(function, jit_compile=jit_compile, autograph=False)
-            return functions[shapes](*args)
+        def run_trace(*args):
+            signature = tuple((tuple(x.shape), x.dtype) for x in keras.tree.flatten(args))
+            if signature not in traces:
+                traces[signature] = compiled.get_concrete_function(*args)
+            return traces[signature](*args)
 
-        return run_shape
+        return run_trace
     return _compile_torch(function, variables, trace)
 
 

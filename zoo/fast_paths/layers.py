@@ -168,7 +168,7 @@ def _torch_convolution(layer, inputs):
 
     kernel = layer.kernel.value.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)  # HWIO -> OIHW
     bias = layer.bias.value if layer.use_bias else None
-    inputs, padding = inputs.permute(0, 3, 1, 2), 0  # (B, C, H, W)
+    inputs, padding = inputs.permute(0, 3, 1, 2), [0, 0]  # (B, C, H, W)
     if layer.padding == "same" and set(layer.strides) == {1}:
         padding = [size // 2 for size in layer.kernel_size]
     elif layer.padding == "same":  # with strides, the larger half of the padding goes to the bottom and the right

@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import secrets
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 from keras import ops
@@ -85,7 +85,7 @@ class Seq2SeqGenerator:
         if end_id in suppress_tokens:
             raise UserError(f"Token {end_id} ends a hypothesis: it must not be suppressed.")
         self.start_id, self.end_id = start_id, end_id
-        self._token_rules = {
+        self._token_rules: dict[str, Any] = {
             "end_id": end_id,
             "suppress_tokens": tuple(suppress_tokens),
             "renormalize_logits": renormalize_logits,
@@ -158,7 +158,7 @@ class Seq2SeqGenerator:
         lengths = np.broadcast_to(np.asarray(max_length, np.int32), len(sources))  # (B,)
         sampling_options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         self._check_options(num_beams, lengths, batch_size, do_sample, sampling_options)
-        options = {"force_end": force_end}
+        options: dict[str, Any] = {"force_end": force_end}
         if num_beams == 1:
             options |= {"sampling": (top_k, top_p is not None) if do_sample else None, "with_scores": with_scores}
         loop = self._loop(beam_search_step if num_beams > 1 else sample_step, **options)

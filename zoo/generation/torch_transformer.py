@@ -53,7 +53,8 @@ class TorchTransformer:
     """
 
     def __init__(self, model: keras.Model) -> None:
-        self.model, self.config, self.version = model, infer_config(model), None
+        self.model, self.config = model, infer_config(model)
+        self.version: list[tuple[int, int]] | None = None
         self.num_layers = {"encoder": self.config["num_layers"], "decoder": self.config["decoder_layers"]}
 
     def encode(self, source: Tensor) -> list[Tensor]:
@@ -155,10 +156,9 @@ class TorchTransformer:
             side: [self._block(layers, f"{side}_{i}") for i in range(depth)] for side, depth in self.num_layers.items()
         }
         self.norms = {side: _layer_norm(layers.get(f"{side}_norm")) for side in self.num_layers}
-        shared = layers.get("embedding")
+        sides = {"encoder": "source_embedding", "decoder": "target_embedding"}
         self.embeddings = {
-            "encoder": layers.get("source_embedding", shared).embeddings.value,
-            "decoder": layers.get("target_embedding", shared).embeddings.value,
+            side: layers[name if name in layers else "embedding"].embeddings.value for side, name in sides.items()
         }
         self.positions = {
             side: _position_embedding(layers.get(f"{side}_positions"), self.config["hidden_dim"])

@@ -26,10 +26,10 @@ def captioned_image_classifier(
         `keras.Model` from images (B, H, W, 3) in [0, 255] to logits (B, K).
     """
     classifier = cnn(num_classes=num_classes, units=128, dropout=dropout, seed=seed, name="classifier")
-    options = {"image_size": image_size, "mean": MEAN, "std": STD, "name": "prepare"}
-    return attach_preprocessing(
-        preprocessing("test", input_shape=(None, None, 3), **options), classifier, name="captioned_image_classifier"
+    prepare = preprocessing(
+        "test", input_shape=(None, None, 3), image_size=image_size, mean=MEAN, std=STD, name="prepare"
     )
+    return attach_preprocessing(prepare, classifier, name="captioned_image_classifier")
 
 
 def feature_extractor(classifier: keras.Model) -> keras.Model:

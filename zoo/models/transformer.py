@@ -266,7 +266,7 @@ def infer_config(model: keras.Model) -> dict[str, Any]:
     if not {"encoder_0_self_attention_query_heads", "decoder_0_cross_attention_query_heads"} <= named.keys():
         raise ValueError(f"{model.name} is not a transformer encoder-decoder.")
     depth = _Stack(named).depth
-    embedding = named.get("target_embedding", named.get("embedding"))
+    embedding = named["target_embedding"] if "target_embedding" in named else named["embedding"]
     return {
         "vocabulary_size": embedding.input_dim,
         "source_vocabulary_size": named["source_embedding"].input_dim if "source_embedding" in named else None,
@@ -378,10 +378,12 @@ def decode_step_model(model: keras.Model) -> keras.Model:
                 for part in ("key", "value")
             ]
             new.extend(own)  # (B, N, K, H)
-            return cached_attention(stack.layer, name, x, *cache, self_mask, current_key_value=own)
+            (keys, values), (key, value) = cache, own
+            return cached_attention(stack.layer, name, x, keys, values, self_mask, current_key_value=(key, value))
 
         def attend_to_source(x, name=f"decoder_{i}_cross_attention", cache=cross_cache):
-            return cached_attention(stack.layer, name, x, *cache, cross_mask)
+            keys, values = cache
+            return cached_attention(stack.layer, name, x, keys, values, cross_mask)
 
         x = stack.residual(x, attend_to_own, f"decoder_{i}_self_attention")
         x = stack.residual(x, attend_to_source, f"decoder_{i}_cross_attention")
@@ -425,4 +427,5 @@ def attention_weights_model(model: keras.Model, name: str) -> keras.Model:
     inputs = [keras.Input((None,), dtype="int32", name=name) for name in ("source", "target")]
     causal = name.startswith("decoder") and name.endswith("self_attention")
     mask = None if causal else _padding_mask(inputs[0], _pad_id(model))
-    return keras.Model(inputs, attention_weights(*projections(inputs), mask, causal), name=f"{model.name}_{name}")
+    query, key = projections(inputs)
+    return keras.Model(inputs, attention_weights(query, key, mask, causal), name=f"{model.name}_{name}")

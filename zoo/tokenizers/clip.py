@@ -5,7 +5,8 @@ Source: transformers 5.23, models/clip/tokenization_clip.py; Radford et al. 2021
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import pathlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from zoo.errors import UserError, error_summary
@@ -24,8 +25,8 @@ _WORD_PATTERN = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\
 
 
 def clip_tokenizer(
-    vocabulary: Mapping[str, int],
-    merges: Sequence[tuple[str, str]],
+    vocabulary: dict[str, int],
+    merges: list[tuple[str, str]],
     *,
     bos_token: str,
     eos_token: str,
@@ -61,8 +62,8 @@ def clip_tokenizer(
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(special_tokens))
-    around = ((token, vocabulary[token]) for token in (eos_token, bos_token))
-    tokenizer.post_processor = processors.RobertaProcessing(*around, trim_offsets=False, add_prefix_space=False)
+    end, start = ((token, vocabulary[token]) for token in (eos_token, bos_token))
+    tokenizer.post_processor = processors.RobertaProcessing(end, start, trim_offsets=False, add_prefix_space=False)
     return tokenizer
 
 
@@ -83,6 +84,7 @@ def load_clip_tokenizer(
     """
     from tokenizers import AddedToken
 
+    folder = pathlib.Path(folder)
     path = folder / "tokenizer_config.json"
     config = read_json(path, "the description of the tokenizer") if path.is_file() else {}
     vocabulary, merges, flags = _vocabulary(folder)

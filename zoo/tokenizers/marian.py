@@ -236,7 +236,7 @@ class MarianTokenizer:
         """
         try:
             models = {key: base64.b64decode(content[key], validate=True) for key in ("source_model", "target_model")}
-            return cls(**{key: value for key, value in content.items() if key != "kind"} | models, origin=origin)
+            return cls(**{key: value for key, value in content.items() if key != "kind"} | models, origin=str(origin))
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(
                 f"{origin} is not the tokenizer of a Marian model ({type(error).__name__}: {error_summary(error)}): "

@@ -35,14 +35,13 @@ class SharedBPETokenizer:
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.pad_id, self.start_id, self.end_id = (
-            tokenizer.token_to_id(token) for token in (PAD_TOKEN, START_TOKEN, END_TOKEN)
-        )
-        if None in (self.pad_id, self.start_id, self.end_id):
+        pad_id, start_id, end_id = (tokenizer.token_to_id(token) for token in (PAD_TOKEN, START_TOKEN, END_TOKEN))
+        if pad_id is None or start_id is None or end_id is None:
             raise UserError(
                 f"This is no tokenizer of a translation model: it does not have all of {PAD_TOKEN}, {START_TOKEN} and "
                 f"{END_TOKEN}."
             )
+        self.pad_id, self.start_id, self.end_id = pad_id, start_id, end_id
         self.suppress_tokens = [self.pad_id, self.start_id]
         self.vocabulary_size = self.source_vocabulary_size = tokenizer.get_vocab_size()
 

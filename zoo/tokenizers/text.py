@@ -62,7 +62,7 @@ def train_tokenizer(text: str, kind: str, *, vocabulary_size: int | None = None)
         tokenizer = Tokenizer(models.BPE())
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
+        trainer = trainers.BpeTrainer(  # type: ignore[assignment]
             vocab_size=size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
         )
     tokenizer.train_from_iterator([text], trainer)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import math
+import pathlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -32,7 +34,7 @@ class SetEpoch(keras.callbacks.Callback):
         super().__init__()
         self.batches = batches
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self.batches.set_epoch(epoch)
 
 
@@ -42,7 +44,7 @@ class TerminateOnNaN(keras.callbacks.Callback):
     `keras.callbacks.TerminateOnNaN` only ends the epoch: its checkpoint and model would hold the NaN.
     """
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         loss = float((logs or {}).get("loss", 0.0))
         if not math.isfinite(loss):
             raise TrainingError(
@@ -78,7 +80,7 @@ class StopOnInterrupt(keras.callbacks.Callback):
             raise KeyboardInterrupt
         self.interrupted = True
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if self.interrupted:
             raise KeyboardInterrupt
 
@@ -105,7 +107,7 @@ class LossRecorder(keras.callbacks.Callback):
         self.batches, self.count, self.verbose, self.losses = batches, count, verbose, []
         self._sum, self._rows = 0.0, 0
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         if len(self.losses) < self.count and batch == len(self.losses):
             rows = len(keras.tree.flatten(self.batches[batch])[0])
             rows += -rows % distribution.current_devices().num_replicas
@@ -114,7 +116,7 @@ class LossRecorder(keras.callbacks.Callback):
             self.losses.append((total - self._sum) / rows)
             self._sum = total
 
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+    def on_train_end(self, logs: Any = None) -> None:
         if self.verbose:
             print("First losses:", " ".join(f"{loss:.6f}" for loss in self.losses), flush=True)
 
@@ -142,16 +144,16 @@ class TrainingLog(keras.callbacks.Callback):
         unit: str = "images",
     ) -> None:
         super().__init__()
-        self.folder, self.checkpoint_file, self.settings = folder, checkpoint_file, settings
+        self.folder, self.checkpoint_file, self.settings = pathlib.Path(folder), checkpoint_file, settings
         self.history, self.examples, self.unit = history, examples, unit
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         self._start_time = time.perf_counter()
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self._seconds = time.perf_counter() - self._start_time  # validation comes after the last batch
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         row = {"epoch": epoch + 1} | {key: float(value) for key, value in logs.items()}
         row["learning_rate"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
         row["seconds"] = round(self._seconds, 2)
@@ -165,15 +167,61 @@ class TrainingLog(keras.callbacks.Callback):
         save_checkpoint(self.folder / self.checkpoint_file, self.model, settings=self.settings, history=self.history)
 
 
+class Progress(keras.callbacks.Callback):
+    """Show the running step on a terminal and, after each epoch, its losses and scores; place it after `TrainingLog`.
+
+    In lines of at most 80 columns: a longer one, as Keras' bar is with several losses, leaves its pieces on a terminal.
+
+    Args:
+        history: list of one dict an epoch, to which `TrainingLog` has added the row of this one.
+    """
+
+    def __init__(self, history: list[dict[str, Any]]) -> None:
+        super().__init__()
+        self.history = history
+        self._is_terminal, self._shown, self._width = sys.stdout.isatty(), 0.0, 0
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self._title, self._start_time = f"epoch {epoch + 1}/{self.params['epochs']}", time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        now, steps = time.perf_counter(), self.params["steps"]
+        if self._is_terminal and (now - self._shown > 0.2 or batch + 1 == steps):
+            self._shown = now
+            left = (now - self._start_time) / (batch + 1) * (steps - batch - 1)
+            text = f"{self._title}  step {batch + 1}/{steps}  {left:.0f} s left  {_format_logs(logs)}"[:79]
+            print(f"\r{text:{self._width}}", end="", flush=True)
+            self._width = len(text)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        if self._is_terminal:
+            print(f"\r{'':{self._width}}\r", end="")
+        row, logs = self.history[-1], logs or {}
+        rate = next(key for key in row if key.endswith("_per_second"))
+        speed = f"{row['seconds']:.0f} s, {row[rate]:,.0f} {rate.removesuffix('_per_second')}/s"
+        validation = {key.removeprefix("val_"): value for key, value in logs.items() if key.startswith("val_")}
+        training = {key: value for key, value in logs.items() if not key.startswith("val_")}
+        lines = [f"{self._title}  {_format_logs(training)}  ({speed})"]
+        lines += [f"{'validation':>{len(self._title)}}  {_format_logs(validation)}"] if validation else []
+        print("\n".join(lines), flush=True)
+
+
+def _format_logs(logs):
+    """Logs as "loss 0.1234  accuracy 0.9876", the loss first."""
+    logs = logs or {}
+    names = sorted(logs, key=lambda name: (name != "loss", list(logs).index(name)))
+    return "  ".join(f"{name} {logs[name]:.4f}" for name in names)
+
+
 class ResetStates(keras.callbacks.Callback):
     """Reset the states of stateful layers at the start of each epoch and each validation."""
 
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
         for layer in self.model.layers:
             if getattr(layer, "stateful", False):
                 layer.reset_state()
 
-    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+    def on_test_begin(self, logs: Any = None) -> None:
         self.on_epoch_begin(0)
 
 
@@ -188,7 +236,7 @@ class BestCheckpoint(keras.callbacks.Callback):
 
     def __init__(self, path: StrPath, *, patience: int, history: Sequence[dict[str, Any]] = ()) -> None:
         super().__init__()
-        self.path, self.patience = path, patience
+        self.path, self.patience = pathlib.Path(path), patience
         self.losses = [row["val_loss"] for row in history]
 
     @property
@@ -196,14 +244,16 @@ class BestCheckpoint(keras.callbacks.Callback):
         """Whether the last `patience` epochs brought no better loss."""
         return bool(self.losses) and len(self.losses) - 1 - int(np.argmin(self.losses)) >= self.patience
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.losses.append(float(logs["val_loss"]))
         if self.losses[-1] == min(self.losses):
             with files.atomic_write(self.path) as temporary:
                 np.savez(temporary, *[keras.ops.convert_to_numpy(v) for v in self.model.trainable_variables])
+        self.model.stop_training = self.model.stop_training or self.out_of_patience
+
+    def on_train_end(self, logs: Any = None) -> None:
         if self.out_of_patience:
-            self.model.stop_training = True
-            print(f"No better validation loss for {self.patience} epochs: stopping.", flush=True)
+            print(f"No better validation loss for {self.patience} epochs: stopped.", flush=True)
 
     def restore(self, model: keras.Model) -> None:
         """Give a model the weights of the best epoch.
@@ -217,7 +267,7 @@ class BestCheckpoint(keras.callbacks.Callback):
 
 
 class SampleText(keras.callbacks.Callback):
-    """After each epoch, print a text that the model generates and add it to a file.
+    """After each epoch, print a text that the model generates and add it to a file; place it after `Progress`.
 
     Args:
         path: text file.
@@ -226,9 +276,9 @@ class SampleText(keras.callbacks.Callback):
 
     def __init__(self, path: StrPath, generate: Callable[[], str]) -> None:
         super().__init__()
-        self.path, self.generate = path, generate
+        self.path, self.generate = pathlib.Path(path), generate
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         title = f"--- after epoch {epoch + 1} ---\n"
         text = f"{title}{self.generate()}\n"
         print(text, flush=True)
@@ -246,9 +296,9 @@ class CheckpointAveraging(keras.callbacks.Callback):
 
     def __init__(self, folder: StrPath, *, num_checkpoints: int) -> None:
         super().__init__()
-        self.folder, self.num_checkpoints = folder, num_checkpoints
+        self.folder, self.num_checkpoints = pathlib.Path(folder), num_checkpoints
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         with files.atomic_write(self._path(epoch + 1)) as temporary:
             np.savez(temporary, *[keras.ops.convert_to_numpy(v) for v in self.model.trainable_variables])
         files.remove(self._path(epoch + 1 - self.num_checkpoints))
@@ -279,7 +329,7 @@ class CheckpointAveraging(keras.callbacks.Callback):
 
 
 class ValidationScore(keras.callbacks.Callback):
-    """After each epoch, add a score to the logs and print it.
+    """After each epoch, add a score to the logs.
 
     Args:
         name: key in the logs and in `history.csv`.
@@ -290,6 +340,5 @@ class ValidationScore(keras.callbacks.Callback):
         super().__init__()
         self.name, self.score = name, score
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         logs[self.name] = self.score()
-        print(f"{self.name}: {logs[self.name]:.2f}", flush=True)

@@ -38,7 +38,7 @@ def save_checkpoint(
         arrays[key] = np.asarray(variable.numpy())
     meta = json.dumps({"settings": settings, "history": history})
     with files.atomic_write(path) as temporary:
-        np.savez(temporary, meta=np.array(meta), **arrays)
+        np.savez(temporary, meta=np.array(meta), **arrays)  # type: ignore[arg-type]  # as if for allow_pickle, too
 
 
 def load_checkpoint(path: StrPath, model: keras.Model, *, settings: dict[str, Any]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,18 +25,20 @@ from keras import layers, ops
 
 from zoo.data.batches import epoch_order
 from zoo.data.captions import COLORS, IMAGE_SIZE, TEMPLATES, fill_template, load_captioned_images
+from zoo.data.images import default_image_dataset
 from zoo.distribution.strategy import outside_scope
 from zoo.errors import UserError
 from zoo.io import cards, files, model_files
 from zoo.models.captioned_image_classifier import feature_extractor
 from zoo.models.stable_diffusion.autoencoder import autoencoder_from_parts
+from zoo.training import flags
+from zoo.training.run import Run, print_wrapped
 from zoo.typing import StrPath, Tensor
 
 if TYPE_CHECKING:
     import tokenizers
 
     from zoo.data.captions import CaptionedImages
-    from zoo.training.run import Run
 
 LATENT_SHAPE = (12, 12, 4)  # (h, w, C)
 MAX_LENGTH = 16  # S: tokens of a caption, with start and end
@@ -46,9 +49,9 @@ PROJECTION_DIM = 64  # P
 SPECIAL_TOKENS = ("<pad>", "<start>", "<end>", "<unknown>")  # ids 0, 1, 2, 3 of the tokenizer
 
 _NOT_IN_CARD = ("first_losses", "wall_seconds", "epochs_trained", "backend", "versions", "machine")
-RUN_FLAGS = ("data_dir", "seed", "limit", "parity", "devices", "parallel", "precision", "output", "resume")
+RUN_FLAGS = ("data_dir", "seed", "limit", "parity", "devices", "parallel", "precision", "output", "resume", "overwrite")
 # What each recipe adds to the run folder, and what the card says of it.
-PARTS = {
+PARTS: dict[str, dict[str, Any]] = {
     "classifier": {
         "files": cards.DIFFUSION_PARTS["classifier"],
         "input": "images (B, H, W, 3) in [0, 255]",
@@ -79,7 +82,7 @@ PARTS = {
 
 
 def run_folder(args: argparse.Namespace, *required: str) -> pathlib.Path:
-    """The folder that all recipes of the latent diffusion write to: `--output`, or runs/diffusion-captions.
+    """The folder that all recipes of the latent diffusion write to: `--output`, or runs/diffusion_captions-<data>.
 
     Args:
         args: the flags of a recipe.
@@ -91,18 +94,24 @@ def run_folder(args: argparse.Namespace, *required: str) -> pathlib.Path:
     Raises:
         UserError: if one of them is missing.
     """
-    folder = pathlib.Path(args.output or "runs/diffusion-captions")
+    folder = pathlib.Path(args.output or f"runs/diffusion_captions-{_data_name(args)}")
     for name in required:
         if not (folder / name).is_file():
             part = next(part for part, entry in PARTS.items() if name in entry["files"])
             raise UserError(
                 f"There is no {folder / name}, which this recipe needs: run recipes/diffusion_{part}.py first."
             )
+    files.remove_leftovers(folder)
     return folder
 
 
+def _data_name(args):
+    """Name of the data that `load_dataset` loads, for a folder."""
+    return "digits" if default_image_dataset(args.data_dir)[0] == "digits" else "mnist_fashion_mnist"
+
+
 def load_dataset(args: argparse.Namespace) -> CaptionedImages:
-    """Load the captioned images and print in one line what they are.
+    """Load the captioned images and print what they are; the small ones that recipes fall back on bring own defaults.
 
     Args:
         args: the flags of a recipe.
@@ -113,16 +122,17 @@ def load_dataset(args: argparse.Namespace) -> CaptionedImages:
     Raises:
         UserError: if the data cannot be loaded.
     """
+    print("Reading the images …", flush=True)
     dataset, remark = load_captioned_images(args.data_dir)
     if remark:
-        print(remark, flush=True)
+        print_wrapped(remark)
+        flags.use_fallback(args)
     if args.limit:
         dataset = dataset.subset(args.limit)
     count = {split: len(labels) for split, labels in dataset.labels.items()}
-    print(
+    print_wrapped(
         f"{keras.backend.backend()} backend · {dataset.name}: {count['train']:,} training, {count['validation']:,} "
-        f"validation and {count['test']:,} test images, {len(dataset.class_names)} classes",
-        flush=True,
+        f"validation and {count['test']:,} test images, {len(dataset.class_names)} classes"
     )
     return dataset
 
@@ -152,7 +162,7 @@ def save_part(run: Run, part: str, contents: Mapping[str, Any], scores: Mapping[
             files.write_text(folder / name, content)
         else:
             files.write_json(folder / name, content)
-    metrics = run.metrics() | scores
+    metrics = {**run.metrics(), **scores}
     shared = {key: metrics[key] for key in ("backend", "versions", "machine", "seed", "dataset", "data_sha256")}
     entry = {key: PARTS[part][key] for key in ("input", "output")}
     entry |= {key: value for key, value in metrics.items() if key not in _NOT_IN_CARD}
@@ -163,7 +173,17 @@ def save_part(run: Run, part: str, contents: Mapping[str, Any], scores: Mapping[
     cards.write_card(folder, card, sorted(present | (described & set(contents))))
     metrics["sha256"] = {name: files.sha256(folder / name) for name in contents}
     print(", ".join(f"{key} {value:.4g}" for key, value in scores.items() if isinstance(value, float)), flush=True)
-    return run.save_metrics(metrics)
+    return run.save_metrics(metrics, _next_command(run, part))
+
+
+def _next_command(run, part):
+    """The recipe of the next part; None in the recipe that runs all of them."""
+    if not sys.argv[0].endswith(f"diffusion_{part}.py"):
+        return None
+    following = dict(zip(PARTS, [*list(PARTS)[1:], "evaluation"]))[part]
+    words = ["python", f"recipes/diffusion_{following}.py"]
+    words += ["--data-dir", run.args.data_dir] if run.args.data_dir else []
+    return words + (["--output", run.args.output] if run.args.output else [])
 
 
 # ------------------------------------------------------------------------------------------- training models and losses
@@ -604,9 +624,9 @@ class SampleGrid(keras.callbacks.Callback):
         plot: Callable[[pathlib.Path, list[np.ndarray]], None],
     ) -> None:
         super().__init__()
-        self.path, self.ema_model, self.generate, self.plot = path, ema_model, generate, plot
+        self.path, self.ema_model, self.generate, self.plot = pathlib.Path(path), ema_model, generate, plot
 
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         for variable, average in zip(
             self.ema_model.trainable_variables, ema_weights(self.model.optimizer), strict=True
         ):

@@ -63,22 +63,30 @@ FLAGS = {
     "data_dir": _flag(
         "folder of the data set", no_default="where it is usually kept, if at all", metavar="FOLDER", defines_run=False
     ),
-    "text": _flag("UTF-8 text file of your own to train on", metavar="FILE", no_default="the recipe's text", defines_run=False),
+    "text": _flag(
+        "UTF-8 text file of your own to train on", metavar="FILE", no_default="the recipe's text", defines_run=False
+    ),
     "pairs": _flag(
-        "sentence pairs of your own: one TSV, or two aligned files", nargs="+", metavar="FILE", defines_run=False
+        "sentence pairs of your own: one TSV, or two aligned files",
+        nargs="+",
+        metavar="FILE",
+        defines_run=False,
+        no_default="the recipe's pairs",
     ),
     "source_lang": _flag("language to translate from", "de", metavar="LANGUAGE"),
     "target_lang": _flag("language to translate into", "en", metavar="LANGUAGE"),
-    "limit": _flag("use at most this many examples of each part (characters, of a text)", type=int, minimum=1),
+    "limit": _flag(
+        "use at most this many examples of each part (characters, of a text)", type=int, minimum=1, no_default="all"
+    ),
     "tokenizer": _flag("what a token is", "char", choices=TOKENIZER_KINDS),
     "vocabulary_size": _flag("upper bound of the tokenizer's entries", type=int, minimum=1),
     # model
     "variant": _flag("sizes of the model, which single flags replace", "tiny", choices=tuple(TRANSFORMER)),
     "cell": _flag("recurrent cell", "lstm", choices=tuple(CELLS)),
-    "num_layers": _flag("number of layers", type=int, minimum=1),
-    "num_heads": _flag("attention heads", type=int, minimum=1),
-    "hidden_dim": _flag("width of the model", type=int, minimum=1),
-    "intermediate_dim": _flag("width of the feed-forward layers", type=int, minimum=1),
+    "num_layers": _flag("number of layers", type=int, minimum=1, no_default="the variant's"),
+    "num_heads": _flag("attention heads", type=int, minimum=1, no_default="the variant's"),
+    "hidden_dim": _flag("width of the model", type=int, minimum=1, no_default="the variant's"),
+    "intermediate_dim": _flag("width of the feed-forward layers", type=int, minimum=1, no_default="the variant's"),
     "embedding_dim": _flag("width of the token embeddings", 64, type=int, minimum=1),
     "units": _flag("units of a recurrent layer", 512, type=int, minimum=1),
     "tie_embeddings": _flag("use the token embeddings as output weights too", False, type=bool),
@@ -115,7 +123,9 @@ FLAGS = {
         exclusive_maximum=1,
     ),
     "num_eval_prompts": _flag("prompts of each kind for the evaluation", 1000, type=int, minimum=1, defines_run=False),
-    "guidance_scale": _flag("classifier-free guidance", type=float, minimum=0, defines_run=False),
+    "guidance_scale": _flag(
+        "classifier-free guidance", type=float, minimum=0, defines_run=False, no_default="chosen by the evaluation"
+    ),
     "num_steps": _flag("sampling steps", type=int, minimum=1, defines_run=False),
     # run
     "seed": _flag("of weights, batch order, dropout and augmentation", 0, type=int, minimum=0),
@@ -128,45 +138,92 @@ FLAGS = {
         defines_run=False,
     ),
     "precision": _flag("Keras dtype policy of the training", "float32", choices=PRECISIONS, defines_run=False),
-    "output": _flag("folder for everything the run writes; runs/<recipe>-<data> by default", defines_run=False),
+    "output": _flag("folder for everything the run writes", defines_run=False, no_default="runs/<recipe>-<data>"),
     "resume": _flag("continue an interrupted run from its last finished epoch", False, type=bool, defines_run=False),
+    "overwrite": _flag("replace the run that the folder holds", False, type=bool, defines_run=False),
     "evaluate": _flag(
-        "evaluate a model (name, folder or .keras file) instead of training", metavar="MODEL", defines_run=False
+        "evaluate a model (name, folder or .keras file) instead of training",
+        metavar="MODEL",
+        defines_run=False,
+        no_default="train",
     ),
 }
 
-RUN_FLAGS = ("seed", "limit", "parity", "devices", "parallel", "precision", "output", "resume", "evaluate")
+RUN_FLAGS = ("seed", "limit", "parity", "devices", "parallel", "precision", "output", "resume", "overwrite", "evaluate")
 
 
-def parser(doc: str | None) -> argparse.ArgumentParser:
-    """A parser described by the first line of a recipe's docstring.
+class _Parser(argparse.ArgumentParser):
+    """A parser whose result has in `args.fallback` the fallback defaults of the flags that were not given."""
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self.actions, self.fallback = {}, {}  # {name: argparse.Action}, {name: value}
+
+    def parse_args(self, args=None, namespace=None):
+        parsed = super().parse_args(args, namespace)
+        not_given = object()
+        given = super().parse_args(args, argparse.Namespace(**dict.fromkeys(self.actions, not_given)))
+        parsed.fallback = {name: value for name, value in self.fallback.items() if getattr(given, name) is not_given}
+        return parsed
+
+
+def parser(doc: str | None) -> _Parser:
+    """A parser described by a recipe's docstring: its first line above the flags, the rest below.
 
     Args:
         doc: the docstring.
 
     Returns:
-        `argparse.ArgumentParser`.
+        an `argparse.ArgumentParser`.
     """
-    return argparse.ArgumentParser(
-        description=doc.strip().splitlines()[0],
-        epilog="The backend is chosen by the environment: KERAS_BACKEND=tensorflow, jax or torch.",
-    )
+    first, *rest = (doc or "").strip().split("\n\n")
+    rest.append("The backend is chosen by the environment: KERAS_BACKEND=tensorflow, jax or torch.")
+    # Commands are indented and stay as they are.
+    rest = [part if part.startswith(" ") else textwrap.fill(" ".join(part.split()), 79) for part in rest]
+    return _Parser(description=textwrap.fill(" ".join(first.split()), 79), epilog="\n\n".join(rest))
 
 
-def add(parser: argparse.ArgumentParser, *names: str, **defaults: Any) -> None:
+def add(parser: _Parser, *names: str, no_default: str | None = None, **defaults: Any) -> None:
     """Add flags to a parser.
 
     Args:
         parser: of `parser`.
         *names: of `FLAGS`, with underscores.
+        no_default: what it means, for `--help`, where a flag has no default; None for the text of `FLAGS`.
         **defaults: flags with a default of this recipe's own.
     """
     for name in (*names, *defaults):
         flag = FLAGS[name]
         options = {"action": "store_true"} if flag.type is bool else {"type": flag.type}
         default = defaults.get(name, flag.default)
-        help = flag.help if default is None or default is False else f"{flag.help} (default: %(default)s)"
-        parser.add_argument(_spelling(name), default=default, help=help, **options, **flag.options)
+        text = "off" if flag.type is bool else no_default or flag.no_default if default is None else "%(default)s"
+        parser.actions[name] = parser.add_argument(
+            _spelling(name), default=default, help=f"{flag.help} (default: {text})", **options, **flag.options
+        )
+
+
+def add_fallback(parser: _Parser, data: str, **defaults: Any) -> None:
+    """Declare other defaults for the small data that a recipe falls back on.
+
+    Args:
+        parser: with these flags.
+        data: what the data are called, for `--help`.
+        **defaults: {flag: its default then}.
+    """
+    parser.fallback = defaults
+    for name, value in defaults.items():
+        action = parser.actions[name]
+        action.help = f"{action.help.removesuffix(')')}; for {data}: {value})"
+
+
+def use_fallback(args: argparse.Namespace) -> None:
+    """Set the flags that the command did not give to the defaults of `add_fallback`.
+
+    Args:
+        args: parsed flags, changed in place.
+    """
+    for name, value in args.fallback.items():
+        setattr(args, name, value)
 
 
 def check(args: argparse.Namespace) -> None:

@@ -18,28 +18,30 @@ In a recipe:
                 verbose=run.verbose,
             )
     run.history                               # one dict an epoch
-    run.save_metrics({"test_accuracy": ...})  # metrics.json, after which the run cannot be resumed any more
+    run.save_metrics({"test_accuracy": ...}, ["zoo", "classify", ...])  # metrics.json; the command to type next
 """
 
 import argparse
 import contextlib
 import importlib.metadata
+import pathlib
 import platform
 import shlex
 import sys
+import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import keras
 
 import zoo
 from zoo.distribution import strategy as distribution
-from zoo.errors import TrainingError
+from zoo.errors import TrainingError, UserError
 from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
-from zoo.io import files
+from zoo.io import cards, files
 from zoo.training import flags
-from zoo.training.callbacks import LossRecorder, SetEpoch, StopOnInterrupt, TerminateOnNaN, TrainingLog
+from zoo.training.callbacks import LossRecorder, Progress, SetEpoch, StopOnInterrupt, TerminateOnNaN, TrainingLog
 from zoo.training.checkpoints import load_checkpoint
 from zoo.typing import StrPath
 
@@ -60,21 +62,23 @@ class Run:
         folder: `pathlib.Path`.
         settings: dict; a checkpoint is resumed only under equal settings.
         history: list of one dict an epoch, as in `history.csv`.
-        verbose: for `fit`: a progress bar on a terminal, else one line an epoch.
+        verbose: for `fit`: 0, the callbacks show the progress.
 
     Raises:
-        UserError: if the folder cannot be written to.
+        UserError: if the folder cannot be written to, or holds a run that is neither to be resumed nor replaced.
     """
 
     def __init__(self, args: argparse.Namespace, *, folder: StrPath, data_sha256: str) -> None:
         self.args = args
         self.folder = files.prepare_folder(folder)
+        if not args.resume and not args.overwrite:
+            check_no_run(self.folder)
         self.settings = flags.settings(args) | {"data": data_sha256}
         self.history = []
-        self.verbose = 1 if sys.stdout.isatty() else 2
+        self.verbose = 0
         self._start_time = time.perf_counter()
         self._stop = StopOnInterrupt()
-        self._recorder = None
+        self._recorder: LossRecorder | None = None
 
     @property
     def initial_epoch(self) -> int:
@@ -115,7 +119,8 @@ class Run:
         log = TrainingLog(
             self.folder, CHECKPOINT_FILE, settings=self.settings, history=self.history, examples=examples, unit=unit
         )
-        return [self._stop, SetEpoch(batches), TerminateOnNaN(), self._recorder, log]
+        progress = Progress(self.history)
+        return [self._stop, SetEpoch(batches), TerminateOnNaN(), self._recorder, log, progress]
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:
@@ -154,11 +159,12 @@ class Run:
             **run_metadata(),
         }
 
-    def save_metrics(self, metrics: dict[str, Any]) -> dict[str, Any]:
-        """Write `metrics.json` and remove the checkpoint, which only a run to be resumed needs.
+    def save_metrics(self, metrics: dict[str, Any], next_command: Sequence[str] | None = None) -> dict[str, Any]:
+        """Write `metrics.json` and remove the checkpoint, which only a run to be resumed needs; print what comes next.
 
         Args:
             metrics: added to those of every run.
+            next_command: words of the command that uses what was trained.
 
         Returns:
             all that the file holds.
@@ -168,11 +174,56 @@ class Run:
         rate = self._rate_key()
         speed = f"{metrics[rate]:,.0f} {rate.removesuffix('_per_second')}/s in training"
         print(f"The model and its report are in {self.folder}/ ({speed}).", flush=True)
+        if next_command:
+            print_command(next_command)
         return metrics
 
     def _rate_key(self):
         """Column of the history that has the examples per second, e.g. "images_per_second"."""
         return next(key for key in self.history[-1] if key.endswith("_per_second"))
+
+
+def check_no_run(folder: StrPath) -> None:
+    """Check that a folder holds no run which a new one would replace.
+
+    Args:
+        folder: of the new run.
+
+    Raises:
+        UserError: if it holds a finished or an interrupted run.
+    """
+    folder = pathlib.Path(folder)
+    if (folder / CHECKPOINT_FILE).is_file():
+        found, choices = "an interrupted run", "continue it with --resume, replace it with --overwrite"
+    elif (folder / METRICS_FILE).is_file() or (folder / cards.CARD_FILE).is_file():
+        found, choices = "a finished run", "replace it with --overwrite"
+    else:
+        return
+    raise UserError(f"{folder} holds {found}: {choices}, or name another folder with --output.")
+
+
+def print_wrapped(text: str) -> None:
+    """Print a text in lines of at most 80 columns.
+
+    Args:
+        text: one paragraph.
+    """
+    print(textwrap.fill(text, 80, break_on_hyphens=False, break_long_words=False), flush=True)
+
+
+def print_command(words: Sequence[str]) -> None:
+    """Print the command to type next, in lines of at most 80 columns where a word is not longer.
+
+    Args:
+        words: of the command.
+    """
+    lines = ["Next:"]
+    for word in map(shlex.quote, words):
+        if len(lines[-1]) + 1 + len(word) > 78:
+            lines[-1] += " \\"
+            lines.append("     ")
+        lines[-1] += f" {word}"
+    print("\n".join(lines), flush=True)
 
 
 def save_metrics(folder: StrPath, metrics: dict[str, Any]) -> dict[str, Any]:
@@ -186,7 +237,7 @@ def save_metrics(folder: StrPath, metrics: dict[str, Any]) -> dict[str, Any]:
         all that it holds.
     """
     metrics = metrics | run_metadata()
-    files.write_json(folder / METRICS_FILE, metrics)
+    files.write_json(pathlib.Path(folder) / METRICS_FILE, metrics)
     return metrics
 
 

@@ -5,6 +5,8 @@ from typing import Any
 import keras
 from keras import ops
 
+_MIN_WARMUP_STEPS = 50  # until the whole learning rate
+
 
 @keras.saving.register_keras_serializable("zoo")
 class InverseSquareRoot(keras.optimizers.schedules.LearningRateSchedule):
@@ -40,5 +42,25 @@ def warmup_cosine(peak: float, *, steps: int, warmup_steps: int) -> keras.optimi
         `keras.optimizers.schedules.CosineDecay`.
     """
     return keras.optimizers.schedules.CosineDecay(
-        0.0, decay_steps=steps - warmup_steps, warmup_target=peak, warmup_steps=warmup_steps
+        0.0, decay_steps=max(1, steps - warmup_steps), warmup_target=peak, warmup_steps=warmup_steps
     )
+
+
+def limit_warmup(peak: float, *, steps: int, warmup_steps: int) -> tuple[float, int]:
+    """Warm-up of a run that may be too short for it: at most a quarter of the steps, rising no faster for that.
+
+    While Adam knows few gradients, each step moves every weight by about the learning rate, whatever its gradient: a
+    rate that rises too fast makes the loss jump. A warm-up of fewer than 50 steps therefore ends at a lower peak,
+
+        peak · min(1, w / 50)        with w = min(warmup_steps, steps / 4), at least 1
+
+    Args:
+        peak: learning rate at the end of a whole warm-up.
+        steps: steps of the whole run.
+        warmup_steps: steps of a whole warm-up.
+
+    Returns:
+        (peak, w).
+    """
+    warmup_steps = max(1, min(warmup_steps, steps // 4))
+    return peak * min(1.0, warmup_steps / _MIN_WARMUP_STEPS), warmup_steps

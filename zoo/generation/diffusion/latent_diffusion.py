@@ -17,7 +17,7 @@ context, E evaluations of the denoiser.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,9 +58,9 @@ class Step:
     step: int
     num_evaluations: int
     timestep: float
-    _state: object
+    _state: Any
     _scale: float
-    _decode: object
+    _decode: Callable[[np.ndarray], np.ndarray]
 
     @property
     def latents(self) -> np.ndarray:
@@ -102,9 +102,8 @@ class LatentDiffusion:
         self.pipeline_config, self.vae_scale_factor = pipeline_config, pipeline_config["vae_scale_factor"]
         self.is_inpainting_model = denoiser.inputs[0].shape[-1] == 2 * pipeline_config["latent_channels"] + 1
         self._denoiser = inference_call(denoiser)
-        self._text_encoder, self._encoder, self._decoder = (
-            None if model is None else inference_function(model) for model in (text_encoder, encoder, decoder)
-        )
+        self._text_encoder, self._decoder = inference_function(text_encoder), inference_function(decoder)
+        self._encoder = None if encoder is None else inference_function(encoder)
         self._denoising_step = compile_function(self._step, denoiser.variables)
 
     def plan(
@@ -211,13 +210,15 @@ class LatentDiffusion:
         if latents is not None and np.shape(latents) != (batch_size, *shape):
             raise ValueError(f"latents must have shape {(batch_size, *shape)}, got {np.shape(latents)}.")
         context = self._guidance_context(token_ids, negative_token_ids, guidance_scale, batch_size)
-        sample_noise, denoiser_extras, inpainting = seeded_noise(seeds), (), ()
+        sample_noise = seeded_noise(seeds)
+        denoiser_extras: tuple[np.ndarray, ...] = ()
+        inpainting: tuple[np.ndarray, ...] = ()
 
         # Random numbers are drawn in the order of diffusers.
         from_noise = image is None or (mask_image is not None and strength == 1)
         if image is not None:
             image = np.asarray(image, np.float32) / 127.5 - 1
-            original = None if from_noise and self.is_inpainting_model else self._encode_image(image, sample_noise)
+            original: Any = None if from_noise and self.is_inpainting_model else self._encode_image(image, sample_noise)
         noise = sample_noise(shape) if latents is None else np.asarray(latents, np.float32)
         if from_noise:
             x = plan.init_noise_sigma * noise
@@ -227,7 +228,7 @@ class LatentDiffusion:
         if mask_image is not None:
             mask = np.asarray(mask_image, np.float32)[..., None]  # (H, W, 1)
             latent_mask = np.broadcast_to(mask[::factor, ::factor], (batch_size, *shape[:2], 1))
-            if self.is_inpainting_model:
+            if image is not None and self.is_inpainting_model:
                 masked_image = self._encode_image(image * (mask < 0.5), sample_noise)
                 denoiser_extras = (np.concatenate([latent_mask, masked_image], axis=-1),)
             else:
@@ -253,6 +254,7 @@ class LatentDiffusion:
 
     def _encode_image(self, image, sample_noise):
         """Latents (B, h, w, C), a sample for each seed, of an image (H, W, 3) in [-1, 1]."""
+        assert self._encoder is not None  # `_check` has made sure
         outputs = self._encoder(ops.convert_to_tensor(image[None]))
         mean, log_variance = (ops.convert_to_numpy(output) for output in outputs)
         latents = mean + np.exp(log_variance / 2) * sample_noise(mean.shape[1:])
@@ -288,7 +290,7 @@ class LatentDiffusion:
             arrays = tensors((matrix, plan.input_scales[i], plan.timesteps[i], scales))
             state = self._denoising_step(state, noise, context, guidance_scale, denoiser_extras, inpainting, *arrays)
             decoder_scale = 1 / np.hypot(*scales) if i + 1 < len(plan) else 1.0
-            yield Step(i + 1, len(plan), float(plan.timesteps[i]), state, np.float32(decoder_scale), self.decode)
+            yield Step(i + 1, len(plan), float(plan.timesteps[i]), state, float(decoder_scale), self.decode)
 
     def _step(
         self, state, noise, context, guidance_scale, denoiser_extras, inpainting, matrix, input_scale, timestep, scales

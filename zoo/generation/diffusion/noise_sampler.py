@@ -327,6 +327,7 @@ def space_timesteps(
         raise ValueError(f"timestep_spacing must be one of {', '.join(TIMESTEP_SPACINGS)}, got {timestep_spacing!r}.")
     if not 1 <= num_steps <= num_train_timesteps:
         raise ValueError(f"num_steps must be from 1 to {num_train_timesteps:,}, got {num_steps}.")
+    timesteps: np.ndarray
     if timestep_spacing == "leading":
         timesteps = np.arange(num_steps)[::-1] * (num_train_timesteps // num_steps) + steps_offset
     elif timestep_spacing == "trailing":

@@ -56,7 +56,7 @@ def encoder(
         34163664
     """
     _check(block_out_channels, layers_per_block, norm_num_groups, image_channels, latent_channels)
-    norm = {"groups": norm_num_groups, "epsilon": _EPSILON}
+    norm: dict[str, Any] = {"groups": norm_num_groups, "epsilon": _EPSILON}
     image = keras.Input((None, None, image_channels), name="image")
     x = conv3x3(image, "conv_in", block_out_channels[0])
     for level, channels in enumerate(block_out_channels):
@@ -102,7 +102,7 @@ def decoder(
         49490199
     """
     _check(block_out_channels, layers_per_block, norm_num_groups, image_channels, latent_channels)
-    norm = {"groups": norm_num_groups, "epsilon": _EPSILON}
+    norm: dict[str, Any] = {"groups": norm_num_groups, "epsilon": _EPSILON}
     latents = keras.Input((None, None, latent_channels), name="latents")
     x = layers.Dense(latent_channels, name="post_quant_conv")(latents)
     x = _mid_block(conv3x3(x, "conv_in", block_out_channels[-1]), **norm)

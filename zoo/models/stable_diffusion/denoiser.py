@@ -15,6 +15,7 @@ Source: diffusers 0.42, models/unets/unet_2d_condition.py: UNet2DConditionModel.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -90,7 +91,7 @@ def denoiser(
         859520964
     """
     num_levels = len(block_out_channels)
-    layers_per_block, has_attention, num_heads, transformer_layers_per_block = (
+    num_blocks, attends, heads, transformer_layers = (
         _per_level(argument, value, num_levels)
         for argument, value in (
             ("layers_per_block", layers_per_block),
@@ -99,17 +100,17 @@ def denoiser(
             ("transformer_layers_per_block", transformer_layers_per_block),
         )
     )
-    _check_channels(block_out_channels, num_heads, norm_num_groups)
+    _check_channels(block_out_channels, heads, norm_num_groups)
     for argument, values in (
-        ("layers_per_block", layers_per_block),
-        ("transformer_layers_per_block", transformer_layers_per_block),
+        ("layers_per_block", num_blocks),
+        ("transformer_layers_per_block", transformer_layers),
         ("cross_attention_dim", (cross_attention_dim,)),
         ("in_channels", (in_channels,)),
         ("out_channels", (out_channels,)),
     ):
         if min(values) < 1:
             raise ValueError(f"{argument} must be at least 1, got {min(values)}.")
-    norm = {"groups": norm_num_groups, "epsilon": epsilon}
+    norm: dict[str, Any] = {"groups": norm_num_groups, "epsilon": epsilon}
 
     latents = keras.Input((None, None, in_channels), name="latents")
     timestep = keras.Input((), dtype="float32", name="timestep")
@@ -130,15 +131,15 @@ def denoiser(
             context,
             indices_per_level[level],
             name,
-            num_heads=num_heads[level],
-            num_layers=transformer_layers_per_block[level],
+            num_heads=heads[level],
+            num_layers=transformer_layers[level],
             norm_num_groups=norm_num_groups,
         )
 
     for level, channels in enumerate(block_out_channels):
-        for block in range(layers_per_block[level]):
+        for block in range(num_blocks[level]):
             x = residual_block(x, f"down_{level}_resnet_{block}", out_channels=channels, temb=temb, **norm)
-            if has_attention[level]:
+            if attends[level]:
                 x = transform(x, f"down_{level}_attention_{block}", level)
             skips.append(x)
         if level < num_levels - 1:
@@ -152,10 +153,10 @@ def denoiser(
 
     for up, level in enumerate(reversed(range(num_levels))):
         channels = block_out_channels[level]
-        for block in range(layers_per_block[level] + 1):
+        for block in range(num_blocks[level] + 1):
             x = layers.Concatenate(name=f"up_{up}_join_{block}")([x, skips.pop()])
             x = residual_block(x, f"up_{up}_resnet_{block}", out_channels=channels, temb=temb, **norm)
-            if has_attention[level]:
+            if attends[level]:
                 x = transform(x, f"up_{up}_attention_{block}", level)
         if level > 0:
             x = conv3x3(upsample_nearest(x, skips[-1]), f"up_{up}_upsample", channels)
