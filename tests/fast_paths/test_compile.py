@@ -1,6 +1,7 @@
 """Compiled functions give what the functions give, for any shapes, and see weights that change."""
 
 import concurrent.futures
+import logging
 
 import keras
 import numpy as np
@@ -36,6 +37,25 @@ def test_a_compiled_function_gives_the_same(trace):
             np.testing.assert_allclose(y, expected, atol=1e-5)
             np.testing.assert_allclose(added, second + expected, atol=1e-5)
             assert len(kept) == len(more) and all((a == b).all() for a, b in zip(kept, more))
+
+
+def test_shapes_and_dtypes_by_the_dozen_without_a_warning():
+    """TensorFlow warns of retracing on its own logger, on the screen of a user who has done nothing wrong."""
+    logged = []
+    handler = logging.Handler()
+    handler.emit = lambda record: logged.append(record.getMessage())
+    logger = logging.getLogger("tensorflow")
+    logger.addHandler(handler)
+    try:
+        for jit_compile in (False, True):
+            double = compile_function(lambda *x: [part * 2 for part in x], [], jit_compile=jit_compile)
+            for size in [*range(1, 13), *range(1, 13)]:
+                for dtype in ("float32", "uint8"):
+                    (y,) = double(keras.ops.ones((size,), dtype))
+                    assert y.shape == (size,) and keras.backend.standardize_dtype(y.dtype) == dtype
+    finally:
+        logger.removeHandler(handler)
+    assert not logged
 
 
 def two_branches(dropout=0.5):

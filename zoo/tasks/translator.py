@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from zoo.errors import UserError
+from zoo.fast_paths import inference_function
 from zoo.generation.seq2seq import Seq2SeqGenerator
 from zoo.io.cards import TOKENIZER_FILE
 from zoo.models.transformer import attention_names, attention_weights_model, infer_config
@@ -171,7 +172,7 @@ class Translator(Task):
         source_ids, target_ids = self.preprocess(source), self.tokenizer.encode_target(translation)
         inputs = [np.array([source_ids], "int32"), np.array([[self._start_id, *target_ids[:-1]]], "int32")]
         weights = {
-            name: keras.ops.convert_to_numpy(attention_weights_model(self.model, name).predict_on_batch(inputs))[0]
+            name: keras.ops.convert_to_numpy(inference_function(attention_weights_model(self.model, name))(inputs))[0]
             for name in attention_names(self.model)
             if name.endswith("cross_attention")
         }
