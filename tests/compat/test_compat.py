@@ -173,6 +173,70 @@ def test_moments_of_adam():
     np.testing.assert_allclose(second, 0.001, rtol=1e-5)
 
 
+# --------------------------------------------------------------------------------------------------- several processes
+
+
+def fitted():
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
+    model.compile("sgd", "mse", run_eagerly=True)
+    model.fit(np.ones((4, 3)), np.ones((4, 1)), verbose=0)
+    return model
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch")
+def test_keras_does_not_distribute_by_itself():
+    from torch import distributed
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with compat.without_ddp():
+            assert getattr(fitted(), "ddp_model", None) is None
+        if compat.version() >= (3, 16):  # which does so again afterwards
+            assert type(fitted().ddp_model).__name__ == "DistributedDataParallel"
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch")
+def test_a_keras_that_distributes_under_another_name_is_told(monkeypatch):
+    nothing = type("Trainer", (), {})
+    monkeypatch.setattr(private("keras", "src.backend.torch.trainer"), "Trainer", nothing, raising=False)
+    monkeypatch.setattr(compat, "version", lambda: (3, 16))
+    with pytest.raises(CompatError) as error:
+        compat.without_ddp().__enter__()
+    assert_one_sentence(error, "_initialize_ddp")
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch")
+def test_orders_of_rows_are_those_of_fit():
+    import torch
+
+    orders = []
+
+    class Recorder(keras.Model):
+        def call(self, x):
+            return x
+
+        def train_step(self, data):
+            orders.append(keras.utils.unpack_x_y_sample_weight(data)[0].flatten().tolist())
+            return {}
+
+    rows, model = np.arange(11.0)[:, None], Recorder()
+    model.compile(run_eagerly=True)
+    seed = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: keras.utils.set_random_seed(epoch))
+    model.fit(rows, batch_size=4, epochs=2, callbacks=[seed], verbose=0)
+    assert [len(batch) for batch in orders] == [4, 4, 3, 4, 4, 3] and orders[:3] != orders[3:]
+    assert sorted(sum(orders[:3], [])) == list(range(11))
+
+    sampler, next_order = compat.shuffled_batch_sampler(11, 4)
+    loader, found = torch.utils.data.DataLoader(list(range(11)), batch_sampler=sampler), []
+    for epoch in range(2):
+        keras.utils.set_random_seed(epoch)
+        next_order()
+        found += [batch.tolist() for batch in loader]
+    assert found == orders
+
+
 # --------------------------------------------------------------------------------------------------------- frameworks
 
 
