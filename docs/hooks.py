@@ -30,6 +30,7 @@ class MarkdownDocstrings(griffe.Extension):
 def to_markdown(text):
     """A docstring as Markdown: what is aligned by spaces is a block, and a "Returns:" is prose without a type."""
     text = re.sub(r"^Example:$", "Examples:", text, flags=re.MULTILINE)
+    text = text.replace(": > ", ": \\> ")  # no quotation
     head, *sections = re.split(r"^(?=(?:Args|Attributes|Returns|Yields|Raises|Examples):$)", text, flags=re.MULTILINE)
     blocks = [
         f"```text\n{block}\n```" if _is_aligned(block) else block for block in re.split(r"\n\s*\n", head.strip("\n"))

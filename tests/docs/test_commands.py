@@ -144,7 +144,7 @@ READERS_FILES = {
     "mask.png": image,
     "my_model.keras": model,
     "my_pairs.tsv": lambda path: path.write_text("ein Hund\ta dog\nzwei Hunde\ttwo dogs\n" * 100, encoding="utf-8"),
-    "my_text.txt": lambda path: write_verses(path, 2000, 8000),
+    "my_text.txt": lambda path: write_verses(path, 10_000, 40_000),
     "opus-mt-de-en": marian,
     "sentences.txt": lambda path: path.write_text("Ein Hund läuft.\nZwei Kinder spielen.\n", encoding="utf-8"),
     "stable-diffusion-v1-5": stable_diffusion,
