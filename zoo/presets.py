@@ -54,7 +54,7 @@ class ModelEntry:
 
     name: str
     builder: str
-    kwargs: dict
+    kwargs: dict[str, Any]
     task: str
     parameters: int
     pretrained: bool = False
@@ -123,8 +123,8 @@ class Preset:
 
     name: str
     folder: pathlib.Path
-    card: dict
-    generation_config: dict
+    card: dict[str, Any]
+    generation_config: dict[str, Any]
     model_file: str = cards.MODEL_FILE
 
     @property
@@ -357,13 +357,13 @@ def _preset_of_component(text):
 
 
 def _component(preset, text):
-    """The preset with one of its models as its model."""
+    """The preset with one of its models as its model; its card is of the whole, so it does not count for one."""
     name, models = text.rpartition("/")[2], [path.stem for path in preset.model_paths]
     if name not in models:
         raise UserError(
             f"{preset.name} has no model {name!r}: choose one of {_names(models)}.{did_you_mean(name, models)}"
         )
-    return dataclasses.replace(preset, model_file=f"{name}.keras")
+    return dataclasses.replace(preset, model_file=f"{name}.keras", card={}, generation_config={})
 
 
 def _is_path(text):

@@ -72,6 +72,7 @@ from zoo.typing import Log, StrPath
 
 if TYPE_CHECKING:
     import keras
+    import tokenizers
 
 KIND = "stable_diffusion"
 COMPONENT_BUILDERS = ("text_encoder", "encoder", "decoder", "denoiser")  # files of a preset, each with ".keras"
@@ -316,12 +317,12 @@ def convert(folder: StrPath, out: StrPath, *, log: Log = print) -> None:
 class Pipeline(NamedTuple):
     """The components of a Stable Diffusion: four `keras.Model`s, a `tokenizers.Tokenizer`, and the pipeline config."""
 
-    text_encoder: object
-    encoder: object
-    decoder: object
-    denoiser: object
-    tokenizer: object
-    pipeline_config: dict
+    text_encoder: keras.Model
+    encoder: keras.Model
+    decoder: keras.Model
+    denoiser: keras.Model
+    tokenizer: tokenizers.Tokenizer
+    pipeline_config: dict[str, Any]
 
 
 def from_diffusers(folder: StrPath) -> Pipeline:

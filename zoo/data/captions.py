@@ -57,11 +57,13 @@ class CaptionedBatch:
     Attributes:
         images: (N, 48, 48, 3) uint8.
         captions: list of N strings.
-        labels, foregrounds, backgrounds: (N,) int: class index, and color indices into `COLORS`.
+        labels: (N,) int, class indices.
+        foregrounds: (N,) int, indices into `COLORS`.
+        backgrounds: (N,) int, indices into `COLORS`.
     """
 
     images: np.ndarray
-    captions: list
+    captions: list[str]
     labels: np.ndarray
     foregrounds: np.ndarray
     backgrounds: np.ndarray
@@ -79,9 +81,9 @@ class CaptionedImages:
     """
 
     name: str
-    class_names: tuple
-    glyphs: dict
-    labels: dict
+    class_names: tuple[str, ...]
+    glyphs: dict[str, np.ndarray]
+    labels: dict[str, np.ndarray]
 
     def render(
         self, split: str, indices: np.ndarray, *, seed: int | Sequence[int], held_out: bool = False

@@ -48,10 +48,18 @@ _IDX_CLASSES = {
 
 @dataclasses.dataclass(frozen=True)
 class ImageDataset:
-    """Images (N, H, W, C) uint8 with labels (N,) int32, in training and test parts.
+    """Images with labels, in training and test parts.
 
-    `group_train` (N,) numbers the physical object that an image shows, so that a split can keep an object on one side;
-    None where each image shows another object.
+    Attributes:
+        name: of the data set.
+        x_train: (N, H, W, C) uint8.
+        y_train: (N,) int32.
+        x_test: (M, H, W, C) uint8.
+        y_test: (M,) int32.
+        class_names: K names, in the order of the labels.
+        source: where it comes from.
+        group_train: (N,), numbers the physical object that an image shows, so that a split can keep an object on one
+            side; None where each image shows another object.
     """
 
     name: str
@@ -59,7 +67,7 @@ class ImageDataset:
     y_train: np.ndarray
     x_test: np.ndarray
     y_test: np.ndarray
-    class_names: tuple
+    class_names: tuple[str, ...]
     source: str
     group_train: np.ndarray | None = None
 

@@ -23,14 +23,23 @@ _NUM_NUMERAL_PAIRS = 12_000  # of the number words
 
 @dataclasses.dataclass(frozen=True)
 class PairDataset:
-    """Sentence pairs in three splits, each a list of (source, target)."""
+    """Sentence pairs in three splits.
+
+    Attributes:
+        name: of the data set.
+        source_lang: language of the source, e.g. "de".
+        target_lang: language of the target, e.g. "en".
+        train: list of (source, target).
+        validation: list of (source, target).
+        test: list of (source, target).
+    """
 
     name: str
     source_lang: str
     target_lang: str
-    train: list
-    validation: list
-    test: list
+    train: list[tuple[str, str]]
+    validation: list[tuple[str, str]]
+    test: list[tuple[str, str]]
 
     def fingerprint(self) -> str:
         """sha256 of all pairs in UTF-8."""

@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class TextDataset:
-    """A text and its splits, in order: 90 % training, 5 % validation, 5 % test."""
+    """A text and its splits, in order: 90 % training, 5 % validation, 5 % test.
+
+    Attributes:
+        name: of the data set.
+        text: all of it.
+        source: where it comes from.
+    """
 
     name: str
     text: str

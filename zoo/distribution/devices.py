@@ -58,14 +58,17 @@ def resolve_num_accelerators(requested: int | None, available: int) -> int:
 class Devices:
     """The devices of a run.
 
-    Attributes:
-        parallel: "data" or "model".
+    Args:
         num_devices: devices of the whole run.
-        num_replicas: into how many equal parts the rows of a batch must fall.
-        num_processes, process_id: how many processes there are, and the index of this one.
-        precision: dtype policy of the models that are built.
+        parallel: "data" or "model".
+        num_processes: how many processes there are.
+        process_id: index of this one.
         scope: function that returns a context manager in which variables are made, or None.
         distribution: `tf.distribute.Strategy`, `keras.distribution.Distribution` or None.
+
+    Attributes:
+        num_replicas: into how many equal parts the rows of a batch must fall.
+        precision: dtype policy of the models that are built.
     """
 
     precision = "float32"

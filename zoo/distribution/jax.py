@@ -16,7 +16,20 @@ _HEARTBEAT_SECONDS = 20  # without a sign of life after which a process counts a
 def open_devices(
     platform: str | None, requested: int | None, parallel: str, layout_map: Mapping[str, Sequence[str | None]] | None
 ) -> Devices:
-    """The `Devices` of a run."""
+    """The devices of a run.
+
+    Args:
+        platform: "cpu", or None for accelerators where there are some.
+        requested: how many; None for all.
+        parallel: "data" or "model".
+        layout_map: as in `zoo.distribution.strategy.strategy`.
+
+    Returns:
+        `Devices`.
+
+    Raises:
+        UserError: if there are not so many.
+    """
     import jax
 
     if platform == "cpu":
@@ -103,12 +116,25 @@ def _join_processes():
 def training_scope(
     model: keras.Model, devices: Devices, batches: keras.utils.PyDataset
 ) -> contextlib.AbstractContextManager:
-    """What `fit` and `evaluate` of a model need around them: nothing, arrays are divided by their shardings."""
+    """What `fit` and `evaluate` of a model need around them: nothing, arrays are divided by their shardings.
+
+    Args:
+        model: compiled.
+        devices: of the run.
+        batches: `ShardedBatches`, or arrays.
+
+    Returns:
+        a context manager.
+    """
     return contextlib.nullcontext()
 
 
 def barrier(count: int) -> None:
-    """Wait for every process; `count` is the number of barriers so far."""
+    """Wait for every process.
+
+    Args:
+        count: the number of barriers so far.
+    """
     if _join_processes.cache_info().currsize:
         from zoo.compat.jax import wait_at_barrier
 
@@ -123,5 +149,12 @@ def is_float16_supported() -> bool:
 
 
 def is_distributed(model: keras.Model) -> bool:
-    """Whether a model's variables lie on several devices."""
+    """Whether a model's variables lie on several devices.
+
+    Args:
+        model: a built model.
+
+    Returns:
+        True if they do.
+    """
     return any(len(weight.value.sharding.device_set) > 1 for weight in model.weights)

@@ -15,7 +15,20 @@ from zoo.errors import UserError
 def open_devices(
     platform: str | None, requested: int | None, parallel: str, layout_map: Mapping[str, Sequence[str | None]] | None
 ) -> Devices:
-    """The `Devices` of a run."""
+    """The devices of a run.
+
+    Args:
+        platform: "cpu", or None for accelerators where there are some.
+        requested: how many; None for all.
+        parallel: "data".
+        layout_map: not used.
+
+    Returns:
+        `Devices`.
+
+    Raises:
+        UserError: if there are not so many.
+    """
     import tensorflow as tf
 
     if platform == "cpu":
@@ -92,7 +105,16 @@ def _scope(strategy):
 
 @contextlib.contextmanager
 def training_scope(model: keras.Model, devices: Devices, batches: keras.utils.PyDataset) -> Iterator[None]:
-    """What `fit` and `evaluate` of a model need around them; `batches` are `ShardedBatches`."""
+    """What `fit` and `evaluate` of a model need around them.
+
+    Args:
+        model: compiled.
+        devices: of the run.
+        batches: `ShardedBatches`.
+
+    Yields:
+        None.
+    """
     model.jit_compile = False  # XLA knows no collective operations
     if devices.num_processes > 1:
         _prepare_workers(model, devices, batches)
@@ -120,7 +142,11 @@ def _prepare_workers(model, devices, batches):
 
 
 def barrier(count: int) -> None:
-    """Wait for every process; `count` is the number of barriers so far."""
+    """Wait for every process.
+
+    Args:
+        count: the number of barriers so far.
+    """
     if _multi_worker_strategy.cache_info().currsize:
         import tensorflow as tf
 
@@ -129,7 +155,14 @@ def barrier(count: int) -> None:
 
 
 def is_distributed(model: keras.Model) -> bool:
-    """Whether a model's variables lie on several devices."""
+    """Whether a model's variables lie on several devices.
+
+    Args:
+        model: a built model.
+
+    Returns:
+        True if they do.
+    """
     import tensorflow as tf
 
     return any(isinstance(weight.value, tf.distribute.DistributedValues) for weight in model.weights)

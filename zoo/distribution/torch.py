@@ -35,7 +35,20 @@ _barrier_group = None
 def open_devices(
     platform: str | None, requested: int | None, parallel: str, layout_map: Mapping[str, Sequence[str | None]] | None
 ) -> Devices:
-    """The `Devices` of a run."""
+    """The devices of a run.
+
+    Args:
+        platform: "cpu", or None for accelerators where there are some.
+        requested: how many; None for all.
+        parallel: "data".
+        layout_map: not used.
+
+    Returns:
+        `Devices`.
+
+    Raises:
+        UserError: if there are not so many, or torchrun has started another number of processes.
+    """
     import torch
 
     world_size = int(os.environ.get("WORLD_SIZE", 1))
@@ -75,6 +88,9 @@ def fix_zero_grad(model: keras.Model) -> None:
 
     Keras 3.15 collects them by path (`TorchLayer._track_variables`), so that of two models within a model, each with a
     layer "conv", one would keep the gradients of all steps before.
+
+    Args:
+        model: changed in place.
     """
 
     def zero_grad(set_to_none=True):
@@ -86,7 +102,16 @@ def fix_zero_grad(model: keras.Model) -> None:
 
 @contextlib.contextmanager
 def training_scope(model: keras.Model, devices: Devices, batches: keras.utils.PyDataset) -> Iterator[None]:
-    """What `fit` and `evaluate` of a model need around them."""
+    """What `fit` and `evaluate` of a model need around them.
+
+    Args:
+        model: compiled.
+        devices: of the run.
+        batches: `ShardedBatches`.
+
+    Yields:
+        None.
+    """
     if "get_metrics_result" in vars(model):  # `fit` calls `evaluate`
         yield
         return
@@ -125,7 +150,11 @@ def _synchronize(model, process_id):
 
 
 def synchronize_random_states(epoch: int | None = None) -> None:
-    """Give every process the first one's global random states, of which orders of rows and batches are drawn."""
+    """Give every process the first one's global random states, of which orders of rows and batches are drawn.
+
+    Args:
+        epoch: not used; for a callback, which gives it.
+    """
     import torch
 
     states = [random.getstate(), np.random.get_state(), torch.get_rng_state()]
@@ -172,14 +201,14 @@ def _global_metrics(model):
 def shuffled_loader(
     batches: ArrayBatches, shard: Callable[[Any], tuple]
 ) -> tuple[torch.utils.data.DataLoader, Callable[[int], None]]:
-    """A `DataLoader` of parts of global batches in the order in which Keras would shuffle the arrays on one device.
+    """Parts of global batches in the order in which Keras would shuffle the arrays on one device.
 
     Args:
         batches: `zoo.distribution.sharding.ArrayBatches`.
         shard: function of a global batch to the part of this process.
 
     Returns:
-        (loader, start_epoch): `start_epoch(epoch)` is to be called at the begin of each epoch.
+        `torch.utils.data.DataLoader`.
     """
     import torch
 
@@ -200,7 +229,11 @@ def shuffled_loader(
 
 
 def barrier(count: int) -> None:
-    """Wait for every process, at most a day; `count` is the number of barriers so far."""
+    """Wait for every process, at most a day.
+
+    Args:
+        count: the number of barriers so far.
+    """
     if _barrier_group:
         import torch
 
@@ -208,5 +241,12 @@ def barrier(count: int) -> None:
 
 
 def is_distributed(model: keras.Model) -> bool:
-    """Whether a model's variables lie on several devices: each process has its own."""
+    """Whether a model's variables lie on several devices.
+
+    Args:
+        model: a built model.
+
+    Returns:
+        False: each process has its own.
+    """
     return False

@@ -47,14 +47,17 @@ def preprocessing(
         mode: "base", "train" or "test".
         input_shape: (height, width, channels) of the raw images; 1 or 3 channels.
         image_size: output height and width in pixels.
-        mean, std: normalization of images in [0, 1], a number or one for each channel.
+        mean: subtracted from images in [0, 1], a number or one for each channel.
+        std: then they are divided by it, a number or one for each channel.
         per_image_standardization: subtract each image's own mean and divide by its own standard deviation, instead of
             `mean` and `std`.
         local_contrast_window: window in pixels of `local_contrast_normalization`; 0 for none.
         rotation: maximal random rotation in either direction, degrees (train only, like the five below).
         brightness: maximal random shift in either direction, as a fraction of the range.
         contrast: maximal random change of contrast in either direction, as a fraction.
-        translation, scale, shear: see `zoo.blocks.augmentation.RandomAffine`.
+        translation: largest random shift along each axis, as a fraction of the side.
+        scale: largest random change of size; 0.1 means a factor between 0.9 and 1.1.
+        shear: largest random shear angle in either direction, degrees.
         seed: seed of the random layers.
         name: name of the model; the mode if None.
 

@@ -11,12 +11,26 @@ if TYPE_CHECKING:
 
 
 def format_count(number: float | None) -> str:
-    """12,345 in full; from a million on with three digits: "227 M", "1.36 G"; "?" for None."""
+    """A number in full, or from a million on with three digits.
+
+    Args:
+        number: a count, or None.
+
+    Returns:
+        e.g. "12,345", "227 M", "1.36 G"; "?" for None.
+    """
     return _scaled(number, ((1e12, "T"), (1e9, "G"), (1e6, "M")), "")
 
 
 def format_bytes(number: float | None) -> str:
-    """Bytes in decimal units: "295 kB", "38.1 MB"; "?" for None."""
+    """Bytes in decimal units.
+
+    Args:
+        number: of bytes, or None.
+
+    Returns:
+        e.g. "295 kB", "38.1 MB"; "?" for None.
+    """
     return _scaled(number, ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")), " B")
 
 
@@ -31,17 +45,38 @@ def _scaled(number, units, suffix):
 
 
 def format_shape(shape: Sequence[int | None]) -> str:
-    """(48, 48, 3) as "48·48·3"; open sizes are "?"."""
+    """A shape as a product.
+
+    Args:
+        shape: sizes; None for those that stay open.
+
+    Returns:
+        e.g. "48·48·3"; open sizes are "?".
+    """
     return "·".join("?" if size is None else str(size) for size in shape) or "one number"
 
 
 def format_outputs(row: LedgerRow) -> str:
-    """The output shapes of a row, e.g. "48·48·32"."""
+    """The output shapes of a row.
+
+    Args:
+        row: of a ledger.
+
+    Returns:
+        e.g. "48·48·32".
+    """
     return ", ".join(format_shape(shape) for shape in row.outputs)
 
 
 def format_formula(formula: Formula) -> str:
-    """A formula in full: "query: (d_q_in + 1)·n·d_k = (64 + 1)·4·16 = 4,160"."""
+    """A formula in full.
+
+    Args:
+        formula: of a row.
+
+    Returns:
+        e.g. "query: (d_q_in + 1)·n·d_k = (64 + 1)·4·16 = 4,160".
+    """
     symbolic, substituted = formula.symbolic, formula.substituted
     terms = symbolic if symbolic == substituted else f"{symbolic} = {substituted}"
     value = "?" if formula.value is None else f"{formula.value:,}"
@@ -50,14 +85,28 @@ def format_formula(formula: Formula) -> str:
 
 
 def format_macs(ledger: Ledger) -> str:
-    """The MACs of an example: "96.4 M"; "≥ 96.4 M" where some rows are unknown, "?" where nothing is known."""
+    """The multiply-accumulates of an example.
+
+    Args:
+        ledger: of a model.
+
+    Returns:
+        e.g. "96.4 M"; "≥ 96.4 M" where some rows are unknown, "?" where nothing is known.
+    """
     if not ledger.unknown_layers:
         return format_count(ledger.macs)
     return f"≥ {format_count(ledger.macs)}" if ledger.macs else "?"
 
 
 def format_memory(ledger: Ledger) -> str:
-    """The memory of training in one line; parts that cannot be computed are left out."""
+    """The memory of training in one line; parts that cannot be computed are left out.
+
+    Args:
+        ledger: of a model.
+
+    Returns:
+        the line.
+    """
     parts = ledger.training_memory()
     total = parts.pop("total")
     items = ", ".join(

@@ -76,7 +76,7 @@ class Formula:
     """
 
     symbolic: str
-    values: dict
+    values: dict[str, int | None]
     part: str = ""
     trainable: bool = True
 

@@ -24,6 +24,7 @@ from zoo.compat.keras import flatten_layers, functional_graph
 from zoo.errors import UserError, did_you_mean
 from zoo.parameter_ledger.format import format_shape
 from zoo.parameter_ledger.formulas import (
+    Formula,
     mac_formulas,
     parameter_formulas,
     saved_activations,
@@ -52,13 +53,16 @@ class LedgerRow:
         kind: name of its class, e.g. "Conv2D".
         depth: number of models it is nested in.
         group: True for a nested model: a heading for the rows below it, which have the parameters.
-        inputs, outputs: shapes without the batch; None for sizes that stay open.
+        inputs: shapes without the batch; None for sizes that stay open.
+        outputs: shapes, likewise.
         sources: indices of the rows whose outputs are its inputs.
         formulas: `Formula`s of its parameters.
         parameters: their sum, which is the layer's `count_params()`.
-        counted_parameters: those parameters that no earlier row has; `trainable` of them are trainable.
+        counted_parameters: those parameters that no earlier row has.
+        trainable: those of `counted_parameters` that are trained.
         note: why `counted_parameters` is less than `parameters`.
-        mac_formulas, macs: multiply-accumulates for one example; `macs` is None where unknown.
+        mac_formulas: `Formula`s of the multiply-accumulates for one example.
+        macs: their sum; None where unknown.
         activation_bytes: bytes saved for the backward pass, for one example; None where unknown.
         layer: the layer or operation itself.
     """
@@ -67,18 +71,18 @@ class LedgerRow:
     kind: str
     depth: int = 0
     group: bool = False
-    inputs: tuple = ()
-    outputs: tuple = ()
-    sources: tuple = ()
-    formulas: tuple = ()
+    inputs: tuple[tuple[int | None, ...], ...] = ()
+    outputs: tuple[tuple[int | None, ...], ...] = ()
+    sources: tuple[int, ...] = ()
+    formulas: tuple[Formula, ...] = ()
     parameters: int = 0
     counted_parameters: int = 0
     trainable: int = 0
     note: str = ""
-    mac_formulas: tuple = ()
+    mac_formulas: tuple[Formula, ...] = ()
     macs: int | None = 0
     activation_bytes: int | None = 0
-    layer: object = dataclasses.field(default=None, repr=False, compare=False)
+    layer: Any = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -93,14 +97,16 @@ class Ledger:
     Attributes:
         name: the model's name.
         rows: tuple of `LedgerRow`s in call order.
-        parameters, trainable: of the whole model, each tensor once.
-        weight_bytes, trainable_bytes: the same in bytes.
-        input_bytes: one example; None where a size is open.
+        parameters: of the whole model, each tensor once.
+        trainable: those that are trained.
+        weight_bytes: bytes of the parameters.
+        trainable_bytes: bytes of those that are trained.
+        input_bytes: bytes of one example; None where a size is open.
         batch_size: default batch size of `training_memory`.
     """
 
     name: str
-    rows: tuple
+    rows: tuple[LedgerRow, ...]
     parameters: int
     trainable: int
     weight_bytes: int
@@ -181,11 +187,14 @@ class Ledger:
         }
 
     def to_text(self, width: int | None = None, *, full: bool = False) -> str:
-        """A table for a terminal of `width` columns (its own width if None), a line for each block of a deep model.
+        """A table for a terminal, a line for each block of a deep model.
 
         Args:
-            width: columns; 80 where the output is no terminal.
+            width: columns; the terminal's own if None, 80 where the output is no terminal.
             full: show every layer with its formula; models of a few layers are always shown so.
+
+        Returns:
+            the table.
         """
         return format_table(self, width, full)
 

@@ -53,7 +53,7 @@ class Question:
     """
 
     text: str
-    answer: object
+    answer: int | tuple[int, ...]
     explanation: str
     answer_without_bias: int | None = None
 
@@ -102,9 +102,11 @@ def run_quiz(
 
     Args:
         model: a built `keras.Model`.
-        seed, count: see `questions`.
+        seed: as in `questions`.
+        count: as in `questions`.
         answers: list of answers, one for each question; None to ask for them with `ask`.
-        ask, log: functions that read an answer and print a line.
+        ask: function that takes a prompt and reads an answer.
+        log: function that prints a line.
 
     Returns:
         (number of right answers, number of answers).

@@ -29,6 +29,9 @@ def format_table(ledger: Ledger, width: int | None = None, full: bool = False) -
         ledger: a `zoo.parameter_ledger.ledger.Ledger`.
         width: columns; the terminal's own if None, 80 where there is none.
         full: show each layer of a deep model, which else is a line a block.
+
+    Returns:
+        the table.
     """
     width = width or shutil.get_terminal_size(_TERMINAL).columns
     trainable = "all trainable" if ledger.trainable == ledger.parameters else f"{ledger.trainable:,} trainable"

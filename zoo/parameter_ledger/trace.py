@@ -19,16 +19,17 @@ class LayerCall:
         path: its name after those of the models it is nested in, e.g. "classifier/conv1".
         depth: number of models it is nested in.
         group: True for a nested model, whose own calls follow.
-        inputs, outputs: lists of symbolic tensors, batch included.
+        inputs: list of symbolic tensors, batch included.
         kwargs: keyword arguments of the call.
+        outputs: list of symbolic tensors, batch included.
     """
 
-    operation: object
+    operation: keras.Operation
     path: str
     depth: int
     group: bool
     inputs: list
-    kwargs: dict
+    kwargs: dict[str, Any]
     outputs: list
 
 

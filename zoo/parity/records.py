@@ -18,7 +18,7 @@ import pathlib
 import re
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -45,16 +45,17 @@ class ParityRecord:
     """The inputs and outputs of one run of a model.
 
     Attributes:
-        inputs, outputs: lists of arrays.
+        inputs: list of arrays.
+        outputs: list of arrays.
         layers: {path of the layer call, e.g. "classifier/conv1": (class name, sample of its output)}, in call order.
         metadata: dict of backend, version, keras, sha256, functional, values (the most that is kept of a layer),
             weights ({path of a layer: digest of its weights}), seconds.
     """
 
-    inputs: list
-    outputs: list
-    layers: dict
-    metadata: dict
+    inputs: list[np.ndarray]
+    outputs: list[np.ndarray]
+    layers: dict[str, tuple[str, np.ndarray]]
+    metadata: dict[str, Any]
 
     def save(self, path: StrPath) -> None:
         """Write to an .npz file, atomically.
@@ -68,7 +69,8 @@ class ParityRecord:
         arrays["samples"] = np.concatenate([np.zeros(0, "float32"), *(array for _, array in self.layers.values())])
         layers = [(path, kind, len(array)) for path, (kind, array) in self.layers.items()]
         with files.atomic_write(path) as temporary:
-            np.savez_compressed(temporary, about=json.dumps(self.metadata | {"layers": layers}), **arrays)
+            about = json.dumps(self.metadata | {"layers": layers})
+            np.savez_compressed(temporary, about=about, **arrays)  # type: ignore[arg-type]  # as if for allow_pickle
 
     @classmethod
     def load(cls, path: StrPath) -> Self:

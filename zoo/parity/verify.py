@@ -37,8 +37,8 @@ class Difference:
     """Difference between two parity records.
 
     Attributes:
-        output_error, layer_error: the largest `max_scaled_error` of the outputs, and of the samples of any layer call;
-            infinite where shapes or layers do not match.
+        output_error: the largest `max_scaled_error` of the outputs; infinite where shapes do not match.
+        layer_error: that of the samples of any layer call; infinite where layers do not match.
         weights: paths of the layers whose weights differ.
         first_different_call: (path, class name, index in call order, error) of the first layer call that differs.
         passed: whether no error is over the tolerance and the weights are equal.
@@ -46,8 +46,8 @@ class Difference:
 
     output_error: float
     layer_error: float
-    weights: tuple
-    first_different_call: tuple | None
+    weights: tuple[str, ...]
+    first_different_call: tuple[str, str, int, float] | None
     passed: bool
 
 
@@ -57,9 +57,11 @@ class BackendResult:
 
     Attributes:
         file: path of the model file.
-        backend, version: name and version of the backend; the version is None if the file does not run there.
-        output_error, layer_error: errors against the parity record, or else against the first backend; None if this is
+        backend: name of the backend.
+        version: of the backend; None if the file does not run there.
+        output_error: error of the outputs against the parity record, or else against the first backend; None if this is
             the reference itself or does not run.
+        layer_error: that of the layers, likewise.
         seconds: time to load and run the model; None if it does not run.
         verdict: "same", "DIFFERS", "reference" or "does not run".
     """
@@ -92,7 +94,7 @@ class VerificationReport:
     """
 
     passed: bool
-    rows: tuple
+    rows: tuple[BackendResult, ...]
     text: str
 
     def __str__(self):

@@ -29,12 +29,12 @@ class Flag:
     Attributes:
         help: for `--help`.
         default: value if the command does not say; a recipe may have its own.
-        no_default: what it means where there is no such value, for `--help`.
         type: of the value; bool for a switch.
         minimum: smallest value allowed.
         exclusive_maximum: upper bound, excluded.
         defines_run: False for what changes where a run takes place and what it writes, but not its numbers. All others
             are recorded in `metrics.json`, and a checkpoint is resumed only under equal ones.
+        no_default: what it means where there is no such value, for `--help`.
         options: further arguments of `ArgumentParser.add_argument`.
     """
 
@@ -180,7 +180,11 @@ def parser(doc: str | None) -> _Parser:
     rest.append("The backend is chosen by the environment: KERAS_BACKEND=tensorflow, jax or torch.")
     # Commands are indented and stay as they are.
     rest = [part if part.startswith(" ") else textwrap.fill(" ".join(part.split()), 79) for part in rest]
-    return _Parser(description=textwrap.fill(" ".join(first.split()), 79), epilog="\n\n".join(rest))
+    return _Parser(
+        usage="python recipes/%(prog)s [flags]",
+        description=textwrap.fill(" ".join(first.split()), 79),
+        epilog="\n\n".join(rest),
+    )
 
 
 def add(parser: _Parser, *names: str, no_default: str | None = None, **defaults: Any) -> None:

@@ -36,7 +36,10 @@ class TorchAdam(keras.optimizers.Adam):
         weight_decay: λ, strength of the weight decay; 0 for none.
         decoupled_weight_decay: False adds `λ * w` to the gradient, as `torch.optim.Adam`; True multiplies the weights
             by `1 - lr * λ`, as `torch.optim.AdamW` (Loshchilov and Hutter 2019).
-        beta_1, beta_2, epsilon: b1, b2 and eps above, with PyTorch's defaults.
+        beta_1: b1; PyTorch's default.
+        beta_2: b2; PyTorch's default.
+        epsilon: eps; PyTorch's default.
+        **kwargs: others of `keras.optimizers.Adam`.
 
     Raises:
         ValueError: if `weight_decay` is negative.

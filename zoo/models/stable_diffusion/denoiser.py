@@ -75,13 +75,13 @@ def denoiser(
         cross_attention_dim: d_c.
         in_channels: 4, or 9 for an inpainting model (latents, mask, latents of the masked image).
         out_channels: channels of the output.
-        norm_num_groups, epsilon: of the group normalizations.
+        norm_num_groups: groups of the normalizations.
+        epsilon: of the normalizations.
         name: name of the model.
 
     Returns:
         `keras.Model` from [latents (B, H, W, in_channels), timestep (B,) float32, context (B, S, d_c)] to
-        (B, H, W, out_channels). A timestep need not be whole. H and W are
-        arbitrary.
+        (B, H, W, out_channels). A timestep need not be whole. H and W are arbitrary.
 
     Raises:
         ValueError: if an argument is out of the range given above.
