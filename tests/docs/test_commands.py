@@ -88,10 +88,10 @@ def run_command(command, monkeypatch):
         del arguments[place : place + 2]
     recipe = re.fullmatch(r"recipes/(\w+)\.py", arguments[0]) if arguments else None
     if program == "zoo":
-        from zoo.cli import main
+        from zoo import cli
 
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        assert main(arguments) == 0, command
+        assert cli.run(arguments) == 0, command  # `main` would end this process at a mistake
     elif program == "python" and recipe and "--help" not in arguments:
         module = importlib.import_module(f"recipes.{recipe[1]}")
         module.main(module.parse_args(arguments[1:]))
