@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zoo.cli import main
+from zoo import cli
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,7 +49,7 @@ def test_the_snippets_give_what_the_commands_give(run, tmp_path, capsys, monkeyp
     monkeypatch.chdir(ROOT)
     printed = []
     for task, more in zip(TASKS, ([], [], [], ["--output", str(tmp_path / "three.png")])):
-        assert main([*shlex.split(task["command"])[1:], *more]) == 0
+        assert cli.run([*shlex.split(task["command"])[1:], *more]) == 0
         printed.append(capsys.readouterr().out)
     rows = re.findall(r"^ *(\d) +([\d.]+)%", printed[0], re.MULTILINE)
     assert rows == [(row["label"], f"{100 * row['score']:.1f}") for row in classes] and classes[0]["label"] == "3"
