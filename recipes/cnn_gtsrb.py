@@ -3,7 +3,7 @@
     KERAS_BACKEND=tensorflow python recipes/cnn_gtsrb.py --data-dir FOLDER
 
 30 epochs on a reduced copy of GTSRB (11,763 training images, 32x32): test accuracy 97.85 %, test loss 0.0833 on 6,315
-images, every second one of the official test set (the preset `cnn_gtsrb`).
+images, every second one of the official test set (the preset `cnn_gtsrb`), 35 minutes on 2 CPU cores.
 """
 
 import pathlib
@@ -24,13 +24,14 @@ from zoo.distribution.launch import run_recipe
 from zoo.distribution.strategy import on_main_process, to_single_device
 from zoo.evaluation.classification import plot_training_curves
 from zoo.evaluation.reports import evaluate_classifier
+from zoo.io.images import write_png
 from zoo.models.cnn import cnn
 from zoo.models.preprocessing import attach_preprocessing, preprocessing
 from zoo.training import flags
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.optimizers import TorchAdam
-from zoo.training.run import Run, save_metrics
-from zoo.training.schedules import InverseSquareRoot, warmup_cosine
+from zoo.training.run import Run, print_wrapped, save_metrics
+from zoo.training.schedules import InverseSquareRoot, limit_warmup, warmup_cosine
 
 # Photographs differ from scans: each is normalised by its own mean and contrast, since a sign in the shade is the same
 # sign, and the crops vary in position, size and viewing angle.
@@ -58,11 +59,12 @@ def main(args):
 
     # Data: images (N, H, W, 3) uint8, a tenth held out for validation, by whole tracks: the 30 images of a track show
     # the same sign.
-    dataset = data.load_images(args.dataset or "gtsrb", args.data_dir)
-    print(
+    name = args.dataset or "gtsrb"
+    print(f"Reading {name} …", flush=True)
+    dataset = data.load_images(name, args.data_dir)
+    print_wrapped(
         f"{keras.backend.backend()} backend · {dataset.name}: {len(dataset.x_train):,} training and "
         f"{len(dataset.x_test):,} test images, {len(dataset.class_names)} classes",
-        flush=True,
     )
     folder = pathlib.Path(args.output or f"runs/cnn_gtsrb-{dataset.name}")
     if args.evaluate:
@@ -88,10 +90,10 @@ def main(args):
 
         # Schedule: a warm-up, for the reason that cnn_mnist.py gives.
         steps = args.epochs * len(train)
-        warmup_steps = min(200, steps // 4)
+        peak, warmup_steps = limit_warmup(args.learning_rate, steps=steps, warmup_steps=200)
         learning_rate = {
-            "cosine": warmup_cosine(args.learning_rate, steps=steps, warmup_steps=warmup_steps),
-            "inverse-sqrt": InverseSquareRoot(args.learning_rate, max(1, warmup_steps)),
+            "cosine": warmup_cosine(peak, steps=steps, warmup_steps=warmup_steps),
+            "inverse-sqrt": InverseSquareRoot(peak, warmup_steps),
             "constant": args.learning_rate,
         }[args.schedule]
         optimizer = TorchAdam(
@@ -121,7 +123,10 @@ def save_and_report(run, model, dataset):
     metrics = run.metrics() | evaluate_classifier(model, dataset, run.folder, limit=run.args.limit)
     metrics["validation_accuracy"] = run.history[-1].get("val_accuracy")
     zoo.ImageClassifier(model, class_names=dataset.class_names).save_to_preset(run.folder, card=metrics)
-    return run.save_metrics(metrics)
+    write_png(
+        run.folder / "test_image.png", dataset.x_test[0].squeeze(), {"class": dataset.class_names[dataset.y_test[0]]}
+    )
+    return run.save_metrics(metrics, ["zoo", "classify", str(run.folder), str(run.folder / "test_image.png")])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     KERAS_BACKEND=tensorflow python recipes/cnn_mnist.py
 
-Five epochs of MNIST: test accuracy 99.45 %, test loss 0.0167 (the preset `cnn_mnist`).
+Five epochs of MNIST: test accuracy 99.45 %, test loss 0.0167 (the preset `cnn_mnist`), 26 minutes on 2 CPU cores.
+Where MNIST is not at hand, scikit-learn's 1,797 digits: about three minutes.
 """
 
 import pathlib
@@ -23,13 +24,14 @@ from zoo.distribution.launch import run_recipe
 from zoo.distribution.strategy import on_main_process, to_single_device
 from zoo.evaluation.classification import plot_training_curves
 from zoo.evaluation.reports import evaluate_classifier
+from zoo.io.images import write_png
 from zoo.models.cnn import cnn
 from zoo.models.preprocessing import attach_preprocessing, preprocessing
 from zoo.training import flags
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.optimizers import TorchAdam
-from zoo.training.run import Run, save_metrics
-from zoo.training.schedules import InverseSquareRoot, warmup_cosine
+from zoo.training.run import Run, print_wrapped, save_metrics
+from zoo.training.schedules import InverseSquareRoot, limit_warmup, warmup_cosine
 
 
 def parse_args(argv=None):
@@ -37,6 +39,7 @@ def parse_args(argv=None):
     flags.add(parser, "dataset", "data_dir", epochs=5, batch_size=64)
     flags.add(parser, optimizer="adam", learning_rate=1e-3, schedule="cosine", weight_decay=1e-4)
     flags.add(parser, *flags.RUN_FLAGS)
+    flags.add_fallback(parser, "digits", epochs=15)
     return parser.parse_args(argv)
 
 
@@ -46,12 +49,14 @@ def main(args):
     # Data: images (N, H, W, 1) uint8, a twelfth of the training images held out for validation.
     name, remark = (args.dataset, None) if args.dataset else data.default_image_dataset(args.data_dir)
     if remark:
-        print(remark, flush=True)
+        print_wrapped(remark)
+    print(f"Reading {name} …", flush=True)
     dataset = data.load_images(name, args.data_dir)
-    print(
+    if dataset.name == "digits":
+        flags.use_fallback(args)
+    print_wrapped(
         f"{keras.backend.backend()} backend · {dataset.name}: {len(dataset.x_train):,} training and "
         f"{len(dataset.x_test):,} test images, {len(dataset.class_names)} classes",
-        flush=True,
     )
     folder = pathlib.Path(args.output or f"runs/cnn_mnist-{dataset.name}")
     if args.evaluate:
@@ -80,10 +85,10 @@ def main(args):
         # Schedule: Adam's first steps move every weight by the full rate whatever its gradient. Over the 18,432 inputs
         # of the first dense layer that adds up: without a warm-up the loss jumps from 2.4 to 6.7 at the second step.
         steps = args.epochs * len(train)
-        warmup_steps = min(200, steps // 4)
+        peak, warmup_steps = limit_warmup(args.learning_rate, steps=steps, warmup_steps=200)
         learning_rate = {
-            "cosine": warmup_cosine(args.learning_rate, steps=steps, warmup_steps=warmup_steps),
-            "inverse-sqrt": InverseSquareRoot(args.learning_rate, max(1, warmup_steps)),
+            "cosine": warmup_cosine(peak, steps=steps, warmup_steps=warmup_steps),
+            "inverse-sqrt": InverseSquareRoot(peak, warmup_steps),
             "constant": args.learning_rate,
         }[args.schedule]
         optimizer = TorchAdam(
@@ -113,7 +118,10 @@ def save_and_report(run, model, dataset):
     metrics = run.metrics() | evaluate_classifier(model, dataset, run.folder, limit=run.args.limit)
     metrics["validation_accuracy"] = run.history[-1].get("val_accuracy")
     zoo.ImageClassifier(model, class_names=dataset.class_names).save_to_preset(run.folder, card=metrics)
-    return run.save_metrics(metrics)
+    write_png(
+        run.folder / "test_image.png", dataset.x_test[0].squeeze(), {"class": dataset.class_names[dataset.y_test[0]]}
+    )
+    return run.save_metrics(metrics, ["zoo", "classify", str(run.folder), str(run.folder / "test_image.png")])
 
 
 if __name__ == "__main__":

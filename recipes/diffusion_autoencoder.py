@@ -1,8 +1,10 @@
 """Train the autoencoder of the latent diffusion: images to latents of a 16th of the pixels, and back.
 
-    KERAS_BACKEND=tensorflow python recipes/diffusion_autoencoder.py --data-dir FOLDER
+    KERAS_BACKEND=tensorflow python recipes/diffusion_autoencoder.py \\
+        --data-dir FOLDER
 
 One epoch of MNIST and Fashion-MNIST in colors: mean error of test images 2.19 of 255.
+It takes 44 minutes on 2 CPU cores.
 """
 
 import pathlib
@@ -31,13 +33,14 @@ from zoo.training import diffusion, flags
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.optimizers import TorchAdam
 from zoo.training.run import Run
-from zoo.training.schedules import warmup_cosine
+from zoo.training.schedules import limit_warmup, warmup_cosine
 
 
 def parse_args(argv=None):
     parser = flags.parser(__doc__)
     flags.add(parser, *diffusion.RUN_FLAGS, epochs=1, batch_size=16, learning_rate=1e-3)
     flags.add(parser, "kl_weight", "perceptual_weight")
+    flags.add_fallback(parser, "digits", epochs=2)
     return parser.parse_args(argv)
 
 
@@ -64,7 +67,8 @@ def main(args):
         model = diffusion.autoencoder_training_model(encoder, decoder, classifier)
 
         steps = args.epochs * len(train)
-        schedule = warmup_cosine(args.learning_rate, steps=steps, warmup_steps=min(500, steps // 4))
+        peak, warmup_steps = limit_warmup(args.learning_rate, steps=steps, warmup_steps=500)
+        schedule = warmup_cosine(peak, steps=steps, warmup_steps=warmup_steps)
         optimizer = TorchAdam(schedule)
         # Loss: |x - x̂| + w·KL(q(z|x) ‖ N(0, 1)), and a perceptual term if asked for.
         loss = {"image": keras.losses.MeanAbsoluteError(), "kl": diffusion.IdentityLoss()}

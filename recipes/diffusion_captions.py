@@ -1,9 +1,12 @@
 """Train a latent diffusion from scratch, part by part, to generate digits and clothes from a caption, and score it.
 
-    KERAS_BACKEND=tensorflow python recipes/diffusion_captions.py --data-dir FOLDER
+    KERAS_BACKEND=tensorflow python recipes/diffusion_captions.py \\
+        --data-dir FOLDER
 
 It runs the recipes diffusion_classifier, diffusion_autoencoder, diffusion_text_encoder, diffusion_denoiser and
-diffusion_evaluation in turn; with --resume finished parts are kept and an interrupted one continues.
+diffusion_evaluation in turn, three hours of training on 2 CPU cores and an evaluation; with --resume finished parts are
+kept and an interrupted one continues. Where MNIST and Fashion-MNIST are not at hand, scikit-learn's 1,797 digits:
+about five minutes.
 """
 
 import pathlib
@@ -26,7 +29,7 @@ from recipes import (
 )
 from zoo.distribution.launch import run_recipe
 from zoo.training import diffusion, flags
-from zoo.training.run import CHECKPOINT_FILE
+from zoo.training.run import CHECKPOINT_FILE, check_no_run, print_command
 
 RECIPES = {
     "classifier": diffusion_classifier,
@@ -39,11 +42,14 @@ RECIPES = {
 
 def parse_args(argv=None):
     parser = flags.parser(__doc__)
-    parser.add_argument("--stage", choices=(*RECIPES, "all"), default="all", help="run one of the recipes")
+    parser.add_argument(
+        "--stage", choices=(*RECIPES, "all"), default="all", help="run one of the recipes (default: %(default)s)"
+    )
+    flags.add(parser, *diffusion.RUN_FLAGS, "evaluate")
     # What the command does not say is up to each recipe.
-    names = (*diffusion.RUN_FLAGS, "epochs", "batch_size", "learning_rate", "kl_weight", "perceptual_weight")
-    names = (*names, "conditioning_dropout_prob", "ema_decay", "num_eval_prompts", "guidance_scale", "num_steps")
-    flags.add(parser, "evaluate", **dict.fromkeys(names))
+    names = ("epochs", "batch_size", "learning_rate", "kl_weight", "perceptual_weight", "conditioning_dropout_prob")
+    names = (*names, "ema_decay", "num_eval_prompts", "guidance_scale", "num_steps")
+    flags.add(parser, no_default="the recipe's own", **dict.fromkeys(names))
     return parser.parse_args(argv)
 
 
@@ -54,6 +60,10 @@ def main(args):
     if args.evaluate:
         stages = ["evaluation"]
     folder, metrics = diffusion.run_folder(args), {}
+    if not args.resume and not args.overwrite:
+        for stage in stages:
+            if stage != "evaluation":
+                check_no_run(folder / stage.replace("-", "_"))
     for stage in stages:
         part = stage.replace("-", "_")
         made = diffusion.PARTS[part]["files"] if part in diffusion.PARTS else ["evaluation/metrics.json"]
@@ -63,14 +73,19 @@ def main(args):
             continue
         print(f"\n--- {stage} ---", flush=True)
         metrics[stage] = RECIPES[stage].main(own_arguments(RECIPES[stage], args, resume=resume and interrupted))
+    if not args.evaluate and (folder / "denoiser.keras").is_file():
+        print_command(["zoo", "generate", str(folder), "a red seven on white"])
     return metrics
 
 
 def own_arguments(recipe, args, *, resume):
     """The arguments of one recipe: what the command says, else the recipe's defaults."""
-    given = {name: value for name, value in vars(args).items() if value is not None} | {"resume": resume}
-    defaults = vars(recipe.parse_args([]))
-    return argparse.Namespace(**{name: given.get(name, default) for name, default in defaults.items()})
+    given = {name: value for name, value in vars(args).items() if value is not None}
+    given |= {"resume": resume, "overwrite": args.overwrite or args.resume}
+    defaults = recipe.parse_args([])
+    arguments = argparse.Namespace(**{name: given.get(name, default) for name, default in vars(defaults).items()})
+    arguments.fallback = {name: value for name, value in defaults.fallback.items() if name not in given}
+    return arguments
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """Train the classifier of captioned images, part one of the latent diffusion: later it scores what is generated.
 
-    KERAS_BACKEND=tensorflow python recipes/diffusion_classifier.py --data-dir FOLDER
+    KERAS_BACKEND=tensorflow python recipes/diffusion_classifier.py \\
+        --data-dir FOLDER
 
 Three epochs of MNIST and Fashion-MNIST in colors: test accuracy 93.6 %.
+It takes 38 minutes on 2 CPU cores.
 """
 
 import pathlib
@@ -28,12 +30,13 @@ from zoo.training import diffusion, flags
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.optimizers import TorchAdam
 from zoo.training.run import Run
-from zoo.training.schedules import warmup_cosine
+from zoo.training.schedules import limit_warmup, warmup_cosine
 
 
 def parse_args(argv=None):
     parser = flags.parser(__doc__)
     flags.add(parser, *diffusion.RUN_FLAGS, epochs=3, batch_size=64, learning_rate=1e-3)
+    flags.add_fallback(parser, "digits", epochs=6)
     return parser.parse_args(argv)
 
 
@@ -57,7 +60,8 @@ def main(args):
         set_random_streams(model, seed=args.seed)
 
         steps = args.epochs * len(train)
-        schedule = warmup_cosine(args.learning_rate, steps=steps, warmup_steps=min(500, steps // 4))
+        peak, warmup_steps = limit_warmup(args.learning_rate, steps=steps, warmup_steps=500)
+        schedule = warmup_cosine(peak, steps=steps, warmup_steps=warmup_steps)
         optimizer = TorchAdam(schedule)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         model.compile(optimizer=optimizer, loss=loss, weighted_metrics=["accuracy"])

@@ -1,9 +1,11 @@
 """Train the denoiser of the latent diffusion on latents of captioned images; what is saved is its moving average.
 
-    KERAS_BACKEND=tensorflow python recipes/diffusion_denoiser.py --data-dir FOLDER
+    KERAS_BACKEND=tensorflow python recipes/diffusion_denoiser.py \\
+        --data-dir FOLDER
 
 Eight epochs of MNIST and Fashion-MNIST in colors: class and both colors as asked for in 96.5 % of the images generated
 from 1,000 captions (recipes/diffusion_evaluation.py).
+It takes 94 minutes on 2 CPU cores.
 """
 
 import pathlib
@@ -31,7 +33,7 @@ from zoo.training import diffusion, flags
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.optimizers import TorchAdam
 from zoo.training.run import Run
-from zoo.training.schedules import warmup_cosine
+from zoo.training.schedules import limit_warmup, warmup_cosine
 
 GENERATION_CONFIG = {"num_steps": 20, "guidance_scale": 2.0}  # until the evaluation has chosen
 
@@ -40,6 +42,7 @@ def parse_args(argv=None):
     parser = flags.parser(__doc__)
     flags.add(parser, *diffusion.RUN_FLAGS, epochs=8, batch_size=64, learning_rate=1e-3)
     flags.add(parser, "conditioning_dropout_prob", "ema_decay")
+    flags.add_fallback(parser, "digits", epochs=20, ema_decay=0.99)
     return parser.parse_args(argv)
 
 
@@ -98,7 +101,8 @@ def main(args):
         set_initial_weights(model, seed=args.seed, initializer="transformer")
 
         steps = args.epochs * len(train)
-        schedule = warmup_cosine(args.learning_rate, steps=steps, warmup_steps=min(500, steps // 4))
+        peak, warmup_steps = limit_warmup(args.learning_rate, steps=steps, warmup_steps=500)
+        schedule = warmup_cosine(peak, steps=steps, warmup_steps=warmup_steps)
         optimizer = TorchAdam(schedule, use_ema=True, ema_momentum=args.ema_decay)
         model.compile(optimizer=optimizer, loss=keras.losses.MeanSquaredError())
 

@@ -1,8 +1,10 @@
 """Train the text encoder of the latent diffusion contrastively, as CLIP: captions against the images they describe.
 
-    KERAS_BACKEND=tensorflow python recipes/diffusion_text_encoder.py --data-dir FOLDER
+    KERAS_BACKEND=tensorflow python recipes/diffusion_text_encoder.py \\
+        --data-dir FOLDER
 
 One epoch of MNIST and Fashion-MNIST in colors: of 100 captions the right one ranks first for 99.1 % of the test images.
+It takes 5 minutes on 2 CPU cores.
 """
 
 import pathlib
@@ -32,12 +34,13 @@ from zoo.training import diffusion, flags
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.optimizers import TorchAdam
 from zoo.training.run import Run
-from zoo.training.schedules import warmup_cosine
+from zoo.training.schedules import limit_warmup, warmup_cosine
 
 
 def parse_args(argv=None):
     parser = flags.parser(__doc__)
     flags.add(parser, *diffusion.RUN_FLAGS, epochs=1, batch_size=128, learning_rate=1e-3)
+    flags.add_fallback(parser, "digits", epochs=8)
     return parser.parse_args(argv)
 
 
@@ -71,7 +74,8 @@ def main(args):
             kernel.assign(rng.normal(size=kernel.shape) / kernel.shape[0] ** 0.5)
 
         steps = args.epochs * len(train)
-        schedule = warmup_cosine(args.learning_rate, steps=steps, warmup_steps=min(500, steps // 4))
+        peak, warmup_steps = limit_warmup(args.learning_rate, steps=steps, warmup_steps=500)
+        schedule = warmup_cosine(peak, steps=steps, warmup_steps=warmup_steps)
         model.compile(optimizer=TorchAdam(schedule), loss=diffusion.ClipLoss())
 
         run.prepare(model)

@@ -1,9 +1,11 @@
 """Train a recurrent language model on Shakespeare's plays and evaluate how well it predicts them.
 
-    KERAS_BACKEND=torch python recipes/rnn_shakespeare.py --cell lstm --data-dir FOLDER --dropout 0.3 --epochs 7
+    KERAS_BACKEND=torch python recipes/rnn_shakespeare.py --data-dir FOLDER \\
+        --cell lstm --dropout 0.3 --epochs 7
 
 Tiny shakespeare, by characters: 1.996 bits per character on the validation part, 2.187 on the test part (the preset
-`lstm_shakespeare`); with `--cell gru` 2.066 and 2.225 (`gru_shakespeare`).
+`lstm_shakespeare`), 10 minutes on 2 CPU cores; with `--cell gru` 2.066 and 2.225 (`gru_shakespeare`).
+Where it is not at hand, the help texts that ship with Python: about four minutes.
 """
 
 import pathlib
@@ -32,8 +34,8 @@ from zoo.training import flags
 from zoo.training.callbacks import BestCheckpoint, ResetStates, SampleText
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.optimizers import TorchAdam
-from zoo.training.run import Run, save_metrics
-from zoo.training.schedules import InverseSquareRoot, warmup_cosine
+from zoo.training.run import Run, print_wrapped, save_metrics
+from zoo.training.schedules import InverseSquareRoot, limit_warmup, warmup_cosine
 
 
 def parse_args(argv=None):
@@ -43,6 +45,7 @@ def parse_args(argv=None):
     flags.add(parser, epochs=20, batch_size=32, sequence_length=64, stateless=False, patience=4)
     flags.add(parser, optimizer="adamw", learning_rate=2e-3, schedule="cosine", weight_decay=0.0, global_clipnorm=1.0)
     flags.add(parser, *flags.RUN_FLAGS)
+    flags.add_fallback(parser, "Python's help texts", units=256, epochs=6, dropout=0.2)
     return parser.parse_args(argv)
 
 
@@ -50,11 +53,13 @@ def main(args):
     flags.check(args)
 
     # Data: a text, in order 90 % for training, 5 % for validation and 5 % for the test, as token ids.
+    print("Reading the text …", flush=True)
     dataset, remark = data.load_text(file=args.text, data_dir=args.data_dir)
     if args.limit:
         dataset = data.TextDataset(dataset.name, dataset.text[: args.limit], dataset.source)
     if remark:
-        print(remark, flush=True)
+        print_wrapped(remark)
+        flags.use_fallback(args)
     print(f"{keras.backend.backend()} backend · {dataset.name}: {len(dataset.text):,} characters", flush=True)
     folder = pathlib.Path(args.output or f"runs/rnn_shakespeare-{dataset.name}-{args.cell}-{args.tokenizer}")
     if args.evaluate:
@@ -99,10 +104,10 @@ def main(args):
         model.summary()
 
         steps = args.epochs * len(train)
-        warmup_steps = min(200, steps // 4)
+        peak, warmup_steps = limit_warmup(args.learning_rate, steps=steps, warmup_steps=200)
         learning_rate = {
-            "cosine": warmup_cosine(args.learning_rate, steps=steps, warmup_steps=warmup_steps),
-            "inverse-sqrt": InverseSquareRoot(args.learning_rate, max(1, warmup_steps)),
+            "cosine": warmup_cosine(peak, steps=steps, warmup_steps=warmup_steps),
+            "inverse-sqrt": InverseSquareRoot(peak, warmup_steps),
             "constant": args.learning_rate,
         }[args.schedule]
         optimizer = TorchAdam(
@@ -136,8 +141,8 @@ def main(args):
                     callbacks=[
                         ResetStates(),
                         best,
-                        samples,
                         *run.callbacks(train, examples=train.tokens.size, unit="tokens"),
+                        samples,
                     ],
                     shuffle=False,
                     verbose=run.verbose,
@@ -153,7 +158,8 @@ def save_and_report(run, model, tokenizer, dataset):
     metrics = run.metrics() | evaluate_language_model(model, tokenizer, dataset, run.folder)
     zoo.CausalLM(model, tokenizer).save_to_preset(run.folder, card=metrics)
     (run.folder / "best.npz").unlink()
-    return run.save_metrics(metrics)
+    prompt = dataset.split("test").split()[0]
+    return run.save_metrics(metrics, ["zoo", "generate", str(run.folder), prompt])
 
 
 if __name__ == "__main__":

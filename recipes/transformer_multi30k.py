@@ -1,11 +1,14 @@
 """Train a transformer encoder-decoder to translate and evaluate its BLEU.
 
-    KERAS_BACKEND=tensorflow python recipes/transformer_multi30k.py --source-lang de --target-lang en \\
-        --data-dir FOLDER --vocabulary-size 6000 --pre-norm --num-layers 3 --hidden-dim 256 --intermediate-dim 1024 \\
-        --num-heads 4 --epochs 24 --schedule cosine --learning-rate 1e-3 --warmup-steps 800 --dropout 0.3
+    KERAS_BACKEND=tensorflow python recipes/transformer_multi30k.py \\
+        --source-lang de --target-lang en --data-dir FOLDER \\
+        --vocabulary-size 6000 --pre-norm --num-layers 3 --hidden-dim 256 \\
+        --intermediate-dim 1024 --num-heads 4 --epochs 24 --schedule cosine \\
+        --learning-rate 1e-3 --warmup-steps 800 --dropout 0.3
 
-Multi30k, German to English: test BLEU 39.21 greedy, 40.71 with 5 beams (the preset `transformer_multi30k_de_en`);
-English to German, 20 epochs: 37.14 and 38.32 (`transformer_multi30k_en_de`).
+Multi30k, German to English: test BLEU 39.21 greedy, 40.71 with 5 beams (the preset `transformer_multi30k_de_en`), 65
+minutes on 2 CPU cores; English to German, 20 epochs: 37.14 and 38.32 (`transformer_multi30k_en_de`).
+Without data, numbers in words: about three minutes, BLEU 99.
 """
 
 import pathlib
@@ -36,8 +39,8 @@ from zoo.training.callbacks import CheckpointAveraging, ValidationScore
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.losses import LabelSmoothingCrossEntropy
 from zoo.training.optimizers import TorchAdam
-from zoo.training.run import Run, save_metrics
-from zoo.training.schedules import InverseSquareRoot, warmup_cosine
+from zoo.training.run import Run, print_wrapped, save_metrics
+from zoo.training.schedules import InverseSquareRoot, limit_warmup, warmup_cosine
 
 SIZES = ("num_layers", "hidden_dim", "intermediate_dim", "num_heads")
 
@@ -49,6 +52,8 @@ def parse_args(argv=None):
     flags.add(parser, epochs=30, batch_tokens=2048, label_smoothing=0.1, average_checkpoints=5)
     flags.add(parser, learning_rate=2e-3, schedule="inverse-sqrt", warmup_steps=1000)
     flags.add(parser, *flags.RUN_FLAGS)
+    small = {"num_layers": 2, "intermediate_dim": 512, "vocabulary_size": 400, "warmup_steps": 300, "dropout": 0.1}
+    flags.add_fallback(parser, "number words", epochs=4, **small)
     return parser.parse_args(argv)
 
 
@@ -56,16 +61,17 @@ def main(args):
     flags.check(args)
 
     # Data: pairs of sentences, in batches of like length.
+    print("Reading sentence pairs …", flush=True)
     dataset, remark = data.load_pairs(args.source_lang, args.target_lang, data_dir=args.data_dir, pairs=args.pairs)
     splits = {split: getattr(dataset, split)[: args.limit] for split in ("train", "validation", "test")}
     dataset = data.PairDataset(dataset.name, dataset.source_lang, dataset.target_lang, **splits)
     if remark:
-        print(remark, flush=True)
-    print(
+        print_wrapped(remark)
+        flags.use_fallback(args)
+    print_wrapped(
         f"{keras.backend.backend()} backend · {dataset.name}, {args.source_lang} to {args.target_lang}: "
         + ", ".join(f"{len(pairs):,} {split}" for split, pairs in splits.items())
-        + " pairs",
-        flush=True,
+        + " pairs"
     )
     name = f"transformer_{args.source_lang}_{args.target_lang}"
     folder = pathlib.Path(args.output or f"runs/transformer_multi30k-{dataset.name}-{name[12:]}")
@@ -103,13 +109,13 @@ def main(args):
             raise UserError(str(error)) from error
         set_initial_weights(model, seed=args.seed, initializer="transformer")
         set_random_streams(model, seed=args.seed)
-        model.summary()
+        print(zoo.ledger(model).to_text(width=80))
 
         steps = args.epochs * len(train)
-        warmup_steps = min(args.warmup_steps, max(1, steps // 4))
+        peak, warmup_steps = limit_warmup(args.learning_rate, steps=steps, warmup_steps=args.warmup_steps)
         learning_rate = {
-            "inverse-sqrt": InverseSquareRoot(args.learning_rate, warmup_steps),
-            "cosine": warmup_cosine(args.learning_rate, steps=steps, warmup_steps=warmup_steps),
+            "inverse-sqrt": InverseSquareRoot(peak, warmup_steps),
+            "cosine": warmup_cosine(peak, steps=steps, warmup_steps=warmup_steps),
             "constant": args.learning_rate,
         }[args.schedule]
         optimizer = TorchAdam(learning_rate, beta_2=0.98, epsilon=1e-9)
@@ -163,7 +169,8 @@ def save_and_report(run, model, tokenizer, dataset, average):
     metrics["validation_bleu"] = run.history[-1]["val_bleu"]
     translator.save_to_preset(run.folder, card=metrics)
     average.remove()
-    return run.save_metrics(metrics)
+    source = min((source for source, _ in dataset.test), key=len)
+    return run.save_metrics(metrics, ["zoo", "translate", str(run.folder), source])
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def finished(tmp_path_factory):
 def test_a_run_leaves_everything_behind(finished, tmp_path):
     folder, metrics = finished
     made = {path.name for path in folder.iterdir()}
-    pictures = {"confusion_matrix.png", "training_curves.png", "worst_mistakes.png"}
+    pictures = {"confusion_matrix.png", "test_image.png", "training_curves.png", "worst_mistakes.png"}
     assert made == {"model.keras", "card.json", "history.csv", "metrics.json", "report.txt"} | pictures
     assert json.loads((folder / "metrics.json").read_text()) == metrics
     assert metrics["backend"] == keras.backend.backend() and metrics["parameters"] == 9_536_074

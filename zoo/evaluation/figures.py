@@ -45,6 +45,6 @@ def set_epoch_axis(axes: Any, history: list[dict[str, Any]]) -> None:
         history: rows of `history.csv`, dicts.
     """
     axes.set(xlabel="epoch", xlim=(0.5, history[-1]["epoch"] + 0.5))
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     axes.margins(y=0.12)
     axes.grid(alpha=0.3)

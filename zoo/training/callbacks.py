@@ -8,6 +8,7 @@ import math
 import pathlib
 import signal
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -201,9 +202,9 @@ class Progress(keras.callbacks.Callback):
         speed = f"{row['seconds']:.0f} s, {row[rate]:,.0f} {rate.removesuffix('_per_second')}/s"
         validation = {key.removeprefix("val_"): value for key, value in logs.items() if key.startswith("val_")}
         training = {key: value for key, value in logs.items() if not key.startswith("val_")}
-        lines = [f"{self._title}  {_format_logs(training)}  ({speed})"]
-        lines += [f"{'validation':>{len(self._title)}}  {_format_logs(validation)}"] if validation else []
-        print("\n".join(lines), flush=True)
+        for text in (f"{self._title}  {_format_logs(training)}  ({speed})", f"validation  {_format_logs(validation)}"):
+            if validation or not text.startswith("validation"):
+                print(textwrap.fill(text, 80, subsequent_indent="  "), flush=True)
 
 
 def _format_logs(logs):
