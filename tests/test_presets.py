@@ -403,7 +403,7 @@ def test_one_of_several_models_is_named_after_a_slash():
     for whole in ("diffusion_captions", str(SAVED / "diffusion_captions")):
         found = presets.find_preset(f"{whole}/decoder")
         assert found.model_path == SAVED / "diffusion_captions" / "decoder.keras" == found.model_paths[0]
-        assert presets.resolve_model_path(f"{whole}/decoder") == found.model_path
+        assert presets.resolve_model_path(f"{whole}/decoder") == found.model_path and found.task is None
     with pytest.raises(UserError, match="diffusion_captions has no model 'decodr': .*Did you mean 'decoder'"):
         presets.find_preset("diffusion_captions/decodr")
     with pytest.raises(UserError, match="There is no folder nothing/decoder"):

@@ -255,6 +255,21 @@ def test_the_macs_of_every_preset_are_known(name, capsys):
         assert one["unknown"] == [] and one["macs"] > 0
 
 
+def test_a_summary_needs_no_weights(monkeypatch, capsys):
+    """Drawing those of sd15_denoiser takes 3.4 GB and half a minute; those of a file take reading it."""
+    import keras
+
+    def refuse(*args, **kwargs):
+        pytest.fail("weights are drawn or read")
+
+    monkeypatch.setattr(keras.initializers.VarianceScaling, "__call__", refuse)
+    monkeypatch.setattr(keras.Model, "load_weights", refuse)
+    monkeypatch.setattr(keras.saving, "load_model", refuse)
+    for name in ("cnn", "cnn_mnist"):
+        command.run(["summary", name])
+        assert "9,536,074 parameters" in capsys.readouterr().out
+
+
 def test_input_shapes_by_name(capsys):
     from zoo.parity.records import recorded_input_shapes
 

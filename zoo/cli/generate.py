@@ -94,7 +94,8 @@ def run(args: argparse.Namespace) -> None:
         if value is not None and args.image is None:
             raise UserError(f"--{flag} is for image-to-image generation: give the initial image with --image.")
     preset = find_preset(args.model)
-    task = preset.task or ("text-to-image" if (preset.folder / "pipeline.json").is_file() else "text-generation")
+    is_diffusion = (preset.folder / "pipeline.json").is_file() and not preset.model_path.is_file()
+    task = preset.task or ("text-to-image" if is_diffusion else "text-generation")
     if task == "text-to-image":
         _refuse(args, _TEXT_FLAGS, f"{preset.name} generates images")
         backends.import_keras(preferred="torch")  # which starts and samples soonest

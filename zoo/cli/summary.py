@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> None:
     models = find_models(args.model)
     several, dicts, unused = len(models) > 1, [], set(shapes if isinstance(shapes, dict) else ())
     for name, path in models.items():
-        model = load_found_model(name, path)
+        model = load_found_model(name, path, load_weights=bool(args.html))
         own = shapes
         if several and isinstance(shapes, dict):  # each model takes the shapes of its own inputs
             own = {x.name: shapes[x.name] for x in model.inputs if x.name in shapes}

@@ -48,6 +48,8 @@ def run(args: argparse.Namespace) -> None:
     translator = Translator.from_preset(preset)
     settings = {"num_beams": args.num_beams, "length_penalty": args.length_penalty}
     if not args.sentence:
+        if sys.stdin.isatty():
+            print("Type a sentence a line; Ctrl-D ends.", file=sys.stderr)
         for line in sys.stdin:  # one by one, so that a person who types is answered
             print(translator.translate(line, **settings), flush=True)
         return
