@@ -44,10 +44,9 @@ def require(*packages: str, what: str) -> None:
     """
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
         extras = [extra for extra, names in EXTRAS.items() if set(names) & set(missing)]
-        raise UserError(
-            f"{what} needs {' and '.join(missing)}, which {'are' if len(missing) > 1 else 'is'} not installed: "
-            f"{install_command(*extras)}."
-        )
+        names = " and ".join([", ".join(missing[:-1]), missing[-1]]).removeprefix(" and ")
+        verb = "are" if len(missing) > 1 else "is"
+        raise UserError(f"{what} needs {names}, which {verb} not installed: {install_command(*extras)}.")
 
 
 def install_command(*extras: str) -> str:

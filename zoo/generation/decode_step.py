@@ -49,23 +49,27 @@ def init_state(
         dict of tensors; see above.
     """
     batch, heads, _, width = cache.shape
+
+    def tensor(value, shape, dtype):  # from NumPy: JAX would compile a program for each shape and dtype
+        return ops.convert_to_tensor(np.broadcast_to(np.array(value, dtype), shape).copy())
+
     # All beams start equal: only the first may be continued.
-    scores = ops.convert_to_tensor(np.tile([0.0] + [NEG_INF] * (num_beams - 1), (batch, 1)), "float32")
+    scores = tensor([0.0] + [NEG_INF] * (num_beams - 1), (batch, num_beams), "float32")
     cache_shape = (batch, heads, num_positions, num_beams, width)
     state = {
-        "position": ops.convert_to_tensor(0, "int32"),
-        "token": ops.full((batch, num_beams), start_id, "int32"),
-        "self_attention_mask": ops.zeros((batch, num_beams, num_positions, num_beams), "bool"),
-        "caches": [ops.zeros(cache_shape, cache.dtype) for _ in range(2 * num_layers)],
-        "sequences": ops.zeros((batch, num_beams, num_positions), "int32"),
+        "position": tensor(0, (), "int32"),
+        "token": tensor(start_id, (batch, num_beams), "int32"),
+        "self_attention_mask": tensor(False, (batch, num_beams, num_positions, num_beams), "bool"),
+        "caches": [ops.cast(tensor(0, cache_shape, "float32"), cache.dtype) for _ in range(2 * num_layers)],
+        "sequences": tensor(0, (batch, num_beams, num_positions), "int32"),
         "scores": scores,
         "unfinished": ops.convert_to_tensor(np.arange(batch) < num_sentences),
     }
     if num_beams > 1:
         state |= {
-            "finished_sequences": ops.zeros((batch, num_beams, num_positions), "int32"),
-            "finished_scores": ops.full((batch, num_beams), NEG_INF, "float32"),
-            "finished": ops.zeros((batch, num_beams), "bool"),
+            "finished_sequences": tensor(0, (batch, num_beams, num_positions), "int32"),
+            "finished_scores": tensor(NEG_INF, (batch, num_beams), "float32"),
+            "finished": tensor(False, (batch, num_beams), "bool"),
         }
     return state
 
@@ -127,7 +131,7 @@ def sample_step(
     }
 
 
-def best_hypothesis(state: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+def best_hypothesis(state: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """The best hypothesis of each sentence.
 
     Args:
@@ -137,7 +141,8 @@ def best_hypothesis(state: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         (tokens (B, P), scores (B,)).
     """
     prefix = "finished_" if "finished" in state else ""
-    return state[f"{prefix}sequences"][:, 0], state[f"{prefix}scores"][:, 0]
+    sequences, scores = (ops.convert_to_numpy(state[f"{prefix}{name}"]) for name in ("sequences", "scores"))
+    return sequences[:, 0], scores[:, 0]
 
 
 def select_sentences(state: dict[str, Any], rows: npt.ArrayLike) -> dict[str, Any]:

@@ -208,7 +208,7 @@ class Seq2SeqGenerator:
             params |= {name: ops.convert_to_tensor(array) for name, array in tensors.items()}
             state = loop(state, context, params)
             self.num_steps, position = self.num_steps + int(state["position"]) - position, int(state["position"])
-            sequences, scores = (ops.convert_to_numpy(x) for x in best_hypothesis(state))
+            sequences, scores = best_hypothesis(state)
             for row, sequence, score in zip(rows, sequences, scores):
                 if row < batch:
                     results[row] = self._until_end(sequence[: last_positions[row] + 1]), score
