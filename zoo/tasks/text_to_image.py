@@ -302,7 +302,7 @@ class TextToImage(Task):
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         return np.array([self.tokenize(one)[0] for one in prompts], np.int32).reshape(-1, self._max_length)
 
-    def postprocess(self, latents: npt.ArrayLike) -> np.ndarray:
+    def postprocess(self, latents: np.ndarray) -> np.ndarray:
         """Decode latents.
 
         Args:
