@@ -40,5 +40,5 @@ def test_damaged_cards(tmp_path, content, words):
 
 
 def test_the_command_without_resume():
-    command = "KERAS_BACKEND=jax python recipes/cnn_mnist.py --resume --output 'my runs'"
+    command = "KERAS_BACKEND=jax python recipes/cnn_mnist.py --resume --overwrite --output 'my runs'"
     assert cards.without_resume_flag(command) == "KERAS_BACKEND=jax python recipes/cnn_mnist.py --output 'my runs'"

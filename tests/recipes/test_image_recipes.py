@@ -40,6 +40,7 @@ def test_a_run_leaves_everything_behind(finished, tmp_path):
     pictures = {"confusion_matrix.png", "test_image.png", "training_curves.png", "worst_mistakes.png"}
     assert made == {"model.keras", "card.json", "history.csv", "metrics.json", "report.txt"} | pictures
     assert json.loads((folder / "metrics.json").read_text()) == metrics
+    assert max(metrics["first_losses"]) <= 1.2 * metrics["first_losses"][0], "the warm-up of a short run is too fast"
     assert metrics["backend"] == keras.backend.backend() and metrics["parameters"] == 9_536_074
     history = (folder / "history.csv").read_text().splitlines()
     assert history[0].split(",")[:5] == ["epoch", "accuracy", "loss", "val_accuracy", "val_loss"] and len(history) == 3
