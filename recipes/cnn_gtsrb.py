@@ -123,10 +123,9 @@ def save_and_report(run, model, dataset):
     metrics = run.metrics() | evaluate_classifier(model, dataset, run.folder, limit=run.args.limit)
     metrics["validation_accuracy"] = run.history[-1].get("val_accuracy")
     zoo.ImageClassifier(model, class_names=dataset.class_names).save_to_preset(run.folder, card=metrics)
-    write_png(
-        run.folder / "test_image.png", dataset.x_test[0].squeeze(), {"class": dataset.class_names[dataset.y_test[0]]}
-    )
-    return run.save_metrics(metrics, ["zoo", "classify", str(run.folder), str(run.folder / "test_image.png")])
+    image = run.folder / "test_image.png"
+    write_png(image, dataset.x_test[0].squeeze(), {"class": dataset.class_names[dataset.y_test[0]]})
+    return run.save_metrics(metrics, ["zoo", "classify", str(image), "--model", str(run.folder)])
 
 
 if __name__ == "__main__":

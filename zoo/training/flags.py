@@ -3,7 +3,7 @@
 parser = flags.parser(__doc__)
 flags.add(parser, "dataset", "data_dir", epochs=5, batch_size=64)   # a value is the recipe's default
 flags.add(parser, *flags.RUN_FLAGS)
-flags.add_fallback(parser, "digits", epochs=15)     # defaults for the small data that a recipe falls back on
+flags.add_fallback(parser, "digits", epochs=10)     # defaults for the small data that a recipe falls back on
 args = parser.parse_args()
 flags.check(args)                          # ranges, packages: one sentence if a value is wrong or a package missing
 flags.settings(args)                                                 # what defines the run
