@@ -62,7 +62,7 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
     from zoo.tasks.translator import Translator
     from zoo.tasks.verify import verify
 
-from zoo.backends import set_default_backend
+from zoo.backends import BACKENDS, check_backend, set_default_backend
 
 set_default_backend()
 
@@ -121,11 +121,15 @@ _ROOMS = [name for name in __all__ if name not in _MODULES]
 if not TYPE_CHECKING:  # else any name would pass
 
     def __getattr__(name):
-        if name in _ROOMS:
-            return importlib.import_module(f"zoo.{name}")
-        if name in _MODULES:
-            return getattr(importlib.import_module(_MODULES[name]), name)
-        raise AttributeError(f"module 'zoo' has no attribute {name!r}")
+        if name not in __all__:
+            raise AttributeError(f"module 'zoo' has no attribute {name!r}")
+        try:
+            module = importlib.import_module(_MODULES.get(name, f"zoo.{name}"))
+        except ModuleNotFoundError as error:
+            if error.name in BACKENDS:
+                check_backend(error.name)  # raises the sentence that has the command to install it
+            raise
+        return getattr(module, name) if name in _MODULES else module
 
 
 def __dir__() -> list[str]:

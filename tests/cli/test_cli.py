@@ -178,7 +178,10 @@ def test_backends_that_are_not_there(run, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(hide)
     ended = zoo(run, "summary", "cnn", backend="tensorflow", PYTHONPATH=str(tmp_path))
     assert ended.returncode == 2 and "KERAS_BACKEND is tensorflow, which is not installed" in ended.stderr
-    assert "pip install 'keras-model-zoo[tensorflow]', or use jax or torch." in ended.stderr
+    sentence = "is tensorflow, which is not installed: pip install 'keras-model-zoo[tensorflow]', or use jax or torch."
+    assert sentence in ended.stderr
+    ended = run(["-c", "import zoo; zoo.CausalLM"], backend="tensorflow", PYTHONPATH=str(tmp_path))
+    assert f"UserError: the backend {sentence}" in ended.stderr
     (tmp_path / "sitecustomize.py").write_text(hide + "; sys.modules['jax'] = None")
     first = "from zoo.backends import import_keras; import_keras()\nimport keras", "import zoo.models.cnn, keras"
     for program in first:  # as the command does, and as a library
