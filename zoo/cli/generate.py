@@ -50,7 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sample from the fewest tokens of this total probability; default 1, all",
     )
     add("--greedy", action="store_true", default=None, help="take the most probable token at each step")
-    add("--top-tokens", type=at_least(1), metavar="N", help="generate nothing, show the N most probable next tokens")
+    add(
+        "--top-tokens",
+        type=at_least(1),
+        metavar="N",
+        help="generate nothing, show the N most probable next tokens; default: generate",
+    )
 
     add = parser.add_argument_group("image generation").add_argument
     add("--negative-prompt", metavar="TEXT", help="what the image should not show; default nothing")
