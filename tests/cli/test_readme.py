@@ -68,6 +68,7 @@ def test_the_snippets_give_what_the_commands_give(run, tmp_path, capsys, monkeyp
 
 @pytest.mark.heavy
 @pytest.mark.once
+@pytest.mark.slow  # the test above compares with what the README shows, on every backend
 def test_the_snippets_give_the_same_on_every_backend(run):
     classes, text, translation, image = run_snippets(run, "torch")
     for backend in ("tensorflow", "jax"):
