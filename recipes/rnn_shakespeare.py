@@ -45,7 +45,7 @@ def parse_args(argv=None):
     flags.add(parser, epochs=20, batch_size=32, sequence_length=64, stateless=False, patience=4)
     flags.add(parser, optimizer="adamw", learning_rate=2e-3, schedule="cosine", weight_decay=0.0, global_clipnorm=1.0)
     flags.add(parser, *flags.RUN_FLAGS)
-    flags.add_fallback(parser, "Python's help texts", units=256, epochs=6, dropout=0.2)
+    flags.add_fallback(parser, "Python's help texts", units=256, epochs=5, dropout=0.2)
     return parser.parse_args(argv)
 
 

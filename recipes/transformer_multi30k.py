@@ -109,7 +109,8 @@ def main(args):
             raise UserError(str(error)) from error
         set_initial_weights(model, seed=args.seed, initializer="transformer")
         set_random_streams(model, seed=args.seed)
-        print(zoo.ledger(model).to_text(width=80))
+        lengths = {"source": (16,), "target": (16,)}  # for the work of a pair of 16 tokens
+        print(zoo.ledger(model, input_shape=lengths).to_text(width=80), flush=True)
 
         steps = args.epochs * len(train)
         peak, warmup_steps = limit_warmup(args.learning_rate, steps=steps, warmup_steps=args.warmup_steps)
