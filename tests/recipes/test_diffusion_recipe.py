@@ -29,7 +29,7 @@ SMALL = """
 from zoo.models import variants
 variants.AUTOENCODER["tiny"].update(block_out_channels=(8, 8, 8), norm_num_groups=4)
 variants.DENOISER["tiny"].update(
-    block_out_channels=(8, 8), has_attention=(False, True), norm_num_groups=4, num_heads=2, cross_attention_dim=8
+    block_out_channels=(8,), has_attention=(False,), norm_num_groups=4, num_heads=2, cross_attention_dim=8
 )
 variants.TEXT_ENCODER["tiny"].update(num_layers=1, hidden_dim=8, intermediate_dim=8, num_heads=2)
 """
