@@ -27,12 +27,13 @@ def jobs(arguments):
 
     Unless the arguments name files, the tests of several devices are apart, so that two workers end at about one time.
     """
-    across = (ACROSS, "torch", arguments)
+    titles = ("tensorflow", "jax", ACROSS, "torch")  # where models are compiled takes longest
+    backend_of = {title: "torch" if title == ACROSS else title for title in titles}
     if any((ROOT / argument.partition("::")[0]).exists() for argument in arguments):
-        return [across, *((backend, backend, arguments) for backend in BACKENDS)]
+        return [(title, backend_of[title], arguments) for title in titles]
+    apart = [f"--ignore={DEVICES}"]
     return [
-        across,
-        *((backend, backend, [*arguments, f"--ignore={DEVICES}"]) for backend in BACKENDS),
+        *((title, backend_of[title], arguments if title == ACROSS else arguments + apart) for title in titles),
         *((f"{backend}, several devices", backend, [*arguments, DEVICES]) for backend in BACKENDS),
     ]
 
