@@ -9,7 +9,7 @@ HELP = "classify images"
 EPILOG = """examples:
   zoo classify digit.png
   zoo classify sign.jpg other.jpg --model cnn_gtsrb --top-k 1
-  zoo classify digit.png --model runs/cnn_mnist
+  zoo classify digit.png --model runs/cnn_mnist-mnist
 
 Class names come from the card or the metrics.json beside the model."""
 _BAR = 30  # characters for a probability of 1

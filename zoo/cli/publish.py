@@ -14,7 +14,8 @@ from zoo.typing import StrPath
 
 HELP = "turn the folder of a finished training run into a preset"
 EPILOG = """example:
-  zoo publish runs/cnn_mnist --data-license "CC BY-SA 3.0" --output my_cnn"""
+  zoo publish runs/cnn_mnist-mnist --data-license "CC BY-SA 3.0" \\
+      --output my_cnn"""
 
 _RUN = (
     *("command", "backend", "versions", "machine", "dataset", "data_sha256", "seed", "epochs", "learning_rate"),
