@@ -3,8 +3,9 @@
 python tests/distribution/distributed_cases.py FOLDER --devices cpu:4 --runs cnn@cpu:4 rnn+dropout@cpu:2 plain_fit@cpu:2
 
 A process begins with as many devices as `--devices` says, and does the runs one after the other. Each writes
-FOLDER/<run>.npz: the first losses, and the weights after the last step. Words behind a case: `dropout`, `model`
-(weights divided among the devices); any other is a part of the name alone.
+FOLDER/<run>.npz: the first losses, and the weights after the last step. Words behind a case: `dropout`; `model`,
+weights divided among the devices; `endless`, go on until a process is lost; `short`, fewer calls of plain fit. Any
+other is a part of the name alone.
 """
 
 import argparse
@@ -128,7 +129,7 @@ CASES = {"cnn": cnn_case, "rnn": rnn_case, "transformer": transformer_case, "den
 LAYOUTS = {"transformer": transformers.TENSOR_PARALLEL_LAYOUT_MAP, "denoiser": denoisers.TENSOR_PARALLEL_LAYOUT_MAP}
 
 
-def run(case, folder, *, devices, parallel="data", dropout=0.0, precision="float32"):
+def run(case, folder, *, devices, parallel="data", dropout=0.0, precision="float32", endless=False):
     """Train a case for an epoch; the first process writes its losses, metrics and weights."""
     with distribution.strategy(devices, parallel=parallel, layout_map=LAYOUTS.get(case), precision=precision) as on:
         model, batches, validation, compiling, numbers = CASES[case](dropout)
@@ -149,18 +150,42 @@ def run(case, folder, *, devices, parallel="data", dropout=0.0, precision="float
         assert {layer.compute_dtype for layer in plain.layers} == {"float32"}
         same = [np.asarray(keras.ops.convert_to_numpy(v)) for v in plain.trainable_variables]
         assert all(np.array_equal(a, b) for a, b in zip(weights, same, strict=True))
-    if not files.discarding():
-        metrics = {key: value for key, value in log.history[0].items() if "loss" in key or "accuracy" in key}
-        with files.atomic_write(f"{folder}.npz") as temporary:
-            np.savez(
-                temporary,
-                *weights,
-                losses=first.losses,
-                count=on.num_devices,
-                metrics=list(metrics.values()),
-                optimizer=type(model.optimizer).__name__,
-                shards=[f"{path} {shape}" for path, shape in shards.items()],
-            )
+        save_results(folder, on, model, weights, first.losses, log.history[0], shards)
+        if endless:
+            train_until_a_process_is_lost(model, batches, folder)
+
+
+def save_results(folder, devices, model, weights, losses, row, shards):
+    """Write what the tests compare, in the first process."""
+    if files.discarding():
+        return
+    metrics = [value for key, value in row.items() if "loss" in key or "accuracy" in key]
+    with files.atomic_write(f"{folder}.npz") as temporary:
+        np.savez(
+            temporary,
+            *weights,
+            losses=losses,
+            count=devices.num_devices,
+            metrics=metrics,
+            optimizer=type(model.optimizer).__name__,
+            shards=[f"{path} {shape}" for path, shape in shards.items()],
+        )
+
+
+def train_until_a_process_is_lost(model, batches, folder):
+    """Train without an end; writes a file after the first step."""
+
+    def started(batch, logs):
+        if not files.discarding():
+            (folder / "endless").touch()
+
+    try:
+        callback = keras.callbacks.LambdaCallback(on_train_batch_end=started)
+        model.fit(batches, shuffle=False, epochs=10**6, callbacks=[callback], verbose=0)
+    except Exception as error:
+        if not distribution.is_peer_failure(error):
+            raise
+        raise TrainingError(f"{distribution.PEER_FAILURE_MESSAGE}.") from error
 
 
 class RowBatches(keras.utils.PyDataset):
@@ -178,7 +203,7 @@ class RowBatches(keras.utils.PyDataset):
         return self.x[rows], self.y[rows]
 
 
-def run_plain_fit(folder, *, devices):
+def run_plain_fit(folder, *, devices, short=False):
     """Keras' own optimizer and `fit` as any user calls them; writes every number that `fit` and `evaluate` give."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(64, 6)).astype("float32"), rng.integers(0, 3, 64)
@@ -195,6 +220,8 @@ def run_plain_fit(folder, *, devices):
         "layers of one name": ((x, y), {"batch_size": ROWS}),
         "rows left over": ((x[:59], y[:59]), left),
     }
+    if short:
+        calls = {name: calls[name] for name in ("arrays", "rows left over")}
     results = {}
     with distribution.strategy(devices) as on:
         for name, (data, options) in calls.items():
@@ -230,37 +257,16 @@ def run_plain_fit(folder, *, devices):
             np.savez(temporary, **results)
 
 
-def train_until_a_process_is_lost(folder, *, devices):
-    """Train without an end; writes a file after the first step."""
-
-    def started(batch, logs):
-        if not files.discarding():
-            folder.touch()
-
-    with distribution.strategy(devices):
-        model, batches, _, compiling, numbers = rnn_case(dropout=0.0)
-        model.compile(optimizer=TorchAdam(2e-3, **numbers), **compiling)
-        try:
-            callback = keras.callbacks.LambdaCallback(on_train_batch_end=started)
-            model.fit(batches, shuffle=False, epochs=10**6, callbacks=[callback], verbose=0)
-        except Exception as error:
-            if not distribution.is_peer_failure(error):
-                raise
-            raise TrainingError(f"{distribution.PEER_FAILURE_MESSAGE}.") from error
-
-
 def main(args):
     for name in args.runs:
         folder = pathlib.Path(args.folder) / name
         case, devices = name.split("@")
         case, *words = case.split("+")
         if case == "plain_fit":
-            run_plain_fit(folder, devices=devices)
-        elif case == "endless":
-            train_until_a_process_is_lost(folder, devices=devices)
+            run_plain_fit(folder, devices=devices, short="short" in words)
         else:
             parallel, dropout = "model" if "model" in words else "data", 0.4 if "dropout" in words else 0.0
-            run(case, folder, devices=devices, parallel=parallel, dropout=dropout)
+            run(case, folder, devices=devices, parallel=parallel, dropout=dropout, endless="endless" in words)
 
 
 if __name__ == "__main__":
