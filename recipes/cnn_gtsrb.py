@@ -51,6 +51,7 @@ def parse_args(argv=None):
     flags.add(parser, "dataset", "data_dir", epochs=30, batch_size=64)
     flags.add(parser, optimizer="adamw", learning_rate=1e-3, schedule="cosine", weight_decay=1e-4)
     flags.add(parser, *flags.RUN_FLAGS)
+    flags.add_fallback(parser, "digits", epochs=10)
     return parser.parse_args(argv)
 
 
@@ -62,6 +63,8 @@ def main(args):
     name = args.dataset or "gtsrb"
     print(f"Reading {name} …", flush=True)
     dataset = data.load_images(name, args.data_dir)
+    if dataset.name == "digits":
+        flags.use_fallback(args)
     print_wrapped(
         f"{keras.backend.backend()} backend · {dataset.name}: {len(dataset.x_train):,} training and "
         f"{len(dataset.x_test):,} test images, {len(dataset.class_names)} classes",

@@ -339,7 +339,7 @@ def _load_gtsrb(path):
         f"{', '.join(_GTSRB_ARRAYS)}, or the official folder with Final_Training/Images and Final_Test/Images"
     )
     if not path.exists():
-        raise UserError(f"There is no GTSRB data at {path}: {hint}.")
+        raise UserError(f"There is no GTSRB data at {path}: {hint}; --dataset digits needs no files.")
     if path.is_file():
         return _load_gtsrb_npz(path, hint)
     for folder in (path, path / "GTSRB"):

@@ -169,7 +169,7 @@ class Run:
         Returns:
             all that the file holds.
         """
-        metrics = save_metrics(self.folder, metrics)
+        metrics = _write_metrics(self.folder, metrics)
         files.remove(self.folder / CHECKPOINT_FILE)
         rate = self._rate_key()
         speed = f"{metrics[rate]:,.0f} {rate.removesuffix('_per_second')}/s in training"
@@ -227,7 +227,7 @@ def print_command(words: Sequence[str]) -> None:
 
 
 def save_metrics(folder: StrPath, metrics: dict[str, Any]) -> dict[str, Any]:
-    """Write `metrics.json` with the command and the versions.
+    """Write `metrics.json` of an evaluation, with the command and the versions, and print where the report is.
 
     Args:
         folder: where it goes.
@@ -236,6 +236,12 @@ def save_metrics(folder: StrPath, metrics: dict[str, Any]) -> dict[str, Any]:
     Returns:
         all that it holds.
     """
+    metrics = _write_metrics(folder, metrics)
+    print(f"The report is in {folder}/.", flush=True)
+    return metrics
+
+
+def _write_metrics(folder, metrics):
     metrics = metrics | run_metadata()
     files.write_json(pathlib.Path(folder) / METRICS_FILE, metrics)
     return metrics
