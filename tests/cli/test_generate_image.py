@@ -25,7 +25,7 @@ def test_samplers_are_those_of_the_zoo():
 
 @pytest.mark.heavy
 @pytest.mark.parametrize(
-    "backend", ["jax", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tensorflow", "torch"))]
+    "backend", ["torch", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tensorflow", "jax"))]
 )
 def test_the_command_gives_the_images_of_the_class(run, tmp_path, backend):
     """Two images by a sampler that adds noise in every step, with a negative prompt; their strips and animations.

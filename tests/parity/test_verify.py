@@ -277,8 +277,8 @@ def spoil(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "kind, layer, call, others",
     [
-        ("MaxPooling2D", "pool", "inner/pool", ["jax"]),
-        pytest.param("Conv2D", "conv1", "inner/conv1", [], marks=pytest.mark.slow),
+        pytest.param("MaxPooling2D", "pool", "inner/pool", ["jax"], marks=pytest.mark.slow),
+        ("Conv2D", "conv1", "inner/conv1", []),
     ],
 )
 def test_a_backend_that_goes_wrong(small, spoil, kind, layer, call, others):
