@@ -1,7 +1,7 @@
 """The fenced blocks of the documentation, and what the comment above each says about running it.
 
     <!-- run -->                                       the default, for a block without a comment
-    <!-- slow -->                                      runs with --full only
+    <!-- slow -->                                      runs with --full only, after the blocks above it
     <!-- too long: last run 2026-11-21, 27 min -->     does not run in tests; the date, and what it took where known
     <!-- needs two machines: last run 2026-11-22 -->   likewise
 
