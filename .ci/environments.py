@@ -10,6 +10,7 @@ Needs Python 3.11 and a network. What each command printed is in FOLDER/<environ
 """
 
 import argparse
+import os
 import pathlib
 import re
 import subprocess
@@ -18,8 +19,9 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-SUITE = [["tests/all_backends.py", "-m", "not heavy"]]
-DEVICES = [["tests/all_backends.py", "tests/distribution/test_strategy.py"]]
+SUITE = ["tests/all_backends.py", "-m", "not heavy"]
+DEVICES = ["tests/all_backends.py", "tests/distribution/test_strategy.py"]
+TOOLS = ["--ignore=tests/docs", "--ignore=tests/test_types.py"]  # need the extra `test`
 
 # The steps of pip, and the programs to run after them.
 ENVIRONMENTS = {
@@ -31,11 +33,14 @@ ENVIRONMENTS = {
             ["uninstall", "-y", "keras", "keras-hub"],
             ["install", "--no-deps", "--pre", "keras-nightly", "keras-hub-nightly"],
         ],
-        SUITE + DEVICES,
+        [SUITE, DEVICES],
     ),
-    "oldest": ([["install", "-c", ".ci/oldest.txt", "-e", ".[all]", "pytest"]], SUITE),
+    "oldest": (
+        [["install", "-c", ".ci/oldest.txt", "-e", ".[all]", "pytest", "setuptools>=77"]],
+        [[*SUITE, *TOOLS]],
+    ),
 } | {
-    backend: ([["install", "-c", ".ci/cpu.txt", "-e", f".[{backend}]", "pytest"]], [["tests/one_backend.py", backend]])
+    backend: ([["install", "-c", ".ci/cpu.txt", "-e", f".[{backend}]"]], [["tests/one_backend.py", backend]])
     for backend in ("tensorflow", "jax", "torch")
 }
 
@@ -45,23 +50,27 @@ def test_in(name, folder):
     steps, programs = ENVIRONMENTS[name]
     python, log, began = folder / name / "bin" / "python", folder / f"{name}.log", time.perf_counter()
     subprocess.run([sys.executable, "-m", "venv", folder / name], check=True)
+    environment = os.environ | {"PATH": os.pathsep.join([str(python.parent), os.environ["PATH"]])}
     commands = [[python, "-m", "pip", *step] for step in steps] + [[python, *program] for program in programs]
     with open(log, "w") as output:
         for command in commands:
             print("+", *command, file=output, flush=True)
-            failed = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT).returncode
-            if failed:
+            ended = subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT)
+            if ended.returncode:
                 break
-    text = log.read_text()
-    counts = [sum(map(int, re.findall(rf"\b(\d+) {word}\b(?=.* in [\d.]+s)", text))) for word in ("passed", "failed")]
+    endings = re.findall(r"^(?!\+ ).* in [\d.]+s.*$", log.read_text(), re.MULTILINE)  # of pytest's processes
+    num_passed, num_failed = (
+        sum(int(count) for line in endings for count in re.findall(rf"(\d+) {word}", line))
+        for word in ("passed", "failed")
+    )
     versions = re.findall(
         r"^(keras|keras-nightly|numpy|tensorflow|jax|torch)==(\S+)$",
         subprocess.run([python, "-m", "pip", "freeze"], capture_output=True, text=True).stdout,
         re.MULTILINE,
     )
-    verdict = f"failed at: {' '.join(map(str, command[1:]))}" if failed else "ok"
-    return not failed, (
-        f"{name}: {verdict}; {counts[0]} passed, {counts[1]} failed, {time.perf_counter() - began:.0f} s; "
+    verdict = f"failed at: {' '.join(map(str, command[1:]))}" if ended.returncode else "ok"
+    return not ended.returncode, (
+        f"{name}: {verdict}; {num_passed} passed, {num_failed} failed, {time.perf_counter() - began:.0f} s; "
         + ", ".join(" ".join(version) for version in versions)
         + f" ({log})"
     )
