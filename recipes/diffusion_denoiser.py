@@ -42,7 +42,7 @@ def parse_args(argv=None):
     parser = flags.parser(__doc__)
     flags.add(parser, *diffusion.RUN_FLAGS, epochs=8, batch_size=64, learning_rate=1e-3)
     flags.add(parser, "conditioning_dropout_prob", "ema_decay")
-    flags.add_fallback(parser, "digits", epochs=20, ema_decay=0.99)
+    flags.add_fallback(parser, "digits", epochs=12, ema_decay=0.99)
     return parser.parse_args(argv)
 
 

@@ -97,6 +97,7 @@ def test_a_run_leaves_everything_behind(finished):
         assert found == {"history.csv", "metrics.json", "training_curves.png"} | images
         stored = json.loads((folder / part_folder(stage) / "metrics.json").read_text())
         assert stored["epochs"] == 2 and len(stored["first_losses"]) > 3 and stored["dataset"] == "digits"
+        assert max(stored["first_losses"]) <= 1.2 * stored["first_losses"][0], "its warm-up is too fast"
         assert set(stored["sha256"]) - {"generation_config.json"} == set(part_files(stage))
         for name, digest in stored["sha256"].items():
             assert files.sha256(folder / name) == digest
@@ -245,6 +246,24 @@ def test_mistakes(tmp_path, flags, words):
     with pytest.raises(UserError, match=words) as caught:
         run_recipe(tmp_path, *flags)
     assert "\n" not in str(caught.value)
+
+
+def test_a_finished_part_is_not_replaced_unasked(tmp_path):
+    """Not in the middle of a run either: the later parts are looked at before the first one begins."""
+    (tmp_path / "denoiser").mkdir()
+    files.write_json(tmp_path / "denoiser" / "metrics.json", {})
+    for stage in ("denoiser", "all"):
+        with pytest.raises(UserError, match="denoiser holds a finished run: replace it with --overwrite"):
+            run_recipe(tmp_path, "--stage", stage)
+    assert [path.name for path in tmp_path.iterdir()] == ["denoiser"]
+
+
+def test_each_recipe_has_its_own_defaults_and_what_the_command_says():
+    args = recipe.parse_args(["--epochs", "3"])
+    assert args.devices == "auto"  # what starts the processes reads it
+    arguments = recipe.own_arguments(recipe.RECIPES["denoiser"], args, resume=False)
+    assert arguments.epochs == 3 and arguments.ema_decay == 0.999 and arguments.batch_size == 64
+    assert arguments.fallback == {"ema_decay": 0.99}  # where the data are small
 
 
 def test_real_images_score_one():
