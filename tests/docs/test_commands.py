@@ -130,7 +130,7 @@ def marian(folder):
 
     folder.mkdir()
     sentences = ["Ein Hund läuft am Strand.", "Zwei Kinder spielen im Park."] * 20
-    make_folder(folder, [train_sentencepiece(sentences, vocab_size=30)] * 2)
+    make_folder(folder, [train_sentencepiece(sentences, vocab_size=28)] * 2)
 
 
 def stable_diffusion(folder):
