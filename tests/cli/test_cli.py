@@ -509,7 +509,7 @@ def test_verify_ends_with_0_or_1(run, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", sorted(path.parent.name for path in SAVED.glob("*/model.keras")))
+@pytest.mark.parametrize("name", sorted(path.parent.name for path in SAVED.glob("*/card.json")))
 def test_parity_records_of_the_presets(run, name):
     """One file on every backend; of the others, of which `test_saved_models` compares the backends, the record."""
     backends, words = ["--backends", "torch"], "torch gives the numbers of the parity record."

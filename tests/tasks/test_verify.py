@@ -35,6 +35,7 @@ def test_every_model_of_a_preset_is_verified(folder):
         (str(folder / "encoder.keras"), "torch", "reference"),
     ]
     assert "torch gives the numbers of the parity record." in report.text
+    assert lines[-1] == "\n2 of 2 models passed."
 
     model = model_files.load_model(folder / "decoder.keras")
     model.set_weights([weight + 1 for weight in model.get_weights()])

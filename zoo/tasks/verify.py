@@ -47,8 +47,14 @@ def verify(
         if reports and log:
             log("")
         reports.append(verify_file(path, tolerance=tolerance, backends=backends, log=log, on_start=on_start))
+    text = "\n\n".join(report.text for report in reports)
+    if len(reports) > 1:
+        line = f"{sum(report.passed for report in reports)} of {len(reports)} models passed."
+        text = f"{text}\n\n{line}"
+        if log:
+            log(f"\n{line}")
     return VerificationReport(
         passed=all(report.passed for report in reports),
         rows=tuple(row for report in reports for row in report.rows),
-        text="\n\n".join(report.text for report in reports),
+        text=text,
     )
