@@ -249,13 +249,13 @@ def test_a_loss_that_is_not_a_number_ends_the_run(tmp_path):
 @pytest.mark.heavy
 @pytest.mark.slow("tensorflow", "jax")
 def test_control_c_in_mid_epoch(tmp_path, run):
-    arguments = [RECIPE, "--dataset", "digits", *"--limit 480 --epochs 50 --batch-size 32 --output".split(), tmp_path]
+    arguments = [RECIPE, "--dataset", "digits", *"--limit 240 --epochs 50 --batch-size 32 --output".split(), tmp_path]
     process = run(arguments, wait=False)
     deadline = time.monotonic() + 300
     while not (tmp_path / "checkpoint.npz").exists():
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    time.sleep(1.0)
+    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=120)[0]
     assert process.returncode == 130
