@@ -109,3 +109,10 @@ def test_labels_of_a_confusion_matrix(drawn, names):
     assert_nothing_is_cut(figure)
     boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
     assert not any(one.overlaps(other) for one, other in zip(boxes, boxes[1:]))
+
+
+@pytest.mark.once
+def test_pieces_that_the_font_lacks(tmp_path):
+    """They bring no warning, which the tests would take for an error."""
+    weights = {"decoder_0_cross_attention": np.ones((1, 2, 2))}
+    translation.plot_attention(tmp_path / "attention.png", weights, ["\x03", "日"], ["\ufffd", "a"])

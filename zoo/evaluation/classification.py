@@ -125,7 +125,7 @@ def plot_worst_mistakes(
     worst = wrong[np.argsort(-loss[wrong], kind="stable")][:count]
     columns = min(8, max(3, len(worst)))
     rows = -(-len(worst) // columns)
-    figure = new_figure(columns * 1.6, rows * 2.2 + 0.5)
+    figure = new_figure(columns * 1.6, max(1.5, rows * 2.2 + 0.5))
     figure.suptitle(f"The {len(worst)} worst of {len(wrong)} mistakes" if len(worst) else "No mistakes")
     for position, index in enumerate(worst, start=1):
         axes = figure.add_subplot(rows, columns, position)

@@ -1,5 +1,6 @@
 """Figures of matplotlib, which is imported when the first one is made."""
 
+import warnings
 from typing import Any
 
 from zoo.errors import require
@@ -33,7 +34,9 @@ def save_figure(figure: Any, path: StrPath) -> None:
         figure: of `new_figure`.
         path: PNG file.
     """
-    with files.atomic_write(path) as temporary:
+    with files.atomic_write(path) as temporary, warnings.catch_warnings():
+        # Texts of users and of barely trained models hold characters that the font lacks: it draws a box.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
         figure.savefig(temporary, dpi=110)
 
 

@@ -1,5 +1,6 @@
 """Evaluation of translations: BLEU, samples; plots of the training and of attention weights."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,10 +47,9 @@ def format_report(metrics: Mapping[str, Any], triples: Sequence[tuple[str, str, 
         lines.append(f"{name.replace('_', ' '):8}{metrics[key]:8.2f}{exact:9.1%}{speed:14,.1f}")
     lines.append(metrics["signature"])
     for index in np.unique(np.linspace(0, len(triples) - 1, count).astype(int)):
-        lines += [
-            "",
-            *(f"  {role:11} {text}" for role, text in zip(("source", "reference", "translation"), triples[index])),
-        ]
+        lines.append("")
+        for role, text in zip(("source", "reference", "translation"), triples[index]):
+            lines += textwrap.wrap(f"  {role:11} {text}", 80, subsequent_indent=" " * 14, break_on_hyphens=False)
     return "\n".join(lines)
 
 
