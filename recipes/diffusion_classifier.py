@@ -36,7 +36,7 @@ from zoo.training.schedules import limit_warmup, warmup_cosine
 def parse_args(argv=None):
     parser = flags.parser(__doc__)
     flags.add(parser, *diffusion.RUN_FLAGS, epochs=3, batch_size=64, learning_rate=1e-3)
-    flags.add_fallback(parser, "digits", epochs=6)
+    flags.add_fallback(parser, "digits", epochs=8)
     return parser.parse_args(argv)
 
 

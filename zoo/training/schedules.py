@@ -5,7 +5,7 @@ from typing import Any
 import keras
 from keras import ops
 
-_MIN_WARMUP_STEPS = 50  # until the whole learning rate
+_MIN_WARMUP_STEPS = 100  # until the whole learning rate
 
 
 @keras.saving.register_keras_serializable("zoo")
@@ -50,9 +50,9 @@ def limit_warmup(peak: float, *, steps: int, warmup_steps: int) -> tuple[float, 
     """Warm-up of a run that may be too short for it: at most a quarter of the steps, rising no faster for that.
 
     While Adam knows few gradients, each step moves every weight by about the learning rate, whatever its gradient: a
-    rate that rises too fast makes the loss jump. A warm-up of fewer than 50 steps therefore ends at a lower peak,
+    rate that rises too fast makes the loss jump. A warm-up of fewer than 100 steps therefore ends at a lower peak,
 
-        peak · min(1, w / 50)        with w = min(warmup_steps, steps / 4), at least 1
+        peak · min(1, w / 100)        with w = min(warmup_steps, steps / 4), at least 1
 
     Args:
         peak: learning rate at the end of a whole warm-up.
