@@ -62,8 +62,8 @@ def clip_tokenizer(
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(special_tokens))
-    end, start = ((token, vocabulary[token]) for token in (eos_token, bos_token))
-    tokenizer.post_processor = processors.RobertaProcessing(end, start, trim_offsets=False, add_prefix_space=False)
+    eos, bos = ((token, vocabulary[token]) for token in (eos_token, bos_token))
+    tokenizer.post_processor = processors.RobertaProcessing(eos, bos, trim_offsets=False, add_prefix_space=False)
     return tokenizer
 
 

@@ -91,7 +91,7 @@ def denoiser(
         859520964
     """
     num_levels = len(block_out_channels)
-    num_blocks, attends, heads, transformer_layers = (
+    num_blocks, attends, heads, depths = (
         _per_level(argument, value, num_levels)
         for argument, value in (
             ("layers_per_block", layers_per_block),
@@ -103,7 +103,7 @@ def denoiser(
     _check_channels(block_out_channels, heads, norm_num_groups)
     for argument, values in (
         ("layers_per_block", num_blocks),
-        ("transformer_layers_per_block", transformer_layers),
+        ("transformer_layers_per_block", depths),
         ("cross_attention_dim", (cross_attention_dim,)),
         ("in_channels", (in_channels,)),
         ("out_channels", (out_channels,)),
@@ -132,7 +132,7 @@ def denoiser(
             indices_per_level[level],
             name,
             num_heads=heads[level],
-            num_layers=transformer_layers[level],
+            num_layers=depths[level],
             norm_num_groups=norm_num_groups,
         )
 
