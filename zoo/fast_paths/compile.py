@@ -58,13 +58,13 @@ def compile_function(
     if backend == "tensorflow":
         import tensorflow as tf
 
-        compiled = tf.function(function, jit_compile=jit_compile, autograph=False)
-        traces = {}  # by shapes and dtypes: to `compiled` itself each new shape is an oversight, of which it warns
+        graph_function = tf.function(function, jit_compile=jit_compile, autograph=False)
+        traces = {}  # by shapes and dtypes: to `graph_function` itself each new shape is an oversight, of which it warns
 
         def run_trace(*args):
             signature = tuple((tuple(x.shape), x.dtype) for x in keras.tree.flatten(args))
             if signature not in traces:
-                traces[signature] = compiled.get_concrete_function(*args)
+                traces[signature] = graph_function.get_concrete_function(*args)
             return traces[signature](*args)
 
         return run_trace

@@ -49,8 +49,8 @@ def format_table(ledger: Ledger, width: int | None = None, full: bool = False) -
         if _has_open_sizes(ledger):
             reason = f"a size is open (give --input-shape {_example_shapes(ledger)})"
         where = f" in {len(unknown)} layers and operations" if is_folded else ""
-        sentence = f"MACs or activations not counted{where}, because {reason}"
-        lines += _wrapped("", f"{sentence}." if is_folded else f"{sentence}: {names}", width)
+        remark = f"MACs or activations not counted{where}, because {reason}"
+        lines += _wrapped("", f"{remark}." if is_folded else f"{sentence}: {names}", width)
     if is_folded:
         lines += _wrapped("", "A line is a block or a layer that changes the shape: --full shows every layer.", width)
         return "\n".join(line.rstrip() for line in lines)
@@ -102,8 +102,8 @@ def _is_shown(row):
 def _block_cells(ledger, row, inner):
     macs = None if any(one.macs is None for one in inner) else sum(one.macs for one in inner)
     if row.kind == BLOCKS:
-        count = int(row.note.removeprefix("×"))
-        name, text = f"{row.name}  ×{count}", f"{count} × {row.parameters // count:,}"
+        repeats = int(row.note.removeprefix("×"))
+        name, text = f"{row.name}  ×{repeats}", f"{repeats} × {row.parameters // repeats:,}"
     else:
         name, layers = row.name, sum(bool(one.counted_parameters) for one in inner)
         text = f"{layers} layers" if row.parameters else row.note
@@ -158,8 +158,8 @@ def _example_shapes(ledger):
     inputs = [row for row in ledger.rows if row.kind == "InputLayer" and row.depth == 0 and None in row.outputs[0]]
     shapes = []
     for row in inputs:
-        size = 64 if len(row.outputs[0]) > 2 else 16
-        shapes.append(",".join(str(one or size) for one in row.outputs[0]))
+        example = 64 if len(row.outputs[0]) > 2 else 16
+        shapes.append(",".join(str(one or example) for one in row.outputs[0]))
     return " ".join(f"{row.name}={shape}" for row, shape in zip(inputs, shapes)) or "48,48,3"
 
 
