@@ -59,7 +59,7 @@ def compile_function(
         import tensorflow as tf
 
         graph_function = tf.function(function, jit_compile=jit_compile, autograph=False)
-        traces = {}  # by shapes and dtypes: to `graph_function` itself each new shape is an oversight, of which it warns
+        traces = {}  # by shapes and dtypes: to `graph_function` itself each new shape is an oversight, it warns
 
         def run_trace(*args):
             signature = tuple((tuple(x.shape), x.dtype) for x in keras.tree.flatten(args))

@@ -50,7 +50,7 @@ def format_table(ledger: Ledger, width: int | None = None, full: bool = False) -
             reason = f"a size is open (give --input-shape {_example_shapes(ledger)})"
         where = f" in {len(unknown)} layers and operations" if is_folded else ""
         remark = f"MACs or activations not counted{where}, because {reason}"
-        lines += _wrapped("", f"{remark}." if is_folded else f"{sentence}: {names}", width)
+        lines += _wrapped("", f"{remark}." if is_folded else f"{remark}: {names}", width)
     if is_folded:
         lines += _wrapped("", "A line is a block or a layer that changes the shape: --full shows every layer.", width)
         return "\n".join(line.rstrip() for line in lines)
