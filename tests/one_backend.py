@@ -121,10 +121,10 @@ def cases(backend):
             "train",
         ),
         "recipes/diffusion_captions.py": (
-            recipe("diffusion_captions", *DIFFUSION, "--num-steps", "2", "--num-eval-prompts", "2"),
+            recipe("diffusion_captions", *DIFFUSION, "--num-steps", "2", "--num-eval-prompts", "4"),
             "train",
         ),
-        "zoo publish": (zoo("publish", "cnn", "--output", "published", "--data-license", "none"), "train"),
+        "zoo publish": (zoo("publish", "cnn", "--output", "published", "--input", "images", "--data-license", "none"), "train"),
     }
 
 

@@ -205,3 +205,5 @@ def test_frechet_distance():
     assert frechet_distance(one, other) == pytest.approx(expected, rel=1e-6)
     assert abs(frechet_distance(one, one)) < 1e-8
     assert frechet_distance(one, one + 2) == pytest.approx(24, rel=1e-6)
+    with pytest.raises(ValueError, match="at least 2 rows of each, got 1 and"):
+        frechet_distance(one[:1], other)

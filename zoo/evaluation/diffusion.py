@@ -69,7 +69,12 @@ def frechet_distance(features: np.ndarray, other: np.ndarray) -> float:
 
     Returns:
         the distance.
+
+    Raises:
+        ValueError: if there are fewer than two rows, which have no covariance.
     """
+    if min(len(features), len(other)) < 2:
+        raise ValueError(f"A Fréchet distance needs at least 2 rows of each, got {len(features)} and {len(other)}.")
     means = [np.mean(part, axis=0, dtype="float64") for part in (features, other)]
     covariances = [np.cov(np.asarray(part, "float64"), rowvar=False) for part in (features, other)]
     # The trace of a root is the sum of the roots of the eigenvalues, here real and not negative but for rounding.

@@ -122,7 +122,7 @@ FLAGS = {
         minimum=0,
         exclusive_maximum=1,
     ),
-    "num_eval_prompts": _flag("prompts of each kind for the evaluation", 1000, type=int, minimum=1, defines_run=False),
+    "num_eval_prompts": _flag("prompts of each kind for the evaluation", 1000, type=int, minimum=4, defines_run=False),
     "guidance_scale": _flag(
         "classifier-free guidance", type=float, minimum=0, defines_run=False, no_default="chosen by the evaluation"
     ),
