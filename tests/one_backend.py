@@ -124,7 +124,10 @@ def cases(backend):
             recipe("diffusion_captions", *DIFFUSION, "--num-steps", "2", "--num-eval-prompts", "4"),
             "train",
         ),
-        "zoo publish": (zoo("publish", "cnn", "--output", "published", "--input", "images", "--data-license", "none"), "train"),
+        "zoo publish": (
+            zoo("publish", "cnn", "--output", "published", "--input", "images", "--data-license", "none"),
+            "train",
+        ),
     }
 
 

@@ -44,6 +44,7 @@ def run_snippets(run, backend=None):
 
 
 @pytest.mark.heavy
+@pytest.mark.slow("tensorflow", "jax")
 def test_the_snippets_give_what_the_commands_give(run, tmp_path, capsys, monkeypatch):
     classes, text, translation, image = run_snippets(run)
     monkeypatch.chdir(ROOT)

@@ -749,6 +749,7 @@ def test_command(opus, tmp_path, capsys):
         assert line == part
 
 
+@pytest.mark.slow("tensorflow", "jax")
 def test_a_preset_obeys_its_generation_config(copied, tmp_path):
     """Beams, length penalty, longest translation, suppressed tokens and renormalization, as transformers' generate."""
     generation(num_beams=3, length_penalty=0.4, max_length=9)(copied)

@@ -54,6 +54,7 @@ def test_a_run_leaves_everything_behind(finished, tmp_path):
 
 
 @pytest.mark.heavy
+@pytest.mark.slow("tensorflow", "jax")
 def test_traffic_signs(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {
@@ -139,6 +140,7 @@ def unfinished(tmp_path_factory):
 
 
 @pytest.mark.heavy
+@pytest.mark.slow("tensorflow", "jax")
 def test_interrupted_and_resumed_is_bit_for_bit_the_uninterrupted_run(finished, unfinished, tmp_path):
     shutil.copytree(unfinished, tmp_path, dirs_exist_ok=True)
     train(tmp_path, "--epochs", "2", "--resume")

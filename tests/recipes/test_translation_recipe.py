@@ -56,8 +56,8 @@ def finished(pairs, tmp_path_factory):
 
 
 @pytest.mark.heavy
-def test_a_run_leaves_everything_behind(pairs, finished, tmp_path, capsys):
-    folder, metrics = finished
+def test_a_run_leaves_everything_behind(finished):
+    folder, _ = finished
     found = {path.name for path in folder.iterdir()}
     expected = {"model.keras", "tokenizer.json", "metrics.json", "history.csv", "report.txt", "translations.txt"}
     assert found == expected | {"card.json", "attention.png", "training_curves.png"}
@@ -65,6 +65,12 @@ def test_a_run_leaves_everything_behind(pairs, finished, tmp_path, capsys):
         assert (folder / name).read_bytes()[:4] == b"\x89PNG"
     header, *rows = (folder / "history.csv").read_text().split()
     assert header.startswith("epoch,loss,val_loss,val_bleu") and len(rows) == 3
+
+
+@pytest.mark.heavy
+@pytest.mark.slow("tensorflow", "jax")
+def test_the_folder_of_a_run_is_evaluated_and_translates(pairs, finished, tmp_path, capsys):
+    folder, metrics = finished
     again = train(pairs, tmp_path, "--evaluate", str(folder), "--limit", "150")
     assert again["test_bleu_beam_5"] == metrics["test_bleu_beam_5"]
     # The command translates with it.

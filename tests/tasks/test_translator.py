@@ -48,6 +48,7 @@ def test_a_list_is_its_items_one_by_one(translator, options):
     assert translator.translate([], **options) == [] and translator.translate(TEXTS[:1], seed=3, **options) == alone[:1]
 
 
+@pytest.mark.slow("tensorflow", "jax")
 def test_seeds_and_greedy(translator):
     def translate(**options):
         return translator.translate(TEXTS[4], max_length=12, **options)
@@ -58,11 +59,13 @@ def test_seeds_and_greedy(translator):
     assert translate() == translate(seed=5)
 
 
+@pytest.mark.slow("tensorflow", "jax")
 def test_joined_pieces_are_the_translation(translator):
     for options in ({}, {"greedy": True}, {"top_p": 0.9, "seed": 3}):
         assert "".join(translator.stream(TEXTS[0], **options)) == translator.translate(TEXTS[0], **options)
 
 
+@pytest.mark.slow("tensorflow", "jax")
 def test_settings_are_the_argument_the_presets_or_the_defaults(translator, tmp_path):
     assert zoo.Translator.DEFAULTS["num_beams"] == 5 and zoo.Translator.DEFAULTS["length_penalty"] == 1.0
     length = 2 * len(translator.preprocess(TEXTS[1])) + 20
@@ -79,6 +82,7 @@ def test_settings_are_the_argument_the_presets_or_the_defaults(translator, tmp_p
     assert task.translate(TEXTS, max_length=4) != task.translate(TEXTS)
 
 
+@pytest.mark.slow("tensorflow", "jax")
 def test_new_weights_are_used(translator):
     task = zoo.Translator(translator.model, translator.tokenizer)
     weights = [np.array(weight) for weight in task.model.get_weights()]
