@@ -321,7 +321,7 @@ def test_same_tokens_as_transformers(beams, options, renormalize, force_end):
 
 
 @pytest.mark.parametrize("options", [pytest.param({}, marks=COMPILED), {"num_beams": 3}], ids=str)
-@pytest.mark.slow("tensorflow")
+@pytest.mark.slow("tensorflow", "jax")
 def test_neighbours_and_padding_change_nothing(options):
     sources = sentences(5, longest=14)
     sources[2] = sources[2] * 5
@@ -370,7 +370,7 @@ def test_each_source_has_its_own_longest_target(options, force_end):
     ],
     ids=str,
 )
-@pytest.mark.slow("tensorflow")
+@pytest.mark.slow("tensorflow", "jax")
 def test_finished_sentences_leave_the_batch(options, monkeypatch):
     key, sources = ("marian", 29, 7.0, 4), sentences(16, seed=2)
     writer, kept = generator(*key), []

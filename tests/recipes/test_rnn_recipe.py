@@ -68,7 +68,7 @@ def test_a_run_leaves_everything_behind(text, finished, tmp_path):
 @pytest.mark.parametrize(
     "level, cell", [("word", "gru"), pytest.param("bpe", "lstm", marks=pytest.mark.slow("tensorflow", "jax"))]
 )
-@pytest.mark.slow("tensorflow")
+@pytest.mark.slow("tensorflow", "jax")
 def test_other_levels_and_windows(text, tmp_path, level, cell):
     small = ["--batch-size", "2", "--sequence-length", "8", "--embedding-dim", "16", "--tie-embeddings"]
     metrics = train(text, tmp_path / level, "--tokenizer", level, "--cell", cell, "--stateless", *small)
@@ -83,7 +83,7 @@ def test_it_learns(text, tmp_path):
     assert metrics["test_loss"] < 0.8 * -(letters * np.log(letters)).sum()  # well below the entropy of the letters
 
 
-@pytest.mark.slow("tensorflow")
+@pytest.mark.slow("tensorflow", "jax")
 def test_loss_does_not_depend_on_how_the_text_is_cut():
     model = rnn_language_model(cell="lstm", vocabulary_size=11, embedding_dim=5, units=7)
     set_initial_weights(model, seed=1, initializer="recurrent")

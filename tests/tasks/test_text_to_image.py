@@ -323,7 +323,7 @@ def test_settings_taken_when_nothing_is_said(tmp_path, monkeypatch):
     }
 
 
-@pytest.mark.slow("tensorflow")
+@pytest.mark.slow("tensorflow", "jax")
 def test_components_can_be_trained():
     made = task(4)
     denoiser = made.components["denoiser"]

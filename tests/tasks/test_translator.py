@@ -29,7 +29,7 @@ def translator():
     "options",
     [
         {"max_length": 6},
-        pytest.param({"temperature": 1.0}, marks=pytest.mark.slow("tensorflow")),
+        pytest.param({"temperature": 1.0}, marks=pytest.mark.slow("tensorflow", "jax")),
         *(
             pytest.param(options, marks=pytest.mark.slow("tensorflow", "jax"))
             for options in ({}, {"num_beams": 1}, {"num_beams": 2, "length_penalty": 0.2})
