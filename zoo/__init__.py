@@ -126,8 +126,8 @@ if not TYPE_CHECKING:  # else any name would pass
         try:
             module = importlib.import_module(_MODULES.get(name, f"zoo.{name}"))
         except ModuleNotFoundError as error:
-            if error.name in BACKENDS:
-                check_backend(error.name)  # raises the sentence that has the command to install it
+            if (backend := (error.name or "").partition(".")[0]) in BACKENDS:
+                check_backend(backend)  # raises the sentence that has the command to install it
             raise
         return getattr(module, name) if name in _MODULES else module
 

@@ -272,7 +272,7 @@ MISTAKES = [
     (["--dataset", "mnist", "--data-dir", "/nowhere"], 2, "/nowhere"),
     (["--dataset", "gtsrb", "--data-dir", "/nowhere"], 2, "/nowhere"),
     (["--dataset", "digits", "--output", "/proc/run"], 2, "Cannot write to /proc/run"),
-    (["--dataset", "digits", "--evaluate", "README.md"], 2, "There is no folder README.md"),
+    (["--dataset", "digits", "--evaluate", "README.md"], 2, "README.md is not a .keras file"),
     ([*TINY, "--learning-rate", "1e30", "--schedule", "constant", "--limit", "320"], 1, "The loss is"),
 ]
 
