@@ -17,9 +17,9 @@ from zoo.errors import UserError, did_you_mean, install_command, run_command
 
 BACKENDS = ("tensorflow", "jax", "torch")
 
-# Keras imports these where they are installed, for wrappers, plots and a callback that the zoo does not use (2 of its 6
-# seconds), and JAX on every backend, for the sake of Orbax's checkpoints.
-_OPTIONAL_PACKAGES = ("sklearn", "matplotlib", "requests", "jax")
+# Keras imports these where they are installed, for wrappers and plots that the zoo does not use (2 of its 6 seconds),
+# and JAX on every backend, for the sake of Orbax's checkpoints.
+_OPTIONAL_PACKAGES = ("sklearn", "matplotlib", "jax")
 _skip_optional_imports = False
 _default_backend = None  # what `set_default_backend` chose
 _announce_start = False
@@ -128,8 +128,8 @@ def skip_optional_imports() -> None:
     """Let `import_keras` leave out, in this process, what Keras imports for features that the zoo does not use.
 
     For processes that are the zoo's own (the `zoo` command, a recipe), which start up to 5 seconds sooner. There
-    `keras.wrappers.SKLearn…`, `RemoteMonitor`, Keras' plots and Orbax checkpoints do not work, and PyTorch's compiler is
-    imported when it is first used. Never called when zoo is imported as a library.
+    `keras.wrappers.SKLearn…`, Keras' plots and Orbax checkpoints do not work, and PyTorch's compiler is imported when
+    it is first used. Never called when zoo is imported as a library.
     """
     global _skip_optional_imports
     _skip_optional_imports = True
