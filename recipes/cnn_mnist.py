@@ -3,7 +3,7 @@
     KERAS_BACKEND=tensorflow python recipes/cnn_mnist.py
 
 Five epochs of MNIST: test accuracy 99.45 %, test loss 0.0167 (the preset `cnn_mnist`), 26 minutes on 2 CPU cores.
-Where MNIST is not at hand, scikit-learn's 1,797 digits: about two minutes.
+Where MNIST is not at hand, scikit-learn's 1,797 digits: three minutes, 98.05 %.
 """
 
 import pathlib
