@@ -6,15 +6,12 @@ Letters: N images, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from zoo.evaluation.figures import new_figure, save_figure, set_epoch_axis
 from zoo.typing import StrPath
-
-if TYPE_CHECKING:
-    pass
 
 
 def plot_training_curves(path: StrPath, history: list[dict[str, Any]]) -> None:

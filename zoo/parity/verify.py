@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -22,9 +22,6 @@ from zoo.errors import UserError, run_command
 from zoo.io import files, model_files
 from zoo.parity.records import ParityRecord, compute_parity_record, parity_path
 from zoo.typing import Log, StrPath
-
-if TYPE_CHECKING:
-    pass
 
 TOLERANCE = 1e-4
 # When something is over the tolerance, the call where it began is looked for with a finer one: an error may be small

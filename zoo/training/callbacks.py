@@ -202,9 +202,11 @@ class Progress(keras.callbacks.Callback):
         speed = f"{row['seconds']:.0f} s, {row[rate]:,.0f} {rate.removesuffix('_per_second')}/s"
         validation = {key.removeprefix("val_"): value for key, value in logs.items() if key.startswith("val_")}
         training = {key: value for key, value in logs.items() if not key.startswith("val_")}
-        for text in (f"{self._title}  {_format_logs(training)}  ({speed})", f"validation  {_format_logs(validation)}"):
-            if validation or not text.startswith("validation"):
-                print(textwrap.fill(text, 80, subsequent_indent="  "), flush=True)
+        lines = [f"{self._title}  {_format_logs(training)}  ({speed})"]
+        if validation:
+            lines.append(f"validation  {_format_logs(validation)}")
+        for line in lines:
+            print(textwrap.fill(line, 80, subsequent_indent="  "), flush=True)
 
 
 def _format_logs(logs):
