@@ -50,7 +50,7 @@ def test_in(name, folder):
     steps, programs = ENVIRONMENTS[name]
     python, log, began = folder / name / "bin" / "python", folder / f"{name}.log", time.perf_counter()
     subprocess.run([sys.executable, "-m", "venv", folder / name], check=True)
-    environment = os.environ | {"PATH": os.pathsep.join([str(python.parent), os.environ["PATH"]])}
+    environment = os.environ | {"PIP_NO_COMPILE": "1", "PATH": os.pathsep.join([str(python.parent), os.environ["PATH"]])}
     commands = [[python, "-m", "pip", *step] for step in steps] + [[python, *program] for program in programs]
     with open(log, "w") as output:
         for command in commands:

@@ -29,8 +29,8 @@ from zoo.training.optimizers import TorchAdam
 PROGRAM = "tests/distribution/distributed_cases.py"
 CASES = ("cnn", "rnn", "transformer", "denoiser")
 BACKEND = keras.backend.backend()
-# JAX compiles the U-Net for 45 s; its transformer is there with divided weights.
-QUICK = CASES[:2] if BACKEND == "jax" else CASES
+# JAX compiles the U-Net for 45 s, TensorFlow traces it for 40; JAX has the transformer with divided weights.
+QUICK = CASES[: {"jax": 2, "tensorflow": 3, "torch": 4}[BACKEND]]
 PLAIN_FIT = "plain_fit@cpu:2" if BACKEND == "torch" else "plain_fit+short@cpu:2"
 COUNT = 4 if BACKEND == "jax" else 2  # TensorFlow traces, and PyTorch starts, what JAX compiles once for all devices
 RECIPE = "recipes/rnn_shakespeare.py --units 16 --embedding-dim 8 --sequence-length 16 --batch-size 8".split()

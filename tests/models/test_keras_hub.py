@@ -8,8 +8,13 @@ from tests.generation.test_seq2seq import END, PAD, START, full, lively, sentenc
 from zoo.generation.seq2seq import Seq2SeqGenerator
 from zoo.models.transformer import transformer
 
-keras_hub = pytest.importorskip("keras_hub", reason="KerasHub is not installed (the extra nlp)")
 NUMPY = ops.convert_to_numpy
+
+
+@pytest.fixture
+def keras_hub():
+    """Imported by the tests that use it: it brings TensorFlow on every backend."""
+    return pytest.importorskip("keras_hub", reason="KerasHub is not installed (the extra nlp)")
 
 
 def give(layer, prefix, peer, heads):
@@ -30,7 +35,7 @@ def copy(layer, name, peer):
 
 
 @pytest.mark.parametrize("pre_norm", [False, True])
-def test_same_numbers_as_kerashub_layers(pre_norm):
+def test_same_numbers_as_kerashub_layers(keras_hub, pre_norm):
     """Two encoder and two decoder layers: the logits, with padding in the source."""
     numbers = {"hidden_dim": 12, "intermediate_dim": 20, "num_heads": 3}
     model = transformer(vocabulary_size=17, num_layers=2, pre_norm=pre_norm, pad_id=PAD, **numbers)
@@ -79,7 +84,7 @@ def test_same_numbers_as_kerashub_layers(pre_norm):
 
 
 @pytest.mark.parametrize("beams", [1, 4])
-def test_same_texts_as_kerashub_samplers(beams):
+def test_same_texts_as_kerashub_samplers(keras_hub, beams):
     """Its greedy and beam samplers run the full model again on each prefix; no text may end before the last token."""
     model, sources, length = lively("marian", 29, -1e4, 7), sentences(6), 12
     found = Seq2SeqGenerator(model, start_id=START, end_id=END, suppress_tokens=(PAD,)).generate(

@@ -55,7 +55,7 @@ def test_sizes_of_the_published_files_fit():
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("tied", [False, True])
 def test_step_model_equals_full_model(cell, tied):
-    model, text = small(cell, tie_embeddings=tied), tokens(3, 40)
+    model, text = small(cell, tie_embeddings=tied), tokens(3, 16)
     step = decode_step_model(model)
     assert len(step.weights) == len(model.weights) and {id(w) for w in step.weights} == {id(w) for w in model.weights}
     states = [ops.zeros((3, state.shape[1])) for state in step.inputs[1:]]
@@ -68,7 +68,7 @@ def test_step_model_equals_full_model(cell, tied):
 @pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
 def test_carried_states_equal_one_long_sequence(cell, fast):
-    model, text = small(cell), tokens(3, 40)
+    model, text = small(cell), tokens(3, 16)
     carrying = rnn_language_model(**infer_config(model), stateful_batch_size=3)
     for old, new in zip(model.trainable_variables, carrying.trainable_variables, strict=True):
         new.assign(old)
@@ -76,7 +76,7 @@ def test_carried_states_equal_one_long_sequence(cell, fast):
         use_fast_paths(carrying)
     full = NUMPY(model(text))
     for _ in range(2):
-        parts = [NUMPY(carrying(text[:, begin : begin + 8])) for begin in range(0, 40, 8)]
+        parts = [NUMPY(carrying(text[:, begin : begin + 4])) for begin in range(0, 16, 4)]
         np.testing.assert_allclose(np.concatenate(parts, axis=1), full, atol=1e-5, rtol=0)
         reset_states(carrying)
 

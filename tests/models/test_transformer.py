@@ -9,6 +9,7 @@ from keras import ops
 
 from zoo import presets
 from zoo.blocks.attention import cached_attention, sinusoidal_embedding
+from zoo.compat.keras import skip_weight_init
 from zoo.io import model_files
 from zoo.models.transformer import (
     attention_names,
@@ -57,12 +58,10 @@ def closed_form(v, d, f, encoder, decoder):
 
 def test_parameters():
     """Tied embeddings; `base` is that of Vaswani et al. 2017 with a joint vocabulary of 37,000."""
-    assert (
-        transformer(vocabulary_size=10_000, **TRANSFORMER["tiny"]).count_params()
-        == closed_form(10_000, 128, 256, 4, 4)
-        == 2_605_056
-    )
-    base = transformer(vocabulary_size=37_000, **TRANSFORMER["base"]).count_params()
+    with skip_weight_init():
+        tiny = transformer(vocabulary_size=10_000, **TRANSFORMER["tiny"]).count_params()
+        base = transformer(vocabulary_size=37_000, **TRANSFORMER["base"]).count_params()
+    assert tiny == closed_form(10_000, 128, 256, 4, 4) == 2_605_056
     assert base == closed_form(37_000, 512, 2048, 6, 6) == 63_082_496
 
 

@@ -81,6 +81,7 @@ def part_files(stage):
 
 
 @pytest.mark.heavy
+@pytest.mark.slow("tensorflow", "jax")
 def test_a_run_leaves_everything_behind(finished):
     folder, metrics = finished()
     assert list(metrics) == PARTS
@@ -170,6 +171,7 @@ def test_the_evaluation_writes_what_it_chose(finished, tmp_path, monkeypatch):
 
 
 @pytest.mark.heavy
+@pytest.mark.slow("tensorflow", "jax")
 def test_published(finished, tmp_path):
     """A preset whose files are checked, with the number of steps and the guidance that the scores chose."""
     run, target = tmp_path / "run", tmp_path / "published"

@@ -251,7 +251,7 @@ def test_a_loss_that_is_not_a_number_ends_the_run(tmp_path):
 @pytest.mark.heavy
 @pytest.mark.slow("tensorflow", "jax")
 def test_control_c_in_mid_epoch(tmp_path, run):
-    arguments = [RECIPE, "--dataset", "digits", *"--limit 240 --epochs 50 --batch-size 32 --output".split(), tmp_path]
+    arguments = [RECIPE, "--dataset", "digits", *"--limit 64 --epochs 50 --batch-size 32 --output".split(), tmp_path]
     process = run(arguments, wait=False)
     deadline = time.monotonic() + 300
     while not (tmp_path / "checkpoint.npz").exists():

@@ -109,6 +109,7 @@ def test_a_preset_of_another_task_names_the_class(task):
             task_class(task).from_preset(name)
 
 
+@pytest.mark.slow("tensorflow", "jax")
 @pytest.mark.parametrize("task", TASK_CLASSES)
 def test_load_task_picks_the_class(task):
     loaded = zoo.load_task(task_class(task).presets[0])

@@ -115,6 +115,7 @@ def test_other_guidance(monkeypatch):
     assert np.abs(expected.astype(int) - ours()).max() > 20
 
 
+@pytest.mark.slow("tensorflow", "jax")
 def test_two_images_without_guidance(monkeypatch):
     """Each is the one that diffusers generates alone."""
     options = {"guidance_scale": 1.0, "num_images_per_prompt": 2}
@@ -218,6 +219,7 @@ def test_a_step_is_compiled_once_for_all_samplers_and_numbers():
 # ----------------------------------------------------------------------------------------------------- one item or many
 
 
+@pytest.mark.slow("tensorflow", "jax")
 def test_one_prompt_is_one_image_and_a_list_is_a_batch():
     """Image i has the noise of seed + i, whatever else is in the batch and whatever the batch size."""
     options = OPTIONS | {"num_steps": 3}
@@ -237,6 +239,7 @@ def test_one_prompt_is_one_image_and_a_list_is_a_batch():
         assert np.abs(batched.astype(int) - many).max() <= 1
 
 
+@pytest.mark.slow("tensorflow", "jax")
 def test_images_of_one_prompt_stand_in_a_row():
     options = OPTIONS | {"num_steps": 3, "num_images_per_prompt": 2}
     many = task(4).generate(
@@ -263,6 +266,7 @@ def test_the_last_step_is_what_generate_gives():
         task(4).stream([PROMPT])
 
 
+@pytest.mark.slow("tensorflow", "jax")
 def test_seeds():
     """0 unless said, None for a fresh one; global seeds are neither used nor changed."""
     options = {key: value for key, value in OPTIONS.items() if key != "seed"} | {"num_steps": 2}

@@ -25,16 +25,10 @@ def translator():
     return zoo.Translator(model, tokenizer)
 
 
+@pytest.mark.slow("tensorflow", "jax")
 @pytest.mark.parametrize(
     "options",
-    [
-        {"max_length": 6},
-        pytest.param({"temperature": 1.0}, marks=pytest.mark.slow("tensorflow", "jax")),
-        *(
-            pytest.param(options, marks=pytest.mark.slow("tensorflow", "jax"))
-            for options in ({}, {"num_beams": 1}, {"num_beams": 2, "length_penalty": 0.2})
-        ),
-    ],
+    [{"max_length": 6}, {"temperature": 1.0}, {}, {"num_beams": 1}, {"num_beams": 2, "length_penalty": 0.2}],
     ids=str,
 )
 def test_a_list_is_its_items_one_by_one(translator, options):

@@ -77,6 +77,14 @@ def test_autoencoder_training_model():
     features = [NUMPY(extract((127.5 * one + 127.5).astype("float32"))) for one in (restored, image)]
     np.testing.assert_allclose(found["perceptual"], ((features[0] - features[1]) ** 2).mean(-1), rtol=1e-3)
 
+    model = diffusion.autoencoder_training_model(encoder, decoder)
+    before = [np.array(NUMPY(weight)) for weight in model.trainable_variables]
+    model.compile(keras.optimizers.SGD(1.0), {"image": "mae", "kl": diffusion.IdentityLoss()})
+    model.optimizer.build(model.trainable_variables)
+    model.train_on_batch((image, noise), {"image": image, "kl": np.zeros(2)})
+    changed = [np.abs(NUMPY(weight) - old).max() for weight, old in zip(model.trainable_variables, before)]
+    assert sum(change > 0 for change in changed) > 0.9 * len(changed)  # a bias before a group of one channel does not
+
 
 def test_clip_logits_are_cosines_at_the_end_token():
     """By hand, with the state at the end token; what follows it changes nothing."""

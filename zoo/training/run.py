@@ -93,6 +93,8 @@ class Run:
     def prepare(self, model: keras.Model) -> None:
         """Give a compiled model the backend's fast paths and, with --resume, the state of the checkpoint.
 
+        The optimizer is built, too: TensorFlow would trace the training step twice if the first step created variables.
+
         Args:
             model: built and compiled.
 
@@ -100,6 +102,7 @@ class Run:
             UserError: if the run cannot be resumed.
         """
         use_fast_paths(model)
+        model.optimizer.build(model.trainable_variables)
         if self.args.resume:
             self.history[:] = load_checkpoint(self.folder / CHECKPOINT_FILE, model, settings=self.settings)
             print(f"Resuming after epoch {len(self.history)} of {self.args.epochs}.", flush=True)
