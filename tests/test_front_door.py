@@ -27,7 +27,9 @@ def test_every_public_name_is_there():
 
 
 @pytest.mark.once
-@pytest.mark.parametrize("backend", ["tensorflow", "jax", "torch"])
+@pytest.mark.parametrize(
+    "backend", ["torch", *(pytest.param(name, marks=pytest.mark.slow) for name in ("tensorflow", "jax"))]
+)
 def test_importing_zoo_hides_nothing_from_the_process(run, backend):
     ended = run(["-c", ALL_OF_KERAS], backend=backend)
     assert ended.stdout == f"{backend}\n", ended.stderr

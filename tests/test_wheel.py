@@ -86,7 +86,8 @@ def test_without_presets(run, installed):
         ended = run("-m", "zoo", *arguments, **none)
         assert ended.returncode == 2 and ended.stderr.count("\n") == 1 and where in ended.stderr
     for name in ("cnn_mnist", "diffusion_captions"):
-        ended = run("-c", f"import zoo; print(zoo.__file__); zoo.load_task({name!r})", **none)
+        program = f"import zoo; print(zoo.__file__); zoo.backends.skip_optional_imports(); zoo.load_task({name!r})"
+        ended = run("-c", program, **none)
         assert ended.stdout.startswith(str(installed)) and where in ended.stderr.splitlines()[-1]
 
 
@@ -96,11 +97,14 @@ def test_with_presets(run, installed):
     assert f"Presets in {ROOT / 'saved_models'}: cnn_gtsrb, cnn_mnist, diffusion_captions" in listed.stdout
     program = (
         "import zoo; print(zoo.__file__)\n"
+        "zoo.backends.skip_optional_imports()\n"
         f"print(zoo.ImageClassifier.from_preset('cnn_mnist').classify({str(DIGIT)!r})[0]['label'])\n"
         "print(zoo.CausalLM.from_preset('gru_shakespeare').generate('ROMEO:', max_new_tokens=3, greedy=True))\n"
+        "import zoo.cli; print('shown')\n"
+        "zoo.cli.main(['generate', 'gru_shakespeare', 'ROMEO:', '--max-new-tokens', '3', '--greedy'])\n"
     )
     ended = run("-c", program, **presets)
     file, label, *text = ended.stdout.splitlines()
     assert file.startswith(str(installed)) and label == "3" and text[0].startswith("ROMEO:"), ended.stderr
-    shown = run("-m", "zoo", "generate", "gru_shakespeare", "ROMEO:", "--max-new-tokens", "3", "--greedy", **presets)
-    assert shown.stdout.splitlines() == text, shown.stderr
+    place = text.index("shown")
+    assert text[place + 1 :] == text[:place], ended.stderr

@@ -229,7 +229,9 @@ def test_a_folder_becomes_models_that_need_keras_only(plain, tmp_path, capsys, r
         **{name: inputs[name] for name in COMPONENT_BUILDERS[:3]},
     )
     program = f"""
-import sys, keras, numpy as np
+import sys
+sys.modules.update(sklearn=None, matplotlib=None)  # which Keras imports for what is not used here
+import keras, numpy as np
 given, found = np.load({str(tmp_path / "inputs.npz")!r}), {{}}
 for name in {COMPONENT_BUILDERS}:
     model = keras.saving.load_model({str(out)!r} + "/" + name + ".keras")

@@ -19,15 +19,20 @@ import pytest
 
 from tests.conftest import write_verses
 from tests.docs.blocks import PAGES, ROOT, blocks
+from tests.parity.test_verify import run_child_here
+from zoo.parity import verify
 
 FIRST_COMMIT = datetime.date(2026, 11, 21)
 # The README's tasks run in tests/cli/test_readme.py, CONTRIBUTING's in tests/docs/test_contributing.py.
 ELSEWHERE = {"README.md": r"<!-- task: .*?<!-- end -->", "CONTRIBUTING.md": r".*"}
+# Pages that run with --full only: the tasks run in tests/cli/test_readme.py too, the recipes in tests/recipes.
+LONG_PAGES = ("docs/index.md", "docs/guides/text_to_image.md")
 CASES = [
     pytest.param(page, slow, id=f"{page.relative_to(ROOT)}{' (slow)' * slow}", marks=[pytest.mark.slow] * slow)
     for page in PAGES
+    for long in [str(page.relative_to(ROOT)) in LONG_PAGES]
     for slow in (False, True)
-    if [block for block in blocks(page) if block.comment == "slow" or not slow]
+    if (long and slow) or [block for block in blocks(page) if block.comment == "slow" or not (slow or long)]
 ]
 pytestmark = pytest.mark.once
 
@@ -58,6 +63,7 @@ def test_what_does_not_run_says_when_it_last_did(page):
 def test_the_blocks_of_a_page_run(page, slow, tmp_path, monkeypatch, request):
     work = working_folder(tmp_path, page.read_text(encoding="utf-8"))
     monkeypatch.chdir(work)
+    monkeypatch.setattr(verify, "_run_child", run_child_here)
     names = {"__name__": "__main__"}
     for block in runnable(page):
         if block.last_run or (block.comment == "slow" and not slow):
@@ -92,9 +98,13 @@ def run_command(command, monkeypatch):
 
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         assert cli.run(arguments) == 0, command  # `main` would end this process at a mistake
-    elif program == "python" and recipe and "--help" not in arguments:
+    elif program == "python" and recipe:
         module = importlib.import_module(f"recipes.{recipe[1]}")
-        module.main(module.parse_args(arguments[1:]))
+        if "--help" in arguments:
+            with pytest.raises(SystemExit, match="^0$"):
+                module.parse_args(arguments[1:])
+        else:
+            module.main(module.parse_args(arguments[1:]))
     else:
         path = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])
         ended = subprocess.run(
