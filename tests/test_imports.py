@@ -137,7 +137,7 @@ def test_benchmarks_import_no_tests(path):
 
 @pytest.mark.once
 def test_parts_are_reached_through_the_package(run):
-    program = "import zoo; zoo.backends.skip_optional_imports()\n"
+    program = "import zoo; zoo.backends.skip_optional_imports(); zoo.backends.import_keras()\n"
     program += "print(zoo.models.cnn.cnn(num_classes=10).count_params(), zoo.data.__name__)"
     assert run(["-c", program], backend="torch").stdout.split() == ["9536074", "zoo.data"]
 

@@ -97,7 +97,7 @@ def test_with_presets(run, installed):
     assert f"Presets in {ROOT / 'saved_models'}: cnn_gtsrb, cnn_mnist, diffusion_captions" in listed.stdout
     program = (
         "import zoo; print(zoo.__file__)\n"
-        "zoo.backends.skip_optional_imports()\n"
+        "zoo.backends.skip_optional_imports(); zoo.backends.import_keras()\n"
         f"print(zoo.ImageClassifier.from_preset('cnn_mnist').classify({str(DIGIT)!r})[0]['label'])\n"
         "print(zoo.CausalLM.from_preset('gru_shakespeare').generate('ROMEO:', max_new_tokens=3, greedy=True))\n"
         "import zoo.cli; print('shown')\n"

@@ -26,13 +26,13 @@ FIRST_COMMIT = datetime.date(2026, 11, 21)
 # The README's tasks run in tests/cli/test_readme.py, CONTRIBUTING's in tests/docs/test_contributing.py.
 ELSEWHERE = {"README.md": r"<!-- task: .*?<!-- end -->", "CONTRIBUTING.md": r".*"}
 # Pages that run with --full only: the tasks run in tests/cli/test_readme.py too, the recipes in tests/recipes.
-LONG_PAGES = ("docs/index.md", "docs/guides/text_to_image.md")
+LONG_PAGES = [ROOT / "docs" / name for name in ("index.md", "guides/presets.md", "guides/text_to_image.md")]
 CASES = [
     pytest.param(page, slow, id=f"{page.relative_to(ROOT)}{' (slow)' * slow}", marks=[pytest.mark.slow] * slow)
     for page in PAGES
-    for long in [str(page.relative_to(ROOT)) in LONG_PAGES]
     for slow in (False, True)
-    if (long and slow) or [block for block in blocks(page) if block.comment == "slow" or not (slow or long)]
+    if (slow and any(block.comment == "slow" for block in blocks(page)))
+    or (slow == (page in LONG_PAGES) and blocks(page))
 ]
 pytestmark = pytest.mark.once
 
