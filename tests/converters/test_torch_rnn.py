@@ -94,7 +94,11 @@ def loss_and_gradients(model, x, factors):
     return [numpy_of(output) for output in outputs], [numpy_of(gradient) for gradient in gradients]
 
 
-@pytest.mark.parametrize("both", [False, True], ids=["one direction", "both directions"])
+@pytest.mark.parametrize(
+    "both",
+    [pytest.param(False, marks=pytest.mark.slow("tensorflow", "jax")), True],
+    ids=["one direction", "both directions"],
+)
 @pytest.mark.parametrize(
     "layers", [pytest.param(1, marks=pytest.mark.once), 2, pytest.param(3, marks=pytest.mark.once)]
 )

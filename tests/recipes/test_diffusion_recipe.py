@@ -127,7 +127,7 @@ def test_no_more_guidance_than_real_images_ask_for():
 
 
 @pytest.mark.heavy
-@pytest.mark.slow("tensorflow", "jax")
+@pytest.mark.slow
 def test_scores(finished, tmp_path, monkeypatch):
     """They are written, and each image of a list of prompts is the one that its prompt and seed alone give."""
     folder, _ = finished()
