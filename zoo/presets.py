@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from zoo import backends
 from zoo.errors import UserError, did_you_mean, error_summary
 from zoo.io import cards, files
+from zoo.io.foreign_files import explain_foreign_file
 from zoo.models import variants
 from zoo.typing import StrPath
 
@@ -310,6 +311,8 @@ def find_preset(name_or_path: StrPath | Preset, *, revision: str | None = None) 
     if not _is_path(text):
         return _folder_preset(_find_folder(text), name=text)
     if os.path.isfile(text):
+        if words := explain_foreign_file(text, expected=[]):
+            raise UserError(words)
         raise UserError(f"{text} is not a .keras file: give a preset's name or folder, or a .keras file.")
     if not os.path.isdir(text):
         raise UserError(

@@ -112,10 +112,10 @@ def test_files_of_stock_layers_load(tmp_path):
 
 @pytest.mark.once
 def test_a_file_of_something_else(tmp_path):
-    np.savez(tmp_path / "arrays.npz", a=np.ones(3))
-    (tmp_path / "arrays.npz").rename(tmp_path / "arrays.keras")
-    with pytest.raises(UserError, match="arrays.keras cannot be loaded as a Keras model") as caught:
-        model_files.load_model(tmp_path / "arrays.keras")
+    with zipfile.ZipFile(tmp_path / "pictures.keras", "w") as archive:
+        archive.writestr("picture.png", b"")
+    with pytest.raises(UserError, match="pictures.keras cannot be loaded as a Keras model") as caught:
+        model_files.load_model(tmp_path / "pictures.keras")
     assert "\n" not in str(caught.value)
 
 

@@ -24,6 +24,7 @@ from zoo.compat.keras import (
 from zoo.errors import UserError, did_you_mean, error_summary
 from zoo.io.cards import check_file
 from zoo.io.files import atomic_write
+from zoo.io.foreign_files import explain_foreign_file
 from zoo.typing import StrPath
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def check_model_file(path: StrPath) -> None:
         path: of the file.
 
     Raises:
-        UserError: if the file is missing, truncated or altered.
+        UserError: if the file is missing, truncated, altered, or of another kind.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -63,6 +64,8 @@ def check_model_file(path: StrPath) -> None:
         raise UserError(
             f"There is no model file at {path}: give the path of a .keras file.{did_you_mean(path.name, siblings)}"
         )
+    if words := explain_foreign_file(path, expected=["keras"]):
+        raise UserError(words)
     check_file(path)
     try:
         with zipfile.ZipFile(path) as archive:

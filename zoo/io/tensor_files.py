@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from zoo.errors import UserError, did_you_mean, error_summary, require
+from zoo.io.foreign_files import explain_foreign_file
 from zoo.typing import StrPath
 
 # File names of a model's weights in the layout of Hugging Face, by preference; an index names shards.
@@ -48,6 +49,8 @@ class TensorFile:
                 f"{did_you_mean(path.name, siblings)}"
             )
         self._safe = path.suffix == ".safetensors"
+        if words := explain_foreign_file(path, expected=["safetensors"] if self._safe else ["torch"]):
+            raise UserError(words)
         require("safetensors" if self._safe else "torch", what=f"Reading {path}")
         try:
             content = _open_safetensors(path) if self._safe else _open_torch(path)
