@@ -344,6 +344,28 @@ def test_tokens_are_those_of_transformers(pad, saved_again, tmp_path):
         assert tokenizer.encode(text).ids == peer(text).input_ids, text
 
 
+@pytest.mark.once
+@pytest.mark.parametrize("declared", [False, True], ids=["not declared", "declared in added_tokens_decoder"])
+@pytest.mark.parametrize("in_map", [None, "!", {"content": "!", "lstrip": False, "normalized": False}], ids=str)
+@pytest.mark.parametrize("pad", [END, "!"])
+def test_padding_is_that_of_transformers(pad, in_map, declared, tmp_path):
+    """Of Stable Diffusion 2, tokenizer_config.json names one token and special_tokens_map.json another."""
+    folder = tmp_path / "tokenizer"
+    vocabulary = write_tokenizer(folder, pad=pad)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    if declared:
+        token = {"content": END, "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+        config["added_tokens_decoder"] = {str(vocabulary[END]): token | {"special": True}}
+    path.write_text(json.dumps(config))
+    if in_map:
+        (folder / "special_tokens_map.json").write_text(json.dumps({"pad_token": in_map, "eos_token": END}))
+    peer = transformers.CLIPTokenizer.from_pretrained(folder)
+    _, ids, _ = load_clip_tokenizer(folder, len(vocabulary))
+    assert ids["pad_id"] == peer.pad_token_id
+    assert peer("a cat", padding="max_length", max_length=11).input_ids[-1] == ids["pad_id"]
+
+
 # ----------------------------------------------------------------------------------------------------------- settings
 
 

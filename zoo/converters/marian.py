@@ -33,7 +33,14 @@ import numpy as np
 
 from zoo import backends
 from zoo.errors import UserError
-from zoo.io.tensor_files import CheckpointReader, check_state_dict, config_value, read_float_tensor, read_json
+from zoo.io.tensor_files import (
+    CheckpointReader,
+    check_state_dict,
+    config_value,
+    read_float_tensor,
+    read_json,
+    read_tokenizer_config,
+)
 from zoo.tokenizers.marian import MarianTokenizer
 from zoo.typing import StrPath
 
@@ -305,7 +312,7 @@ def _check_convertible(model):
 
 def _tokenizer_and_generation_config(folder, config):
     path = folder / "tokenizer_config.json"
-    saved, tokens = _read_json_or_empty(path, "the description of the tokenizer"), {}
+    saved, tokens = read_tokenizer_config(folder), {}
     for argument, (key, default) in _SPECIAL_TOKENS.items():
         token = saved.get(key)
         token = token.get("content") if isinstance(token, dict) else token  # {"content": "<pad>", "lstrip": …}

@@ -152,6 +152,31 @@ def read_json(path: StrPath, what: str) -> dict[str, Any]:
     return value
 
 
+def read_tokenizer_config(folder: StrPath) -> dict[str, Any]:
+    """Read what transformers knows of a tokenizer, in its order of precedence.
+
+    What special_tokens_map.json says counts more than tokenizer_config.json, but is not read where the latter declares
+    its tokens in added_tokens_decoder (transformers 5.24, `PreTrainedTokenizerBase._from_pretrained`).
+
+    Args:
+        folder: where the files are; each may be missing.
+
+    Returns:
+        the configuration as a dict; a token is a string, or a dict with "content" and flags.
+
+    Raises:
+        UserError: if a file is not JSON, or is JSON but not an object.
+    """
+    found, folder = {}, pathlib.Path(folder)
+    for name, what in (
+        ("tokenizer_config.json", "the description of the tokenizer"),
+        ("special_tokens_map.json", "the special tokens"),
+    ):
+        if (folder / name).is_file() and "added_tokens_decoder" not in found:
+            found |= read_json(folder / name, what)
+    return found
+
+
 _TYPE_NAMES = {
     bool: "true or false",
     int: "a whole number from 0 up",

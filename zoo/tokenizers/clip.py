@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from zoo.errors import UserError, error_summary
-from zoo.io.tensor_files import read_json
+from zoo.io.tensor_files import read_json, read_tokenizer_config
 from zoo.typing import StrPath
 
 if TYPE_CHECKING:
@@ -85,8 +85,7 @@ def load_clip_tokenizer(
     from tokenizers import AddedToken
 
     folder = pathlib.Path(folder)
-    path = folder / "tokenizer_config.json"
-    config = read_json(path, "the description of the tokenizer") if path.is_file() else {}
+    config = read_tokenizer_config(folder)
     vocabulary, merges, flags = _vocabulary(folder)
     declared = config.get("added_tokens_decoder")
     for token in declared.values() if isinstance(declared, dict) else ():
