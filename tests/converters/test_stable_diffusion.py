@@ -304,6 +304,32 @@ def test_names_of_older_files(copied, plain):
 
 
 @pytest.mark.once
+@pytest.mark.parametrize("shards", [1, 2])
+@pytest.mark.parametrize("variant", ["", "fp16."])
+def test_torch_files_by_the_names_of_transformers_and_diffusers(variant, shards, copied, plain):
+    """transformers.utils.WEIGHTS_NAME and WEIGHTS_INDEX_NAME, diffusers' WEIGHTS_NAME; the variant comes before `bin`."""
+    for part, stem in (
+        ("text_encoder", transformers.utils.WEIGHTS_NAME.removesuffix(".bin")),
+        ("vae", diffusers.utils.WEIGHTS_NAME.removesuffix(".bin")),
+        ("unet", diffusers.utils.WEIGHTS_NAME.removesuffix(".bin")),
+    ):
+        (path,) = (copied / part).glob("*.safetensors")
+        tensors = {name: torch.from_numpy(array) for name, array in load_file(path).items()}
+        path.unlink()
+        weight_map, names = {}, list(tensors)
+        for place in range(shards):
+            number = f"-{place + 1:05}-of-{shards:05}" if shards > 1 else ""
+            file = f"{stem}.{variant}bin" if shards == 1 else f"{stem}.{variant}{number[1:]}.bin"
+            chosen = {name: tensors[name] for name in names[place::shards]}
+            torch.save(chosen, copied / part / file)
+            weight_map |= dict.fromkeys(chosen, file)
+        if shards > 1:
+            index = f"{stem}.bin.index.{variant}json"
+            write(copied / part / index, {"metadata": {}, "weight_map": weight_map})
+    assert_weights(from_diffusers(copied), plain[1])
+
+
+@pytest.mark.once
 def test_weights_that_theirs_have_no_place_for():
     x = keras.Input((None, None, 4))
     model = keras.Model(x, keras.layers.Conv2D(4, 1, name="extra")(x), name="mine")

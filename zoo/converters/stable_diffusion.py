@@ -449,8 +449,13 @@ class _Source:
             **ids,
             **_scheduler_config(folder / "scheduler" / "scheduler_config.json"),
         }
-        stems = {"text_encoder": "model", "vae": "diffusion_pytorch_model", "unet": "diffusion_pytorch_model"}
-        self.checkpoints = {part: CheckpointReader(folder / part, _weight_files(stem)) for part, stem in stems.items()}
+        diffusers_names = _weight_files("diffusion_pytorch_model", "diffusion_pytorch_model")
+        names = {
+            "text_encoder": _weight_files("model", "pytorch_model"),
+            "vae": diffusers_names,
+            "unet": diffusers_names,
+        }
+        self.checkpoints = {part: CheckpointReader(folder / part, names[part]) for part in names}
 
     def _check_fit(self):
         """Raise UserError unless the parts belong together."""
@@ -744,18 +749,11 @@ def _is_conv1x1(layer_name, name, use_linear_projection):
     return layer_name.endswith(("shortcut", "quant_conv"))
 
 
-def _weight_files(stem):
-    """File names of a part's weights, by preference."""
+def _weight_files(safetensors_stem, torch_stem):
+    """File names of a part's weights, by preference: as safetensors and as torch files, which transformers and
+    diffusers name differently."""
     return tuple(
         f"{stem}.{ending}"
-        for ending in (
-            "safetensors",
-            "safetensors.index.json",
-            "fp16.safetensors",
-            "safetensors.index.fp16.json",
-            "bin",
-            "bin.index.json",
-            "fp16.bin",
-            "bin.index.fp16.json",
-        )
+        for stem, kind in ((safetensors_stem, "safetensors"), (torch_stem, "bin"))
+        for ending in (kind, f"{kind}.index.json", f"fp16.{kind}", f"{kind}.index.fp16.json")
     )
