@@ -307,7 +307,7 @@ def test_names_of_older_files(copied, plain):
 @pytest.mark.parametrize("shards", [1, 2])
 @pytest.mark.parametrize("variant", ["", "fp16."])
 def test_torch_files_by_the_names_of_transformers_and_diffusers(variant, shards, copied, plain):
-    """transformers.utils.WEIGHTS_NAME and WEIGHTS_INDEX_NAME, diffusers' WEIGHTS_NAME; the variant comes before `bin`."""
+    """Those of the text encoder are transformers'; the variant comes before `bin`, in an index before `json`."""
     for part, stem in (
         ("text_encoder", transformers.utils.WEIGHTS_NAME.removesuffix(".bin")),
         ("vae", diffusers.utils.WEIGHTS_NAME.removesuffix(".bin")),

@@ -449,12 +449,8 @@ class _Source:
             **ids,
             **_scheduler_config(folder / "scheduler" / "scheduler_config.json"),
         }
-        diffusers_names = _weight_files("diffusion_pytorch_model", "diffusion_pytorch_model")
-        names = {
-            "text_encoder": _weight_files("model", "pytorch_model"),
-            "vae": diffusers_names,
-            "unet": diffusers_names,
-        }
+        names = dict.fromkeys(("vae", "unet"), _weight_files("diffusion_pytorch_model", "diffusion_pytorch_model"))
+        names["text_encoder"] = _weight_files("model", "pytorch_model")
         self.checkpoints = {part: CheckpointReader(folder / part, names[part]) for part in names}
 
     def _check_fit(self):
