@@ -6,6 +6,7 @@ was chosen and TensorFlow is not installed, `import zoo` chooses JAX or, if that
 """
 
 import contextlib
+import importlib
 import importlib.util
 import inspect
 import json
@@ -38,6 +39,18 @@ def installed_backends() -> list[str]:
     if not names:
         raise UserError(f"No backend is installed: {install_command('torch')}, or [jax] or [tensorflow].")
     return names
+
+
+def package_version(name: str) -> str:
+    """The version of an installed package, from its module: distributions may be called keras-nightly, tensorflow-cpu.
+
+    Args:
+        name: of the module.
+
+    Returns:
+        its version.
+    """
+    return str(importlib.import_module(name).__version__)
 
 
 def check_backend(name: str, what: str = "the backend") -> None:

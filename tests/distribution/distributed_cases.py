@@ -136,7 +136,6 @@ def run(case, folder, *, devices, parallel="data", dropout=0.0, precision="float
         set_random_streams(model, seed=0)
         model.compile(optimizer=TorchAdam(2e-3, **{"epsilon": EPSILON} | numbers), **compiling)
         use_fast_paths(model)
-        model.optimizer.build(model.trainable_variables)  # as recipes do: TensorFlow traces the training step once
         log = callbacks.TrainingLog(
             files.prepare_folder(folder), "checkpoint.npz", history=[], settings={"epochs": 1}, examples=1
         )

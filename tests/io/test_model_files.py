@@ -1,6 +1,7 @@
 """Loading files of other people: what loads, and the errors about classes that are not registered."""
 
 import io
+import re
 import sys
 import types
 import zipfile
@@ -58,7 +59,9 @@ def test_every_missing_class_is_named_and_no_module_is_imported(folder, monkeypa
     with pytest.raises(UserError) as caught:
         model_files.load_model(folder / "custom.keras")
     words = str(caught.value)
-    assert "needs the custom classes mine>Scale (of my_layers), mine>cube, Shift (of my_layers)" in words
+    # Keras 3.16 knows the module of a function, too.
+    pattern = r"needs the custom classes mine>Scale \(of my_layers\), mine>cube( \(of my_layers\))?, Shift \(of my_l"
+    assert re.search(pattern, words)
     assert "import the module that defines them" in words and "\n" not in words
     with pytest.raises(UserError, match=r"needs the custom class mine>Scale \(of my_layers\), .* that defines it"):
         model_files.load_model(folder / "one.keras")

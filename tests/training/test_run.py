@@ -152,3 +152,16 @@ def test_a_short_run_rises_no_faster_than_to_its_peak_in_a_hundred_steps():
     # A run that is long enough is as it was.
     assert limit_warmup(1e-3, steps=4300, warmup_steps=200) == (1e-3, 200)
     assert limit_warmup(2e-3, steps=400, warmup_steps=1000) == (2e-3, 100)
+
+
+@pytest.mark.once
+def test_versions_are_those_of_the_modules(monkeypatch):
+    """Distributions have other names: keras-nightly, tensorflow-cpu."""
+    import importlib.metadata
+
+    def unknown(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", unknown)
+    versions = run_module.run_metadata()["versions"]
+    assert (versions["keras"], versions["numpy"]) == (keras.__version__, np.__version__)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import math
 import pathlib
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from zoo import backends
 from zoo.compat.keras import flatten_layers, functional_graph
 from zoo.errors import UserError, error_summary
 from zoo.io import files
@@ -187,7 +187,7 @@ def compute_parity_record(
     backend = keras.backend.backend()
     metadata = {
         "backend": backend,
-        "version": importlib.metadata.version(backend).partition("+")[0],
+        "version": backends.package_version(backend).partition("+")[0],
         "keras": keras.__version__,
         "sha256": digest,
         "functional": functional,

@@ -23,7 +23,6 @@ In a recipe:
 
 import argparse
 import contextlib
-import importlib.metadata
 import pathlib
 import platform
 import shlex
@@ -36,6 +35,7 @@ from typing import Any
 import keras
 
 import zoo
+from zoo import backends
 from zoo.distribution import strategy as distribution
 from zoo.errors import TrainingError, UserError
 from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
@@ -93,8 +93,6 @@ class Run:
     def prepare(self, model: keras.Model) -> None:
         """Give a compiled model the backend's fast paths and, with --resume, the state of the checkpoint.
 
-        The optimizer is built, too: TensorFlow would trace the training step twice if the first step created variables.
-
         Args:
             model: built and compiled.
 
@@ -102,7 +100,6 @@ class Run:
             UserError: if the run cannot be resumed.
         """
         use_fast_paths(model)
-        model.optimizer.build(model.trainable_variables)
         if self.args.resume:
             self.history[:] = load_checkpoint(self.folder / CHECKPOINT_FILE, model, settings=self.settings)
             print(f"Resuming after epoch {len(self.history)} of {self.args.epochs}.", flush=True)
@@ -253,7 +250,7 @@ def _write_metrics(folder, metrics):
 def run_metadata() -> dict[str, Any]:
     """Command, backend, versions and machine, for `metrics.json`."""
     backend = keras.backend.backend()
-    versions = {name: importlib.metadata.version(name) for name in ("keras", backend, "numpy")}
+    versions = {name: backends.package_version(name) for name in ("keras", backend, "numpy")}
     return {
         "command": f"KERAS_BACKEND={backend} python {shlex.join(sys.argv)}",
         "backend": backend,
