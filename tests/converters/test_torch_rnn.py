@@ -574,7 +574,7 @@ def test_file_of_safetensors(tmp_path):
     "package, extra, name", [("torch", "torch", "lstm.pt"), ("safetensors", "convert", "lstm.safetensors")]
 )
 def test_package_that_is_not_installed(package, extra, name, tmp_path, monkeypatch):
-    (tmp_path / name).write_bytes(b"")
+    (tmp_path / name).write_bytes(b"some file of weights")
     monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, f"{package}.numpy", None)
     with pytest.raises(UserError, match=rf"{name} needs {package}, .* pip install 'keras-model-zoo\[{extra}\]'\."):
