@@ -51,7 +51,7 @@ def test_in(name, folder):
     python, log, began = folder / name / "bin" / "python", folder / f"{name}.log", time.perf_counter()
     subprocess.run([sys.executable, "-m", "venv", folder / name], check=True)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    environment |= {"PIP_NO_COMPILE": "1", "PATH": os.pathsep.join([str(python.parent), os.environ["PATH"]])}
+    environment |= {"PIP_NO_COMPILE": "0", "PATH": os.pathsep.join([str(python.parent), os.environ["PATH"]])}
     commands = [[python, "-m", "pip", *step] for step in steps] + [[python, *program] for program in programs]
     with open(log, "w") as output:
         for command in commands:

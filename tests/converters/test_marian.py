@@ -459,6 +459,10 @@ def words(edit):
     "spoil, named",
     [
         (lambda folder: shutil.rmtree(folder), "There is no folder"),
+        (
+            lambda folder: (shutil.rmtree(folder), folder.write_bytes(b"weights")),
+            "is a file, where a folder was expected: give the one that holds config.json",
+        ),
         (without("config.json"), "There is no config.json in"),
         (cut("config.json", 20), "config.json is not valid JSON"),
         (lambda folder: write(folder / "config.json", [1]), "config.json holds a list, not a JSON object"),
@@ -598,6 +602,7 @@ ODD = [
     "a " * 600,
     "DON'T SHOUT!!!",
     "ß ẞ ĳ Ǆ",
+    "She 's here , I 'm not . Do n't ! They 've , we 're ? ' so ' .. ' ,",
 ]
 
 
@@ -624,7 +629,8 @@ def tokenizers(request, multi30k, tmp_path_factory):
     else:  # some pieces are not in the vocabulary
         vocabulary = vocabulary_of(*source[::2], *source[1:700:2], *target, ">>fra<<", ">>ita<<")
     write(folder / "vocab.json", vocabulary)
-    write(folder / "tokenizer_config.json", {"separate_vocabs": separate})
+    clean_up = request.param != "bytes"
+    write(folder / "tokenizer_config.json", {"separate_vocabs": separate, "clean_up_tokenization_spaces": clean_up})
     for side, model in zip(("source", "target"), models):
         (folder / f"{side}.spm").write_bytes(model)
     peer = transformers.MarianTokenizer.from_pretrained(folder)
@@ -633,6 +639,7 @@ def tokenizers(request, multi30k, tmp_path_factory):
         target_model=models[1],
         vocabulary=vocabulary,
         target_vocabulary=own if separate else None,
+        clean_up_tokenization_spaces=clean_up,
     )
     sentences = lines(multi30k, "val.en.gz")[:300] + lines(multi30k, "val.de.gz")[:300]
     return peer, ours, sentences + ODD
@@ -667,6 +674,20 @@ def test_texts_equal(tokenizers):
         (ours.target_ids_to_tokens, ours.encode_target("A man")),
     ):
         assert len(pieces(ids)) == len(ids) and "".join(pieces(ids)) == " A man</s>"
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("clean_up", [True, False, None])
+def test_spaces_are_cleaned_up_if_the_folder_says_so(clean_up, copied, tmp_path):
+    saved = json.loads((copied / "tokenizer_config.json").read_text())
+    saved.pop("clean_up_tokenization_spaces", None)
+    write(
+        copied / "tokenizer_config.json",
+        saved | ({} if clean_up is None else {"clean_up_tokenization_spaces": clean_up}),
+    )
+    load_marian(copied)[1].save(tmp_path / "tokenizer.json")
+    assert load_tokenizer(tmp_path / "tokenizer.json").clean_up_tokenization_spaces is bool(clean_up)
+    assert transformers.MarianTokenizer.from_pretrained(copied).clean_up_tokenization_spaces is bool(clean_up)
 
 
 @pytest.mark.once

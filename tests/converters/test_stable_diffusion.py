@@ -566,3 +566,10 @@ def test_what_is_refused(spoil, words, copied, tmp_path):
 def test_no_folder(tmp_path):
     with pytest.raises(UserError, match="There is no folder .*nowhere: give the one that holds model_index.json"):
         from_diffusers(tmp_path / "nowhere")
+    single = tmp_path / "v1-5.safetensors"
+    save_file({"model.diffusion_model.out.0.bias": np.zeros(4, "float32")}, single)
+    with pytest.raises(UserError, match=r"is a file, .* let diffusers make one, .*from_single_file\('.*v1-5"):
+        from_diffusers(single)
+    single.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    with pytest.raises(UserError, match="is a pointer of Git LFS"):
+        from_diffusers(single)

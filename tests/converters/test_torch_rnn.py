@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+import zoo
+from zoo import cli
 from zoo.converters.torch_rnn import (
+    build_layers,
+    build_model,
     language_model_state_dict,
     load_language_model_state_dict,
     load_state_dict,
@@ -546,7 +550,7 @@ def test_files_that_hold_something_else(tmp_path):
     with pytest.raises(UserError, match="There is no file at .*lstm.pt"):
         read_state_dict(tmp_path / "lstm.pt")
     torch.save({"model": torch_rnn("lstm").state_dict(), "epoch": 3}, tmp_path / "checkpoint.pt")
-    with pytest.raises(UserError, match=r"holds model \(a OrderedDict\), epoch \(a int\), not only tensors by name"):
+    with pytest.raises(UserError, match=r"holds model \(a OrderedDict\), epoch \(a int\), .* keys, key='model'\."):
         read_state_dict(tmp_path / "checkpoint.pt")
     torch.save(torch.zeros(3), tmp_path / "tensor.pt")
     with pytest.raises(UserError, match="holds a Tensor, not only tensors by name"):
@@ -555,6 +559,138 @@ def test_files_that_hold_something_else(tmp_path):
     (tmp_path / "cut.pt").write_bytes((tmp_path / "whole.pt").read_bytes()[:900])
     with pytest.raises(UserError, match="cut.pt is damaged or no torch file"):
         read_state_dict(tmp_path / "cut.pt")
+
+
+@pytest.mark.once
+def test_checkpoint_of_a_training(tmp_path):
+    peer = torch_rnn("gru")
+    optimizer = torch.optim.Adam(peer.parameters())
+    peer(torch.zeros(B, T, D))[0].sum().backward()
+    optimizer.step()
+    content = {
+        "model_state": peer.state_dict(),
+        "ema": peer.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "step": 1,
+    }
+    torch.save(content, tmp_path / "last.pt")
+    for name, array in read_state_dict(tmp_path / "last.pt", key="model_state").items():
+        np.testing.assert_array_equal(array, peer.state_dict()[name])
+    with pytest.raises(UserError, match="read those under one of its keys, key='model_state' or key='ema'"):
+        read_state_dict(tmp_path / "last.pt")
+    with pytest.raises(UserError, match="under 'model': choose one of model_state, ema. Did you mean 'model_state'"):
+        read_state_dict(tmp_path / "last.pt", key="model")
+    with pytest.raises(UserError, match="no tensors by name under 'step': choose one of model_state, ema"):
+        read_state_dict(tmp_path / "last.pt", key="step")
+
+
+CELLS = {"lstm": torch.nn.LSTMCell, "gru": torch.nn.GRUCell, "simple": torch.nn.RNNCell}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("cell", KERAS)
+def test_cell_of_torch(cell, bias):
+    """A loop over time steps with torch's cell, and the Keras layer with its weights."""
+    torch.manual_seed(0)
+    peer, x = CELLS[cell](D, H, bias=bias), np.random.default_rng(0).standard_normal((B, T, D)).astype("float32")
+    state = None
+    with torch.no_grad():
+        for step in range(T):
+            state = peer(torch.tensor(x[:, step]), state)
+    (layer,) = build_layers(peer.state_dict(), return_sequences=False)
+    close(numpy_of(layer(x)), (state[0] if cell == "lstm" else state).numpy(), 1e-5)
+    named = {f"decoder.cell.{name}": tensor for name, tensor in peer.state_dict().items()}
+    other = KERAS[cell](H, use_bias=bias)
+    other.build((None, None, D))
+    load_state_dict(named, [other], prefix="decoder.cell.")
+    np.testing.assert_array_equal(numpy_of(other(x)), numpy_of(layer(x)))
+
+
+@pytest.mark.once
+def test_one_hint_for_a_wrong_prefix():
+    named = {f"rnn.{name}": tensor for name, tensor in torch_rnn("lstm", 3, True).state_dict().items()}
+    _, stack = keras_rnn("lstm", 3, True)
+    with pytest.raises(UserError) as caught:
+        load_state_dict(named, stack)
+    assert str(caught.value) == (
+        "The state dict has no weight_hh_l0: its recurrent weights begin with 'rnn.', pass prefix='rnn.'."
+    )
+    with pytest.raises(UserError, match="has no lstm.weight_hh_l0: .*pass prefix='rnn.'"):
+        load_state_dict(named, stack, prefix="lstm.")
+    with pytest.raises(UserError, match="has no weight_hh_l0, .* pass prefix='rnn.'"):
+        build_layers(named)
+    with pytest.raises(UserError, match="give that of such a module"):
+        build_layers({"fc.weight": np.zeros((3, 4))})
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("cell", KERAS)
+def test_layers_are_built_from_the_state_dict(cell, bias, both):
+    peer = torch_rnn(cell, 2, both, bias)
+    x = np.random.default_rng(0).standard_normal((B, T, D)).astype("float32")
+    outputs = x
+    for layer in build_layers({f"a.{name}": tensor for name, tensor in peer.state_dict().items()} | {"b": 1.0}, "a."):
+        outputs = layer(outputs)
+    close(numpy_of(outputs), peer(torch.tensor(x))[0].detach().numpy(), 1e-5)
+    model, left_out = build_model({f"a.{k}": v for k, v in peer.state_dict().items()} | {"a.x": np.ones(2)}, "a.")
+    assert left_out == ["a.x"]
+    np.testing.assert_array_equal(numpy_of(model(x)), numpy_of(outputs))
+
+
+@pytest.mark.once
+def test_relu_is_said():
+    torch.manual_seed(0)
+    peer = torch.nn.RNN(D, H, nonlinearity="relu", batch_first=True)
+    x = np.random.default_rng(0).standard_normal((B, T, D)).astype("float32")
+    (layer,) = build_layers(peer.state_dict(), activation="relu")
+    close(numpy_of(layer(x)), peer(torch.tensor(x))[0].detach().numpy(), 1e-5)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("tied", [False, True])
+def test_command_converts_a_language_model(tied, tmp_path, capsys):
+    """The modules of PyTorch's word language model, in a checkpoint of a training."""
+    torch.manual_seed(0)
+    peer = torch.nn.Module()
+    peer.encoder, peer.rnn, peer.decoder = torch.nn.Embedding(11, H), torch.nn.LSTM(H, H, 2), torch.nn.Linear(H, 11)
+    if tied:
+        peer.decoder.weight = peer.encoder.weight
+        torch.nn.init.zeros_(peer.decoder.bias)
+    torch.save({"model": peer.state_dict(), "epoch": 3}, tmp_path / "last.pt")
+    assert cli.run(["convert", "torch-rnn", str(tmp_path / "last.pt"), str(tmp_path / "lm"), "--key", "model"]) == 0
+    printed = capsys.readouterr().out
+    assert "torch.nn.LSTM(4, 4, num_layers=2, bias=True, bidirectional=False)" in printed
+    assert f"Use it: zoo summary {tmp_path / 'lm'}" in printed
+    ids = np.random.default_rng(0).integers(0, 11, (2, 7))
+    with torch.no_grad():
+        expected = peer.decoder(peer.rnn(peer.encoder(torch.tensor(ids)).swapaxes(0, 1))[0]).swapaxes(0, 1).numpy()
+    model = zoo.load_model(tmp_path / "lm")
+    assert ("ReversibleEmbedding" == type(model.get_layer("embedding")).__name__) == tied
+    close(numpy_of(model(ids)), expected, 1e-5)
+
+
+@pytest.mark.once
+def test_command_converts_the_recurrent_part_of_a_model(tmp_path, capsys):
+    peer = torch.nn.ModuleDict({"tagger": torch.nn.GRU(D, H, bidirectional=True), "out": torch.nn.Linear(2 * H, 3)})
+    torch.save(peer.state_dict(), tmp_path / "tagger.pt")
+    zoo.convert("torch-rnn", tmp_path / "tagger.pt", tmp_path / "part", log=print)
+    assert "Not converted: out.weight, out.bias" in capsys.readouterr().out
+    x = np.random.default_rng(0).standard_normal((B, T, D)).astype("float32")
+    expected = peer["tagger"](torch.tensor(x).swapaxes(0, 1))[0].swapaxes(0, 1).detach().numpy()
+    close(numpy_of(zoo.load_model(tmp_path / "part")(x)), expected, 1e-5)
+    two = {f"{side}.{name}": tensor for side in "ab" for name, tensor in peer["tagger"].state_dict().items()}
+    torch.save(two, tmp_path / "two.pt")
+    with pytest.raises(UserError, match="several recurrent modules, under 'a.' and 'b.': choose one with prefix"):
+        zoo.convert("torch-rnn", tmp_path / "two.pt", tmp_path / "part")
+    zoo.convert("torch-rnn", tmp_path / "two.pt", tmp_path / "b", prefix="b.")
+    torch.save({"out.weight": torch.zeros(3)}, tmp_path / "none.pt")
+    with pytest.raises(UserError, match="none.pt holds no weights of a torch.nn.LSTM, GRU or RNN"):
+        zoo.convert("torch-rnn", tmp_path / "none.pt", tmp_path / "part")
+    with pytest.raises(UserError, match="key and prefix are for torch-rnn, and the kind is 'marian'"):
+        zoo.convert("marian", tmp_path, tmp_path / "part", key="model")
 
 
 @pytest.mark.once

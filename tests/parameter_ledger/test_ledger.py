@@ -125,6 +125,11 @@ def test_attention_is_split():
         "output": (4 * 5 + 1) * 7,
     }
     assert row.macs == 10 * 16 * 32 + 6 * 24 * 32 + 6 * 24 * 20 + 10 * 6 * 32 + 10 * 6 * 20 + 10 * 20 * 7
+    mask = keras.Input((10, 6), dtype="bool")
+    named = layers.MultiHeadAttention(4, 8)(attention_mask=mask, value=source, query=query)
+    assert opened([mask, query, source], named).leaf_rows[-1].macs == (
+        10 * 16 * 32 + 2 * 6 * 24 * 32 + 2 * 10 * 6 * 32 + 10 * 32 * 16
+    )
     grouped = opened(query, layers.GroupQueryAttention(8, 4, 2)(query, query)).leaf_rows[-1]
     assert [formula.value for formula in grouped.formulas] == [17 * 32, 17 * 16, 17 * 16, 33 * 16]
 
@@ -237,18 +242,65 @@ def test_layers_of_unknown_kind_are_opened():
     assert book.macs == 4 * 10 * 16 * 16 + 2 * 10 * 10 * 16
 
 
-def test_unknown_kind_falls_back_to_shapes():
-    class Bilinear(layers.Layer):
-        def build(self, shape):
-            self.form = self.add_weight(name="form", shape=(shape[-1], 5, 2))
+class Bilinear(layers.Layer):
+    """A layer of the user's own, with a product that is written in Keras' operations or in the framework's."""
 
-        def call(self, x):
-            return keras.ops.einsum("bi,ijk->bjk", x, self.form)
+    def __init__(self, einsum, **options):
+        super().__init__(**options)
+        self.einsum = einsum
 
+    def build(self, shape):
+        self.form = self.add_weight(name="form", shape=(shape[-1], 5, 2))
+
+    def call(self, x):
+        return self.einsum("bi,ijk->bjk", x, self.form if self.einsum is keras.ops.einsum else self.form.value)
+
+
+def framework_einsum():
+    if keras.backend.backend() == "tensorflow":
+        from tensorflow import einsum
+    elif keras.backend.backend() == "jax":
+        from jax.numpy import einsum
+    else:
+        from torch import einsum
+    return einsum
+
+
+def test_operations_of_a_layer_without_others_are_counted_in_its_row():
     x = keras.Input((3,))
-    book = opened(x, Bilinear(name="bilinear")(x))
+    book = opened(x, Bilinear(keras.ops.einsum, name="bilinear")(x))
+    row = book.rows[1]
+    assert len(book.rows) == 2 and (row.path, row.group) == ("bilinear", False)
+    assert row.formulas[0].substituted == "3·5·2" and row.macs == 3 * 5 * 2
+    assert [(formula.part, formula.substituted) for formula in row.mac_formulas] == [("einsum", "3·5·2")]
+    assert row.activation_bytes == 4 * 5 * 2
+
+
+def test_what_a_framework_computes_is_unknown():
+    x = keras.Input((3,))
+    book = opened(x, Bilinear(framework_einsum(), name="bilinear")(x))
     assert book.rows[1].formulas[0].substituted == "3·5·2" and book.rows[1].macs is None
     assert "unknown kind: bilinear" in str(book)
+
+    class Around(layers.Layer):
+        def __init__(self, **options):
+            super().__init__(**options)
+            self.dense, self.bilinear = layers.Dense(3, name="dense"), Bilinear(framework_einsum(), name="bilinear")
+
+        def build(self, shape):
+            self.dense.build(shape)
+            self.bilinear.build(shape)
+
+        def call(self, x):
+            y = self.dense(x)
+            return framework_einsum()("bi,bjk->ijk", y, self.bilinear(y))
+
+        def compute_output_shape(self, shape):
+            return (3, 5, 2)
+
+    book = opened(x, Around(name="around")(x))
+    assert [row.path for row in book.rows[1:]] == ["around", "around/dense", "around/bilinear", "around/operations"]
+    assert [row.macs for row in book.rows[2:]] == [9, None, None] and "≥ 9" in book.to_html()
 
 
 def test_subclassed_model():
@@ -266,7 +318,8 @@ def test_subclassed_model():
     model(np.zeros((2, 5), "float32"))
     book = ledger(model)
     check(book, model)
-    assert [(row.path, row.macs) for row in book.rows] == [("hidden", 20), ("out", 12)]
+    assert [(row.path, row.macs) for row in book.rows] == [("hidden", 20), ("relu", 0), ("out", 12)]
+    assert [row.sources for row in book.rows] == [(), (0,), (1,)]
 
 
 def test_other_widths_and_quantised_layers():
@@ -381,6 +434,200 @@ def recurrent(layer):
     return keras.Model(x, layer(x))
 
 
+class Attention(layers.Layer):
+    """Attention by hand: four dense layers and two products."""
+
+    def __init__(self, heads, width, **options):
+        super().__init__(**options)
+        self.heads, self.width = heads, width
+        self.query, self.key, self.value, self.out = (layers.Dense(width, name=name) for name in "qkvo")
+
+    def build(self, shape):
+        for layer in (self.query, self.key, self.value, self.out):
+            layer.build(shape)
+
+    def split(self, x):
+        return keras.ops.transpose(keras.ops.reshape(x, (*x.shape[:2], self.heads, -1)), (0, 2, 1, 3))
+
+    def call(self, x):
+        query, key, value = (self.split(layer(x)) for layer in (self.query, self.key, self.value))
+        scores = query @ keras.ops.swapaxes(key, -1, -2) / keras.ops.sqrt(self.width / self.heads)
+        mixed = keras.ops.transpose(keras.ops.matmul(keras.activations.softmax(scores), value), (0, 2, 1, 3))
+        return self.out(keras.ops.reshape(mixed, x.shape))
+
+    def compute_output_shape(self, shape):
+        return shape
+
+
+class Repeated(keras.Model):
+    """One dense layer called three times on equal shapes, in Python."""
+
+    def __init__(self):
+        super().__init__(name="repeated")
+        self.dense = layers.Dense(16, name="dense")
+
+    def call(self, x):
+        for _ in range(3):
+            x = keras.ops.tanh(self.dense(x))
+        return x
+
+
+@keras.saving.register_keras_serializable()
+class OwnCell(layers.Layer):
+    """A recurrent cell of the user's own."""
+
+    state_size = output_size = 5
+
+    def build(self, shape):
+        self.kernel = self.add_weight(name="kernel", shape=(shape[-1], 5))
+        self.recurrent_kernel = self.add_weight(name="recurrent_kernel", shape=(5, 5))
+
+    def call(self, x, states, training):
+        h = keras.ops.tanh(keras.ops.matmul(x, self.kernel) + keras.ops.dot(states[0], self.recurrent_kernel))
+        return h, [h]
+
+
+class Scaled(layers.Dense):
+    """A subclass that does what its parent does, and something elementwise."""
+
+    def call(self, x):
+        return 2 * super().call(x)
+
+
+class Twice(layers.Dense):
+    """A subclass that does more products than its parent."""
+
+    def call(self, x):
+        return super().call(super().call(x))
+
+
+class Renamed(layers.Conv1D):
+    """A subclass that changes nothing."""
+
+
+class Unrolled(layers.Layer):
+    """A stock cell called by hand at every step."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.cell = layers.GRUCell(6, name="cell")
+
+    def build(self, shape):
+        self.cell.build(shape[::2])
+
+    def call(self, x):
+        state = keras.ops.zeros_like(x[:, 0, :6])
+        for step in range(x.shape[1]):
+            state, _ = self.cell(x[:, step], [state])
+        return state
+
+
+class TimeFirst(layers.Layer):
+    """A product with the time steps on the first axis."""
+
+    def call(self, x):
+        return keras.ops.matmul(keras.ops.transpose(x, (1, 0, 2)), np.ones((16, 7), "float32"))
+
+
+def of(layer):
+    x = keras.Input((20, 16))
+    return keras.Model(x, layer(x))
+
+
+def built(model):
+    model(np.zeros((1, 20, 16), "float32"))
+    return model
+
+
+def inner():
+    return keras.Sequential([keras.Input((16,)), layers.Dense(8), layers.Dense(4)], name="inner")
+
+
+# Models that Keras' own layers do not make: (model, MACs in closed form).
+BY_HAND = {
+    "attention": (lambda: of(Attention(4, 16)), 4 * 20 * 16 * 16 + 2 * 20 * 20 * 16),
+    "a layer three times": (lambda: built(Repeated()), 3 * 20 * 16 * 16),
+    "lambda": (lambda: of(layers.Lambda(lambda x: keras.ops.einsum("btd,bsd->bts", x, x))), 20 * 20 * 16),
+    "convolution": (
+        lambda: of(layers.Lambda(lambda x: keras.ops.conv(x, np.ones((3, 16, 7), "float32")))),
+        18 * 3 * 16 * 7,
+    ),
+    "time first": (lambda: of(TimeFirst()), 20 * 16 * 7),
+    "tensordot": (
+        lambda: of(layers.Lambda(lambda x: keras.ops.tensordot(x, np.ones((20, 16, 3), "float32"), 2))),
+        20 * 16 * 3,
+    ),
+    "own cell": (lambda: of(layers.RNN(OwnCell(name="cell"))), 20 * (16 * 5 + 5 * 5)),
+    "own cells, both directions": (
+        lambda: of(layers.Bidirectional(layers.RNN([OwnCell(name="a"), layers.GRUCell(6, name="b")]))),
+        2 * 20 * (16 * 5 + 5 * 5 + 3 * (5 + 6) * 6),
+    ),
+    "unrolled": (lambda: of(Unrolled()), 20 * 3 * (16 + 6) * 6),
+    "model at each step": (lambda: of(layers.TimeDistributed(inner())), 20 * (16 * 8 + 8 * 4)),
+    "scaled": (lambda: of(Scaled(9)), 20 * 16 * 9),
+    "twice": (lambda: of(Twice(16)), 2 * 20 * 16 * 16),
+    "renamed": (lambda: of(Renamed(9, 3)), 18 * 3 * 16 * 9),
+    "spectral norm": (lambda: of(layers.SpectralNormalization(layers.Dense(9))), 20 * 16 * 9),
+}
+
+
+@pytest.mark.parametrize("name", BY_HAND)
+def test_macs_of_what_is_written_by_hand(name):
+    make, macs = BY_HAND[name]
+    model = make()
+    nodes = [len(layer._inbound_nodes) for layer in model.layers]  # the graph that Keras keeps
+    book = ledger(model)
+    assert book.macs == macs and not book.unknown_layers
+    assert book.parameters == model.count_params() == sum(row.counted_parameters for row in book.leaf_rows)
+    assert [len(layer._inbound_nodes) for layer in model.layers] == nodes
+
+
+def test_attention_by_hand_is_a_row_for_each_layer_and_product():
+    x = keras.Input((20, 16))
+    book = opened(x, Attention(4, 16, name="attention")(x))
+    products = [(row.name, row.macs) for row in book.leaf_rows if row.macs]
+    dense = [(name, 20 * 16 * 16) for name in "qkv"]
+    assert products == [*dense, ("matmul", 20 * 20 * 16), ("matmul_1", 20 * 20 * 16), ("o", 20 * 16 * 16)]
+    # What is saved: three projections, scores, divided scores, probabilities, mixed values and outputs.
+    assert sum(row.activation_bytes for row in book.leaf_rows) == 4 * (3 * 20 * 16 + 3 * 4 * 20 * 20 + 2 * 20 * 16)
+    names = [row.name for row in book.rows]
+    assert [names[source] for source in book.rows[names.index("matmul")].sources] == ["q", "k"]
+
+
+def test_a_layer_called_again_counts_its_work_again():
+    book = ledger(built(Repeated()))
+    assert [row.macs for row in book.rows if row.name == "dense"] == [20 * 16 * 16] * 3
+    assert [row.counted_parameters for row in book.rows if row.name == "dense"] == [17 * 16, 0, 0]
+
+
+def test_a_subclass_counts_as_its_parent():
+    x = keras.Input((20, 16))
+    for layer in (Scaled(9, name="scaled"), Renamed(9, 3, name="renamed")):
+        row = opened(x, layer(x)).leaf_rows[-1]
+        assert not row.group and row.name == layer.name
+        assert row.formulas[0].symbolic != row.formulas[0].substituted and len(row.mac_formulas) == 1
+
+
+@pytest.mark.once
+@pytest.mark.parametrize("name", ["TransformerEncoder", "TransformerDecoder", "BertBackbone", "GPT2Backbone"])
+def test_layers_of_keras_hub_are_opened(name):
+    """Against the products that PyTorch counts."""
+    import keras_hub
+
+    if name.endswith("Backbone"):
+        sizes = {"vocabulary_size": 50, "num_layers": 2, "num_heads": 2, "hidden_dim": 16, "intermediate_dim": 32}
+        model = getattr(keras_hub.models, name)(**sizes, max_sequence_length=20)
+        example = {name: np.ones((1, 20), "int32") for name in model.input}
+        book = ledger(model, input_shape=(20,))
+    else:
+        layer = getattr(keras_hub.layers, name)(32, 4, name="block")
+        model = of(layer)
+        example, book = np.ones((1, 20, 16), "float32"), ledger(model)
+        assert [row.path for row in book.rows[1:3]] == ["block", book.rows[2].path] and book.rows[1].group
+    assert book.parameters == model.count_params() and not book.unknown_layers
+    assert book.macs == counted_by_torch(model, example)
+
+
 COUNTED = {
     "cnn": lambda: cnn(num_classes=10),
     "lstm": lambda: recurrent(layers.LSTM(12, return_sequences=True)),
@@ -397,17 +644,32 @@ COUNTED = {
 @pytest.mark.once
 @pytest.mark.parametrize("name", COUNTED)
 def test_macs_agree_with_pytorch_counter(name):
-    """`torch.utils.flop_counter.FlopCounterMode` counts what runs: two operations a multiply-accumulate."""
+    """`torch.utils.flop_counter` has a formula for what runs: two operations a multiply-accumulate."""
+    model = COUNTED[name]()
+    images = np.random.default_rng(0).random((1, *model.input_shape[1:])).astype("float32")
+    assert ledger(model).macs == pytest.approx(counted_by_torch(model, images), rel=0.01)
+
+
+def counted_by_torch(model, example):
+    """Multiply-accumulates of one example, as PyTorch counts those that it runs."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import flop_registry
 
-    model = COUNTED[name]()
-    images = np.random.default_rng(0).random((2, *model.input_shape[1:])).astype("float32")
-    # It has no formula for the fused attention kernel of CPUs, so attention runs as plain matrix products.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
-        model(images)
-    assert ledger(model).macs == pytest.approx(counter.get_total_flops() / 2 / len(images), rel=0.01)
+    class Counter(TorchDispatchMode):
+        flops = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            outputs = function(*args, **(kwargs or {}))
+            if function._overloadpacket in flop_registry:
+                self.flops += flop_registry[function._overloadpacket](*args, **(kwargs or {}), out_val=outputs)
+            return outputs
+
+    # There is no formula for the fused attention kernel of CPUs, so attention runs as plain matrix products.
+    with Counter() as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        model(example)
+    return counter.flops / 2
 
 
 @pytest.mark.once

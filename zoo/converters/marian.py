@@ -24,7 +24,6 @@ Source: transformers 5.23, models/marian: modeling_marian.py, configuration_mari
 
 from __future__ import annotations
 
-import pathlib
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -35,6 +34,7 @@ from zoo import backends
 from zoo.errors import UserError
 from zoo.io.tensor_files import (
     CheckpointReader,
+    check_folder,
     check_state_dict,
     config_value,
     read_float_tensor,
@@ -134,12 +134,11 @@ def load_marian(folder: StrPath) -> tuple[keras.Model, MarianTokenizer, dict[str
     Example:
         >>> model, tokenizer, generation_config = load_marian("opus-mt-en-de")
     """
-    folder = pathlib.Path(folder)
-    if not folder.is_dir():
-        raise UserError(
-            f"There is no folder {folder}: give the one that holds config.json, source.spm and so on, fetched with `hf "
-            "download NAME --local-dir FOLDER`."
-        )
+    folder = check_folder(
+        folder,
+        holds="config.json, source.spm and so on",
+        single_file="give the one that holds config.json, source.spm and so on beside the weights.",
+    )
     config = _config(folder)
     tokenizer, generation_config = _tokenizer_and_generation_config(folder, config)
     checkpoint = CheckpointReader(folder)
@@ -317,6 +316,7 @@ def _tokenizer_and_generation_config(folder, config):
         token = saved.get(key)
         token = token.get("content") if isinstance(token, dict) else token  # {"content": "<pad>", "lstrip": …}
         tokens[argument] = config_value(path, key, token, default)
+    clean_up = config_value(path, "clean_up_tokenization_spaces", saved.get("clean_up_tokenization_spaces"), False)
     models = {}
     for side in ("source", "target"):
         path = folder / f"{side}.spm"
@@ -332,6 +332,7 @@ def _tokenizer_and_generation_config(folder, config):
         target_vocabulary=own,
         source_lang=saved.get("source_lang"),
         target_lang=saved.get("target_lang"),
+        clean_up_tokenization_spaces=clean_up,
         origin=folder,
         **models,
         **tokens,

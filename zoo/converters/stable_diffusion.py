@@ -66,7 +66,14 @@ from zoo import backends
 from zoo.compat.keras import set_initial_value, skip_weight_init
 from zoo.errors import UserError
 from zoo.io import cards, files, model_files
-from zoo.io.tensor_files import CheckpointReader, check_state_dict, config_value, read_float_tensor, read_json
+from zoo.io.tensor_files import (
+    CheckpointReader,
+    check_folder,
+    check_state_dict,
+    config_value,
+    read_float_tensor,
+    read_json,
+)
 from zoo.tokenizers.clip import load_clip_tokenizer
 from zoo.typing import Log, StrPath
 
@@ -403,12 +410,12 @@ class _Source:
     """
 
     def __init__(self, folder):
-        self.folder = folder = pathlib.Path(folder)
-        if not folder.is_dir():
-            raise UserError(
-                f"There is no folder {folder}: give the one that holds model_index.json, unet and so on, fetched with "
-                "`hf download NAME --local-dir FOLDER`."
-            )
+        self.folder = folder = check_folder(
+            folder,
+            holds="model_index.json, unet and so on",
+            single_file=f"if it is a checkpoint with all parts, let diffusers make one, StableDiffusionPipeline."
+            f"from_single_file('{folder}').save_pretrained('FOLDER'), and give FOLDER.",
+        )
         _check_index(folder)
         configs = {}
         for part, what in (

@@ -9,6 +9,7 @@ weight_hh_l{k}  (g·h, h)                     recurrent_kernel  (h, g·h)   tran
 bias_ih_l{k}, bias_hh_l{k}  (g·h,) each      bias              (g·h,)     their sum (LSTM, SimpleRNN)
                                                                (2, g·h)   one row each (GRU with reset_after)
 …_reverse                                    the backward layer of a Bidirectional
+the same without _l{k}: one LSTMCell, GRUCell or RNNCell, read as a layer of one
 
 Everything is checked before anything is assigned: after an error the layers have the weights they had.
 
@@ -17,6 +18,7 @@ keras.layers.LSTMCell, GRUCell and SimpleRNNCell (3.15.1); for the names of a la
 https://github.com/pytorch/examples/blob/main/word_language_model/model.py.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +27,7 @@ import numpy as np
 
 from zoo.errors import UserError, did_you_mean
 from zoo.io.tensor_files import TensorFile, check_state_dict
-from zoo.models.rnn_language_model import recurrent_layers
+from zoo.models.rnn_language_model import recurrent_layers, rnn_language_model
 from zoo.typing import StrPath
 
 
@@ -44,6 +46,8 @@ _CELL_SPECS = {
     keras.layers.GRU: _CellSpec("GRU", "zrh", "rzh", True, ("tanh",)),  # torch writes n for h
     keras.layers.SimpleRNN: _CellSpec("RNN", "h", "h", False, ("tanh", "relu")),
 }
+
+_CELL_NAMES = {keras.layers.LSTM: "lstm", keras.layers.GRU: "gru", keras.layers.SimpleRNN: "simple"}
 
 # Names of the weights of `zoo.models.rnn_language_model` in the state dict of PyTorch's word language model example.
 KEY_MAP = {
@@ -70,7 +74,12 @@ def load_state_dict(state_dict: Mapping[str, Any], layers: Sequence[keras.layers
         >>> load_state_dict(torch_model.state_dict(), recurrent_layers(model), prefix="rnn.")
     """
     parts = _parts(layers, prefix)
-    arrays = _arrays(state_dict, prefix)
+    arrays = _numbered(_arrays(state_dict, prefix), prefix)
+    if f"{prefix}weight_hh_l0" not in arrays and (prefixes := recurrent_prefixes(state_dict)):
+        raise UserError(
+            f"The state dict has no {prefix}weight_hh_l0: its recurrent weights begin with {_quoted(prefixes)}, pass "
+            f"prefix={prefixes[0]!r}."
+        )
     _check_cell(arrays, layers, prefix)
     check_state_dict(
         _shapes_of(arrays), _shapes(parts), _names(layers), f"give the state dict of {_description(layers)}"
@@ -125,6 +134,12 @@ def load_language_model_state_dict(
     key_map, arrays = _full_key_map(key_map), _arrays(state_dict)
     layers, variables, tied = _language_model_parts(model)
     parts = _parts(layers, key_map["recurrent"])
+    prefixes = [] if f"{key_map['recurrent']}weight_hh_l0" in arrays else recurrent_prefixes(arrays)
+    if prefixes and key_map["embedding"] in arrays:
+        raise UserError(
+            f"The state dict has no {key_map['recurrent']}weight_hh_l0: its recurrent weights begin with "
+            f"{_quoted(prefixes)}, pass key_map={{'recurrent': {prefixes[0]!r}}}."
+        )
     _check_cell(arrays, layers, key_map["recurrent"])
     v, d = variables[0].shape
     decoder = {key_map["logits_kernel"]: (v, layers[-1].units), key_map["logits_bias"]: (v,)}
@@ -171,11 +186,131 @@ def language_model_state_dict(model: keras.Model, key_map: Mapping[str, str] = K
     }
 
 
-def read_state_dict(path: StrPath) -> dict[str, np.ndarray]:
+def build_layers(
+    state_dict: Mapping[str, Any], prefix: str = "", *, activation: str = "tanh", return_sequences: bool = True
+) -> list[keras.layers.Layer]:
+    """Build the Keras layers of a torch.nn.LSTM, GRU or RNN, with its weights.
+
+    Their kind, sizes, number, directions and biases are those of the state dict.
+
+    Args:
+        state_dict: mapping name -> torch tensor or array, or that of one LSTMCell, GRUCell or RNNCell.
+        prefix: what precedes "weight_ih_l0" in the names, such as "rnn."; other names are ignored.
+        activation: "tanh" or "relu" for a torch.nn.RNN, of which a state dict does not tell.
+        return_sequences: whether the last layer returns all time steps, or the last one only.
+
+    Returns:
+        list of built keras.layers.LSTM, GRU or SimpleRNN, or Bidirectional around them, named "lstm_0" and so on: from
+        (B, T, d) to (B, T, h), with both directions (B, T, 2·h).
+
+    Raises:
+        UserError: if names are missing or left over, or shapes are wrong.
+
+    Example:
+        >>> x = inputs = keras.Input((None, 3))
+        >>> for layer in build_layers(torch.nn.GRU(3, 8, num_layers=2).state_dict()):
+        ...     x = layer(x)
+        >>> model = keras.Model(inputs, x)
+    """
+    arrays = _numbered(_arrays(state_dict, prefix), prefix)
+    shape: tuple[int, ...] = arrays.get(f"{prefix}weight_hh_l0", np.zeros(())).shape  # (g·h, h)
+    gates = shape[0] // shape[1] if len(shape) == 2 and shape[1] and shape[0] % shape[1] == 0 else None
+    kind = next((kind for kind, spec in _CELL_SPECS.items() if len(spec.torch_gates) == gates), None)
+    if kind is None:
+        prefixes = recurrent_prefixes(state_dict)
+        advice = f"pass prefix={prefixes[0]!r}" if prefixes and prefix not in prefixes else "give that of such a module"
+        raise UserError(
+            f"The state dict has no {prefix}weight_hh_l0, (gates·units, units), of a torch.nn.LSTM, GRU or RNN: "
+            f"{advice}."
+        )
+    numbers = [int(match[1]) for name in arrays if (match := re.search(r"_l(\d+)(_reverse)?$", name))]
+    both = any(name.endswith("_reverse") for name in arrays)
+    options = {"use_bias": f"{prefix}bias_ih_l0" in arrays}
+    options |= {} if activation == "tanh" else {"activation": activation}
+    layers, features = [], arrays[f"{prefix}weight_ih_l0"].shape[-1] if f"{prefix}weight_ih_l0" in arrays else shape[1]
+    for number in range(max(numbers) + 1):
+        sequences = return_sequences or number < max(numbers)
+        layer = kind(shape[1], return_sequences=sequences, name=f"{_CELL_NAMES[kind]}_{number}", **options)
+        layers.append(keras.layers.Bidirectional(layer, name=f"bidirectional_{number}") if both else layer)
+        layers[-1].build((None, None, features))
+        features = shape[1] * (1 + both)
+    load_state_dict(arrays, layers, prefix)
+    return layers
+
+
+def build_model(state_dict: Mapping[str, Any], prefix: str = "") -> tuple[keras.Model, list[str]]:
+    """Build a model of the recurrent layers in a state dict, with the embedding and logits around them if it has those.
+
+    Args:
+        state_dict: mapping name -> torch tensor or array.
+        prefix: as in `build_layers`.
+
+    Returns:
+        (`keras.Model`; names of the tensors that are not in it). With the names of `KEY_MAP` beside the recurrent ones
+        the model is a `zoo.models.rnn_language_model`, else one from (B, T, d) to the last layer's (B, T, h).
+
+    Raises:
+        UserError: as `build_layers` and `load_language_model_state_dict`.
+    """
+    arrays = _arrays(state_dict)
+    own = re.compile(re.escape(prefix) + r"(weight|bias)_[ih][hr](_l\d+(_reverse)?)?")
+    recurrent = {name: array for name, array in arrays.items() if own.fullmatch(name)}
+    layers, others = build_layers(recurrent, prefix), [name for name in arrays if name not in recurrent]
+    first = _directions(layers[0])[0]
+    encoder, decoder, bias = (KEY_MAP[part] for part in ("embedding", "logits_kernel", "logits_bias"))
+    logits, zeros = (arrays.get(name, np.zeros(())) for name in (decoder, bias))
+    tied = decoder not in arrays or (np.array_equal(logits, arrays.get(encoder)) and not zeros.any())
+    is_language_model = encoder in others and set(others) <= {encoder, decoder, bias} and (tied or bias in arrays)
+    if is_language_model and arrays[encoder].ndim == 2 and first is layers[0]:
+        model = rnn_language_model(
+            cell=_CELL_NAMES[type(first)],
+            vocabulary_size=arrays[encoder].shape[0],
+            embedding_dim=arrays[encoder].shape[1],
+            units=first.units,
+            num_layers=len(layers),
+            tie_embeddings=tied,
+        )
+        load_language_model_state_dict(_numbered(arrays, prefix), model, {"recurrent": prefix})
+        return model, []
+    x = inputs = keras.Input((None, first.cell.kernel.shape[0]), name="features")
+    for layer in layers:
+        x = layer(x)
+    return keras.Model(inputs, x, name=_CELL_NAMES[type(first)]), others
+
+
+def describe(model: keras.Model) -> str:
+    """The torch module that the recurrent layers of a model are.
+
+    Args:
+        model: what `build_model` returned.
+
+    Returns:
+        e.g. "torch.nn.LSTM(64, 512, num_layers=2, bias=True, bidirectional=False)".
+    """
+    kinds = (*_CELL_SPECS, keras.layers.Bidirectional)
+    return _description([layer for layer in model.layers if isinstance(layer, kinds)])
+
+
+def recurrent_prefixes(state_dict: Mapping[str, Any]) -> list[str]:
+    """Find the recurrent modules of a state dict.
+
+    Args:
+        state_dict: mapping from names.
+
+    Returns:
+        what precedes "weight_hh_l0" or, in that of a cell, "weight_hh" in the names; sorted.
+    """
+    return sorted(
+        {name[: match.start()] for name in state_dict if (match := re.search(r"weight_hh(_l0)?$", str(name)))}
+    )
+
+
+def read_state_dict(path: StrPath, key: str | None = None) -> dict[str, np.ndarray]:
     """Read a state dict from a .safetensors file, or from a file of torch.save without running what it holds.
 
     Args:
         path: a .safetensors file needs the package safetensors; any other is taken for a torch file and needs torch.
+        key: of the state dict in a checkpoint of a training, such as "model_state"; None for a file that is one.
 
     Returns:
         dict name -> NumPy array.
@@ -184,7 +319,7 @@ def read_state_dict(path: StrPath) -> dict[str, np.ndarray]:
         UserError: if the file is missing, is damaged, holds code or anything but tensors by name, or if the package
             that reads it is missing.
     """
-    file = TensorFile(path)
+    file = TensorFile(path, key=key)
     return _arrays({name: file.get_tensor(name) for name in file.shapes})
 
 
@@ -368,6 +503,20 @@ def _arrays(state_dict, prefix=""):
                 "state dict alone."
             ) from error
     return arrays
+
+
+def _numbered(arrays, prefix):
+    """A state dict of one LSTMCell, GRUCell or RNNCell with the names of a layer; any other as it is."""
+    if f"{prefix}weight_hh" not in arrays:
+        return arrays
+    return {
+        f"{name}_l0" if re.fullmatch(r"(weight|bias)_[ih]h", name[len(prefix) :]) else name: arrays[name]
+        for name in arrays
+    }
+
+
+def _quoted(prefixes):
+    return " or ".join(map(repr, prefixes))
 
 
 def _shapes_of(arrays):

@@ -31,6 +31,8 @@ class TensorFile:
 
     Args:
         path: of the file.
+        key: of the tensors in a torch file that holds more, such as a checkpoint of a training; None for a file of
+            tensors by name.
 
     Attributes:
         shapes: dict name -> shape.
@@ -40,7 +42,7 @@ class TensorFile:
             that reads it is missing.
     """
 
-    def __init__(self, path: StrPath) -> None:
+    def __init__(self, path: StrPath, *, key: str | None = None) -> None:
         self.path = path = pathlib.Path(path)
         if not path.is_file():
             siblings = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -65,7 +67,9 @@ class TensorFile:
                 f"{error_summary(error)}): fetch it or save it again."
             ) from error
         if not self._safe:
-            _refuse_other_content(path, content)
+            content = _tensors_by_name(path, content, key)
+        elif key is not None:
+            raise UserError(f"{path} is a safetensors file, which holds tensors by name alone: leave out key={key!r}.")
         self._content, self._bytes_read = content, 0
         self.shapes = {
             name: tuple(content.get_slice(name).get_shape() if self._safe else content[name].shape)
@@ -125,6 +129,33 @@ class CheckpointReader:
             NumPy array of the file's dtype (bfloat16 becomes float32).
         """
         return self._files[name].get_tensor(name)
+
+
+def check_folder(folder: StrPath, *, holds: str, single_file: str) -> pathlib.Path:
+    """Check that there is a folder to convert a model from.
+
+    Args:
+        folder: path.
+        holds: what should be in it, e.g. "config.json, source.spm and so on".
+        single_file: what to do with a file of weights in its place, for an error message.
+
+    Returns:
+        the path.
+
+    Raises:
+        UserError: if there is none, or a file is there.
+    """
+    path = pathlib.Path(folder)
+    if path.is_file():
+        words = explain_foreign_file(path, expected=["safetensors", "torch"])
+        raise UserError(words or f"{path} is a file, where a folder was expected: {single_file}")
+    if not path.is_dir():
+        siblings = [one.name for one in path.parent.iterdir() if one.is_dir()] if path.parent.is_dir() else []
+        raise UserError(
+            f"There is no folder {path}: give the one that holds {holds}, fetched with `hf download NAME --local-dir "
+            f"FOLDER`.{did_you_mean(path.name, siblings)}"
+        )
+    return path
 
 
 def read_json(path: StrPath, what: str) -> dict[str, Any]:
@@ -276,16 +307,33 @@ def _open_torch(path):
     return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path) or None)
 
 
-def _refuse_other_content(path, content):
-    others = [] if isinstance(content, Mapping) else [f"a {type(content).__name__}"]
-    for name, value in content.items() if not others else ():
-        if not hasattr(value, "shape"):
-            others.append(f"{name} (a {type(value).__name__})")
-    if others:
-        raise UserError(
-            f"{path} holds {', '.join(others)}, not only tensors by name: save the state dict itself, "
-            "torch.save(model.state_dict(), path)."
-        )
+def _tensors_by_name(path, content, key):
+    """What a torch file holds under a key, or as a whole; UserError for anything but tensors by name."""
+    inside = (
+        {name: value for name, value in content.items() if _are_tensors(value)} if isinstance(content, Mapping) else {}
+    )
+    if key is not None:
+        if key not in inside:
+            offered = f": choose one of {', '.join(map(str, inside))}" if inside else ""
+            raise UserError(
+                f"{path} holds no tensors by name under {key!r}{offered}.{did_you_mean(key, map(str, inside))}"
+            )
+        return inside[key]
+    if _are_tensors(content):
+        return content
+    others = (
+        [f"{name} (a {type(value).__name__})" for name, value in content.items() if not hasattr(value, "shape")]
+        if (isinstance(content, Mapping))
+        else [f"a {type(content).__name__}"]
+    )
+    advice = "save the state dict itself, torch.save(model.state_dict(), path)"
+    if inside:
+        advice = f"read those under one of its keys, key={' or key='.join(map(repr, inside))}"
+    raise UserError(f"{path} holds {_some(others) or 'nothing'}, not only tensors by name: {advice}.")
+
+
+def _are_tensors(value):
+    return isinstance(value, Mapping) and bool(value) and all(hasattr(one, "shape") for one in value.values())
 
 
 def _shards(path):

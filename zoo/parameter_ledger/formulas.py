@@ -19,12 +19,10 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import keras
 from keras import layers
-
-if TYPE_CHECKING:
-    import keras
 
 LEGEND = {
     "k": "kernel width",
@@ -116,7 +114,7 @@ def parameter_formulas(layer: keras.layers.Layer, flattened: tuple[int, ...] | N
     """
     if not layer.weights:
         return ()
-    rule = next((rule for kind, rule in PARAMETER_RULES.items() if type(layer) is kind), None)
+    rule = _rule(PARAMETER_RULES, layer)
     formulas = ()
     if rule:
         try:
@@ -125,11 +123,21 @@ def parameter_formulas(layer: keras.layers.Layer, flattened: tuple[int, ...] | N
             formulas = ()  # a subclass or a state that this kind's formula does not cover
     if formulas and sum(formula.value for formula in formulas) == layer.count_params():
         return formulas
-    return tuple(shape_formula(weight) for weight in unique_weights(layer.weights))
+    weights = unique_weights(layer.weights)
+    names = [weight.name for weight in weights]
+    if len(set(names)) == len(names):
+        return tuple(map(shape_formula, weights))
+    paths = [weight.path.split("/") for weight in weights]
+    same = 0  # parts that all paths begin with
+    while len({tuple(path[: same + 1]) for path in paths}) == 1:
+        same += 1
+    return tuple(
+        dataclasses.replace(shape_formula(weight), part="/".join(path[same:])) for weight, path in zip(weights, paths)
+    )
 
 
 def mac_formulas(
-    operation: keras.Operation,
+    layer: keras.layers.Layer,
     inputs: Sequence[tuple[int | None, ...]],
     outputs: Sequence[tuple[int | None, ...]],
     arguments: Mapping[str, Any] | None = None,
@@ -137,25 +145,81 @@ def mac_formulas(
     """Formulas of the multiply-accumulates for one example: matrix products and convolutions, nothing elementwise.
 
     Args:
-        operation: a Keras layer or operation.
+        layer: a Keras layer.
         inputs: shapes of its inputs, without the batch; open sizes are None.
         outputs: shapes of its outputs, likewise.
         arguments: keyword arguments of the call.
 
     Returns:
-        tuple of `Formula`, empty where there is nothing to multiply, or None for an operation of an unknown kind with
+        tuple of `Formula`, empty where there is nothing to multiply, or None for a layer of an unknown kind with
         weights.
     """
-    rule = MAC_RULES.get(type(operation)) or MAC_RULES.get(type(operation).__name__)
-    if rule:
+    if rule := _rule(MAC_RULES, layer):
         try:
-            return tuple(rule(operation, inputs, outputs, arguments or {}))
+            return tuple(rule(layer, inputs, outputs, arguments or {}))
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             return None  # e.g. a recurrent layer with a cell of the user's own
-    weights = getattr(operation, "weights", ())
-    if type(operation) in PARAMETER_RULES or all(len(weight.shape) <= 1 for weight in weights):
+    if _rule(PARAMETER_RULES, layer) or all(len(weight.shape) <= 1 for weight in layer.weights):
         return ()  # look-ups; scales and shifts, which are elementwise
     return None
+
+
+def operation_mac_formulas(
+    operation: keras.Operation,
+    operands: Sequence[tuple[int | None, ...]],
+    outputs: Sequence[tuple[int | None, ...]],
+    batch_size: int | None,
+) -> tuple[Formula, ...] | None:
+    """Formulas of the multiply-accumulates of a `keras.ops` operation for one example.
+
+    Args:
+        operation: an operation that is no layer.
+        operands: shapes of the tensors it takes, batch included; open sizes are None.
+        outputs: shapes of its outputs, likewise.
+        batch_size: the batch in them.
+
+    Returns:
+        tuple of `Formula`, empty where there is nothing to multiply, or None for an operation that runs a function or
+        an algorithm of its own.
+    """
+    kind = type(operation).__name__
+    if kind in _UNCOUNTED_OPERATIONS:
+        return None
+    if kind not in OPERATION_MAC_RULES:
+        return ()
+    try:
+        return tuple(OPERATION_MAC_RULES[kind](operation, operands, outputs, batch_size))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return None
+
+
+def is_stock(kind: type) -> bool:
+    """Whether a class is one of `keras.layers`.
+
+    Args:
+        kind: a class.
+
+    Returns:
+        True or False.
+    """
+    return getattr(layers, kind.__name__, None) is kind
+
+
+def stock_parent(kind: type) -> type | None:
+    """The class of `keras.layers` with formulas that a class is, or inherits from.
+
+    Args:
+        kind: a class of layers.
+
+    Returns:
+        the nearest such class, or None.
+    """
+    return next((parent for parent in kind.__mro__ if parent in PARAMETER_RULES or parent in MAC_RULES), None)
+
+
+def _rule(rules, layer):
+    """The rule of a layer's class, or of the nearest one that it inherits from."""
+    return next((rules[kind] for kind in type(layer).__mro__ if kind in rules), None)
 
 
 def unique_weights(weights: Iterable[keras.Variable]) -> list[keras.Variable]:
@@ -443,13 +507,13 @@ def _dense_macs(layer, inputs, outputs, arguments):
 
 
 def _einsum_dense_macs(layer, inputs, outputs, arguments):
-    yield _einsum_product(layer.equation, [(1, *inputs[0]), tuple(layer.kernel.shape)])
+    yield _einsum_product(layer.equation, [(1, *inputs[0]), tuple(layer.kernel.shape)], batch_size=1)
 
 
-def _einsum_product(equation, shapes):
-    """Product of the sizes of all indices of an einsum except the batch (size 1 here)."""
+def _einsum_product(equation, shapes, batch_size):
+    """Product of the sizes of all indices of an einsum, but for the batch: the first index of its size."""
     operands = equation.replace(" ", "").split("->")[0].split(",")
-    sizes = {}
+    sizes, any_dots = {}, "..." in equation
     for indices, shape in zip(operands, shapes):
         head, dots, tail = indices.partition("...")
         if dots:  # the dims that the dots stand for are named p
@@ -459,31 +523,40 @@ def _einsum_product(equation, shapes):
         for index, size in zip(head + tail, shape):
             if sizes.get(index) in (None, 1):
                 sizes[index] = size
-    batch = operands[0][0] if operands[0][0] != "." else None
+    if any_dots:
+        batch, sizes["p"] = None, _for_one_example(sizes["p"], batch_size)
+    else:
+        batch = next((index for index, size in sizes.items() if size == batch_size), None)
     symbols = [index for index in sizes if index != batch]
     return Formula("·".join(symbols) or "1", sizes)
 
 
 def _reversible_embedding_macs(layer, inputs, outputs, arguments):
-    if arguments.get("reverse"):
+    if len(inputs[0]) == len(outputs[0]):  # reverse: features to entries; a look-up adds an axis
         values = {"p": _product(inputs[0][:-1]), "d": layer.output_dim, "v": layer.input_dim}
         yield Formula("p·d·v", values)
 
 
-def _cell_macs(cell, d, part=""):
-    """Formula of a recurrent cell with d input features, over t steps."""
-    gates = {layers.LSTMCell: 4, layers.GRUCell: 3, layers.SimpleRNNCell: 1}[type(cell)]
-    symbols = f"t·{gates}·(d + h)·h" if gates > 1 else "t·(d + h)·h"
-    return Formula(symbols, {"d": d, "h": cell.units}, part=part)
+_GATES = {layers.LSTMCell: 4, layers.GRUCell: 3, layers.SimpleRNNCell: 1}
+
+
+def _cells_macs(cell, d, **values):
+    """Formulas of a recurrent cell, or several, with d input features, over t steps if t is among the values."""
+    cells = getattr(cell, "cells", [cell])
+    for index, cell in enumerate(cells):
+        gates = next(_GATES[kind] for kind in type(cell).__mro__ if kind in _GATES)
+        factors = [*values, *([str(gates)] if gates > 1 else []), "(d + h)", "h"]
+        part = f"cell {index}" if len(cells) > 1 else ""
+        yield Formula("·".join(factors), {"d": d, "h": cell.units, **values}, part=part)
+        d = cell.units
+
+
+def _cell_macs(layer, inputs, outputs, arguments):
+    return _cells_macs(layer, inputs[0][-1])
 
 
 def _recurrent_macs(layer, inputs, outputs, arguments):
-    steps, d = inputs[0][0], inputs[0][-1]
-    cells = getattr(layer.cell, "cells", [layer.cell])
-    for index, cell in enumerate(cells):
-        formula = _cell_macs(cell, d, part=f"cell {index}" if len(cells) > 1 else "")
-        yield dataclasses.replace(formula, values=formula.values | {"t": steps})
-        d = cell.units
+    return _cells_macs(layer.cell, inputs[0][-1], t=inputs[0][0])
 
 
 def _convolutional_lstm_macs(layer, inputs, outputs, arguments):
@@ -498,14 +571,13 @@ def _convolutional_lstm_macs(layer, inputs, outputs, arguments):
 
 def _bidirectional_macs(layer, inputs, outputs, arguments):
     for direction in ("forward", "backward"):
-        inner = getattr(layer, f"{direction}_layer")
-        for formula in mac_formulas(inner, inputs, outputs) or ():
+        for formula in mac_formulas(getattr(layer, f"{direction}_layer"), inputs, outputs):  # TypeError if unknown
             yield dataclasses.replace(formula, part=f"{direction} {formula.part}".strip())
 
 
 def _time_distributed_macs(layer, inputs, outputs, arguments):
     inner = mac_formulas(layer.layer, [shape[1:] for shape in inputs], [shape[1:] for shape in outputs])
-    for formula in inner or ():
+    for formula in inner:  # TypeError if unknown
         values = formula.values | {"t": inputs[0][0]}
         yield dataclasses.replace(formula, symbolic=f"t·{formula.symbolic}", values=values)
 
@@ -527,31 +599,15 @@ def _multi_head_attention_macs(layer, inputs, outputs, arguments):
 def _attention_macs(layer, inputs, outputs, arguments):
     query, value = inputs[0], inputs[1]
     values = {"t": query[-2], "s": value[-2], "d": query[-1], "d_v": value[-1]}
-    if type(layer) is layers.Attention:
+    if not isinstance(layer, layers.AdditiveAttention):
         yield Formula("t·s·d", values, part="scores")
     yield Formula("t·s·d_v", values, part="weighted sum of values")
-
-
-def _matmul_macs(operation, inputs, outputs, arguments):
-    shared, positions = inputs[0][-1] if inputs[0] else None, _product(outputs[0])
-    yield Formula("p·d", {"p": positions, "d": shared})
 
 
 def _dot_layer_macs(layer, inputs, outputs, arguments):
     axis = layer.axes if isinstance(layer.axes, int) else layer.axes[0]
     positions = _product(outputs[0] or (1,))
     yield Formula("p·d", {"p": positions, "d": (None, *inputs[0])[axis]})
-
-
-def _einsum_macs(operation, inputs, outputs, arguments):
-    yield _einsum_product(operation.subscripts, [(1, *shape) for shape in inputs])
-
-
-def _dot_product_attention_macs(operation, inputs, outputs, arguments):
-    (t, n, d_k), (s, _, d_v) = inputs[0], inputs[2]
-    values = {"t": t, "s": s, "n": n, "d_k": d_k, "d_v": d_v}
-    yield Formula("t·s·n·d_k", values, part="scores")
-    yield Formula("t·s·n·d_v", values, part="weighted sum of values")
 
 
 MAC_RULES = {
@@ -571,11 +627,74 @@ MAC_RULES = {
     **dict.fromkeys((layers.MultiHeadAttention, layers.GroupQueryAttention), _multi_head_attention_macs),
     **dict.fromkeys((layers.Attention, layers.AdditiveAttention), _attention_macs),
     layers.Dot: _dot_layer_macs,
-    # Operations of `keras.ops` inside a functional model, by the name of their class.
-    "Matmul": _matmul_macs,
-    "Einsum": _einsum_macs,
-    "DotProductAttention": _dot_product_attention_macs,
+    **dict.fromkeys((layers.SimpleRNNCell, layers.LSTMCell, layers.GRUCell, layers.StackedRNNCells), _cell_macs),
 }
+
+
+# Multiply-accumulates of the operations in keras.ops, by the name of their class. Shapes are those of the whole batch.
+
+
+def _for_one_example(size, batch_size):
+    """A product of sizes without the batch, which is a prime among them."""
+    return size // batch_size if size is not None and batch_size and size % batch_size == 0 else size
+
+
+def _last_axis_product(operation, operands, outputs, batch_size):
+    positions = _for_one_example(_product(outputs[0]), batch_size)
+    yield Formula("p·d", {"p": positions, "d": operands[0][-1] if operands[0] else 1})
+
+
+def _vdot(operation, operands, outputs, batch_size):
+    yield Formula("d", {"d": _for_one_example(_product(operands[0]), batch_size)})
+
+
+def _tensordot(operation, operands, outputs, batch_size):
+    shape, axes = operands[0], operation.axes
+    summed = shape[len(shape) - axes :] if isinstance(axes, int) else [shape[axis] for axis in axes[0]]
+    yield Formula("p·d", {"p": _for_one_example(_product(outputs[0]), batch_size), "d": _product(summed)})
+
+
+def _einsum(operation, operands, outputs, batch_size):
+    yield _einsum_product(operation.subscripts, operands, batch_size)
+
+
+def _dot_product_attention(operation, operands, outputs, batch_size):
+    (_, t, n, d_k), (_, s, _, d_v) = operands[0], operands[2]
+    values = {"t": t, "s": s, "n": n, "d_k": d_k, "d_v": d_v}
+    yield Formula("t·s·n·d_k", values, part="scores")
+    yield Formula("t·s·n·d_v", values, part="weighted sum of values")
+
+
+def _kernel_at_positions(of_outputs):
+    """A kernel applied at each position of the output, or of the input."""
+
+    def formulas(operation, operands, outputs, batch_size):
+        shape = outputs[0] if of_outputs else operands[0]
+        first = operation.data_format == "channels_first" or (
+            operation.data_format is None and keras.config.image_data_format() == "channels_first"
+        )
+        positions = _for_one_example(_product((shape[0], *(shape[2:] if first else shape[1:-1]))), batch_size)
+        for part, kernel in zip(("depthwise", "pointwise") if len(operands) > 2 else ("",), operands[1:]):
+            sizes = [str(size) for size in kernel if size > 1] or ["1"]
+            yield Formula("·".join(["p", *sizes]), {"p": positions}, part=part)
+
+    return formulas
+
+
+OPERATION_MAC_RULES = {
+    **dict.fromkeys(("Matmul", "Dot", "Inner"), _last_axis_product),
+    "Vdot": _vdot,
+    "Tensordot": _tensordot,
+    "Einsum": _einsum,
+    "DotProductAttention": _dot_product_attention,
+    **dict.fromkeys(("Conv", "DepthwiseConv", "SeparableConv"), _kernel_at_positions(of_outputs=True)),
+    "ConvTranspose": _kernel_at_positions(of_outputs=False),
+}
+# Operations that run a function of the user's, or an algorithm that is more than one product.
+_UNCOUNTED_OPERATIONS = {"Map", "Scan", "AssociativeScan", "Switch", "WhileLoop", "ForiLoop", "Cond", "VectorizedMap"}
+_UNCOUNTED_OPERATIONS |= {"Cholesky", "CholeskyInverse", "Det", "Logdet", "Eig", "Eigh", "Inv", "LuFactor", "Qr", "JVP"}
+_UNCOUNTED_OPERATIONS |= {"Solve", "SolveTriangular", "SVD", "Lstsq", "MatrixRank", "Pinv", "CDist", "Correlate"}
+_UNCOUNTED_OPERATIONS |= {"FFT", "FFT2", "IFFT2", "RFFT", "IRFFT", "STFT", "ISTFT"}
 
 
 def saved_activations(operation: keras.Operation, inputs: Sequence[tuple[int | None, ...]]) -> int | None:

@@ -25,10 +25,13 @@ from zoo.errors import UserError, did_you_mean
 from zoo.parameter_ledger.format import format_shape
 from zoo.parameter_ledger.formulas import (
     Formula,
+    is_stock,
     mac_formulas,
+    operation_mac_formulas,
     parameter_formulas,
     saved_activations,
     shape_formula,
+    stock_parent,
     unique_weights,
 )
 from zoo.parameter_ledger.page import render_page
@@ -36,9 +39,10 @@ from zoo.parameter_ledger.text import format_markdown, format_table
 from zoo.parameter_ledger.trace import trace
 
 # The batch size that a model is traced with: a prime, to recognize it among other sizes.
-_TRACE_BATCH_SIZE = 11
+_TRACE_BATCH_SIZE = 97
 # Layers whose output is another view of the memory of their input.
-VIEW_LAYERS = {"InputLayer", "Flatten", "Reshape", "Identity", "Squeeze", "ExpandDims", "GetItem"}
+VIEW_LAYERS = {"InputLayer", "Flatten", "Reshape", "Identity", "Squeeze", "ExpandDims", "GetItem", "Permute"}
+VIEW_LAYERS |= {"Transpose", "Swapaxes", "Moveaxis", "BroadcastTo", "StopGradient", "Split", "Unstack", "Slice"}
 # Layers that keep the meaning of each position, so that a flattened feature map is still recognized behind them.
 _ELEMENTWISE_LAYERS = {"Activation", "ReLU", "LeakyReLU", "ELU", "Identity"}
 _ELEMENTWISE_LAYERS |= {"Dropout", "GaussianNoise", "GaussianDropout"}
@@ -243,13 +247,14 @@ def ledger(
         raise UserError(f"The model {model.name!r} has no weights yet: call model.build(input_shape) first.")
     inputs = _symbolic_inputs(model, input_shape)
     try:
-        calls = trace(model, inputs)
+        whole = trace(model, inputs)
     except Exception as error:  # frameworks raise many kinds where shapes do not fit
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(f"The model {model.name!r} does not take inputs {input_shape or ''}: {reason}") from error
     leaves = tree.flatten(inputs)
     builder = _LedgerBuilder(batch_size=leaves[0].shape[0])
-    rows = [builder.row(call) for call in calls]
+    rows = [row for call in whole.inner or () for row in builder.rows(call)]
+    rows += builder.unknown_rows(whole)
     rows += builder.uncalled_rows(model)
     weights, trainable = unique_weights(model.weights), unique_weights(model.trainable_weights)
     return Ledger(
@@ -273,26 +278,54 @@ class _LedgerBuilder:
         self.producer = {}  # id of a tensor -> index of the row that produced it
         self.flattened = {}  # id of a tensor -> (channels, height, width) that it was flattened from
         self.counted_at = {}  # id of a weight -> path of the row that counted it
+        self.followed = set()  # ids of the layers whose own operations have rows, or are counted in theirs
+
+    def rows(self, call):
+        """The rows of a call: its own, and of a call that was opened those inside."""
+        if call.inner is not None and call.complete:
+            self.followed.add(id(call.operation))
+        if self.as_parent(call) or not any(
+            isinstance(inner.operation, keras.layers.Layer) for inner in call.inner or ()
+        ):
+            yield self.row(call)
+            return
+        yield self.heading(call)
+        for inner in call.inner:
+            if self.is_hidden(inner):
+                self.pass_on(inner)
+            else:
+                yield from self.rows(inner)
+        yield from self.unknown_rows(call)
+
+    def heading(self, call):
+        self.num_rows += 1
+        layer = call.operation
+        return LedgerRow(**self.common(call), group=True, parameters=layer.count_params(), note=self.group_note(layer))
+
+    def unknown_rows(self, call):
+        """A row for what a layer computes besides the calls of the layers inside it, if that could not be followed."""
+        if not call.complete:
+            self.num_rows += 1
+            path = f"{call.path}/operations" if call.path else "operations"
+            note = "computed outside Keras, not counted"
+            yield LedgerRow(path, "Python", depth=call.depth + 1, note=note, macs=None, activation_bytes=None)
 
     def row(self, call):
         layer, kind = call.operation, type(call.operation).__name__
-        inputs, outputs = (tuple(self.per_example(x.shape) for x in tensors) for tensors in (call.inputs, call.outputs))
         index, self.num_rows = self.num_rows, self.num_rows + 1
-        common = {"path": call.path, "kind": kind, "depth": call.depth, "inputs": inputs, "outputs": outputs}
-        common |= {"layer": layer}
+        common = self.common(call)
         parameters = layer.count_params() if getattr(layer, "weights", None) else 0
-        if call.group:
-            return LedgerRow(**common, group=True, parameters=parameters, note=self.group_note(layer))
         flattened = next((self.flattened[id(x)] for x in call.inputs if id(x) in self.flattened), None)
         formulas = parameter_formulas(layer, flattened) if parameters else ()
         sources = tuple(dict.fromkeys(self.producer[id(x)] for x in call.inputs if id(x) in self.producer))
-        macs = mac_formulas(layer, inputs, outputs, call.kwargs)
+        macs = self.mac_formulas(call)
         values = [None] if macs is None else [formula.value for formula in macs]
         counted, trainable, note = self.count(layer, call.path) if parameters else (0, 0, "")
         for x in call.outputs:
             self.producer[id(x)] = index
-            if kind == "Flatten" and len(inputs[0]) in (2, 3):
-                self.flattened[id(x)] = (inputs[0][-1], *inputs[0][:-1])  # channels first, as papers write it
+            if kind == "Flatten" and len(common["inputs"][0]) in (2, 3):
+                channels = common["inputs"][0][-1]
+                self.flattened[id(x)] = (channels, *common["inputs"][0][:-1])  # channels first, as papers write it
             elif kind in _ELEMENTWISE_LAYERS and flattened:
                 self.flattened[id(x)] = flattened
         return LedgerRow(
@@ -305,8 +338,80 @@ class _LedgerBuilder:
             note=note,
             mac_formulas=macs or (),
             macs=None if None in values else sum(filter(None, values)),
-            activation_bytes=self.saved_bytes(call, kind, inputs),
+            activation_bytes=self.saved_bytes(call),
         )
+
+    def common(self, call):
+        """What rows of layers and headings have in common."""
+        inputs, outputs = (tuple(self.per_example(x.shape) for x in tensors) for tensors in (call.inputs, call.outputs))
+        kind = type(call.operation).__name__
+        return {
+            **{"path": call.path, "kind": kind, "depth": call.depth, "inputs": inputs, "outputs": outputs},
+            "layer": call.operation,
+        }
+
+    def mac_formulas(self, call):
+        """Formulas of the MACs of a call that has one row; None if they are unknown."""
+        if not isinstance(call.operation, keras.layers.Layer):
+            operands, outputs = ([tuple(x.shape) for x in tensors] for tensors in (call.operands, call.outputs))
+            formulas = operation_mac_formulas(call.operation, operands, outputs, self.batch_size)
+        elif call.inner is None and not call.complete and stock_parent(type(call.operation)) is None:
+            return None
+        elif call.inner is None or self.as_parent(call):
+            inputs, outputs = ([self.per_example(x.shape) for x in tensors] for tensors in (call.inputs, call.outputs))
+            formulas = mac_formulas(call.operation, inputs, outputs, call.kwargs)
+        else:  # a layer of the user's own with operations alone
+            each = [(inner, self.mac_formulas(inner)) for inner in call.inner]
+            if not call.complete or any(formulas is None for _, formulas in each):
+                return None
+            return [
+                dataclasses.replace(formula, part=" ".join(filter(None, (inner.path.rpartition("/")[2], formula.part))))
+                for inner, formulas in each
+                for formula in formulas
+            ]
+        if formulas is None or call.repeat == 1:
+            return formulas
+        return [
+            dataclasses.replace(one, symbolic=f"t·{one.symbolic}", values=one.values | {"t": call.repeat})
+            for one in formulas
+        ]
+
+    def as_parent(self, call):
+        """Whether a layer that was opened counts as the class of Keras that it inherits from: it does the same work."""
+        layer = call.operation
+        if call.inner is None or not isinstance(layer, keras.layers.Layer) or is_stock(type(layer)):
+            return False
+        if isinstance(layer, keras.Model) or stock_parent(type(layer)) is None:
+            return False
+        inputs, outputs = ([self.per_example(x.shape) for x in tensors] for tensors in (call.inputs, call.outputs))
+        expected = mac_formulas(layer, inputs, outputs, call.kwargs)
+        if expected is None or not call.complete:
+            return expected is not None
+        return sum(formula.value or 0 for formula in expected) == self.macs_inside(call)
+
+    def macs_inside(self, call):
+        """MACs of the calls that a call made; None where one is unknown."""
+        macs = []
+        for inner in call.inner:
+            if inner.inner is not None and inner.complete and not self.as_parent(inner):
+                macs.append(self.macs_inside(inner))
+            else:
+                formulas = self.mac_formulas(inner)
+                macs += [None] if formulas is None else [formula.value for formula in formulas]
+        return None if None in macs else sum(macs)
+
+    def is_hidden(self, call):
+        """Whether an operation in a layer's Python has no row: it views its input, or makes a mask or positions."""
+        if call.named or isinstance(call.operation, keras.layers.Layer):
+            return False
+        floats = any("float" in keras.backend.standardize_dtype(x.dtype) for x in call.outputs)
+        return type(call.operation).__name__ in VIEW_LAYERS or not floats
+
+    def pass_on(self, call):
+        """What takes the output of an operation without a row is fed by the rows that feed the operation."""
+        source = next((self.producer[id(x)] for x in call.inputs if id(x) in self.producer), None)
+        if source is not None:
+            self.producer |= {id(x): source for x in call.outputs}
 
     def count(self, layer, path):
         """(parameters that no earlier row has, how many of those are trainable, a note if that is not all)."""
@@ -345,7 +450,7 @@ class _LedgerBuilder:
                 counted_parameters=size,
                 trainable=trainable,
                 note="weights of the layer itself" if self.own_weights(layer) else "used by no call",
-                macs=None if any(len(weight.shape) > 1 for weight in weights) else 0,
+                macs=0 if id(layer) in self.followed or all(len(weight.shape) <= 1 for weight in weights) else None,
                 layer=layer,
             )
 
@@ -356,11 +461,16 @@ class _LedgerBuilder:
         return [weight for weight in layer.weights if id(weight) not in inner]
 
     def per_example(self, shape):
-        """A shape without the batch; of a first axis that is a multiple of the batch, the factor remains."""
-        first, rest = (shape[0], tuple(shape[1:])) if len(shape) else (None, ())
-        if first is None or first == self.batch_size:
-            return rest
-        return (first // self.batch_size, *rest) if first % self.batch_size == 0 else tuple(shape)
+        """A shape without the batch, wherever it is; of a first axis that is a multiple of it, the factor remains."""
+        shape = tuple(shape)
+        if shape and shape[0] in (None, self.batch_size):
+            return shape[1:]
+        if shape and shape[0] % self.batch_size == 0:
+            return (shape[0] // self.batch_size, *shape[1:])
+        if self.batch_size in shape:
+            axis = shape.index(self.batch_size)
+            return shape[:axis] + shape[axis + 1 :]
+        return shape
 
     def bytes(self, tensors):
         sizes = [(self.per_example(x.shape), bytes_per_element(x.dtype)) for x in tensors]
@@ -368,13 +478,18 @@ class _LedgerBuilder:
             return None
         return sum(math.prod(shape) * element_bytes for shape, element_bytes in sizes)
 
-    def saved_bytes(self, call, kind, inputs):
-        if kind in VIEW_LAYERS or not call.outputs:
+    def saved_bytes(self, call):
+        """Bytes that a call with one row saves for the backward pass; None if unknown."""
+        if type(call.operation).__name__ in VIEW_LAYERS or not call.outputs:
             return 0
+        if call.inner and call.complete and not self.as_parent(call):
+            sizes = [self.saved_bytes(inner) for inner in call.inner if not self.is_hidden(inner)]
+            return None if None in sizes else sum(sizes)
+        inputs = tuple(self.per_example(x.shape) for x in call.inputs)
         outputs, inner = self.bytes(call.outputs), saved_activations(call.operation, inputs)
-        if outputs is None or inner is None:
+        if None in (outputs, inner, call.repeat):
             return None
-        return outputs + inner * bytes_per_element(call.outputs[0].dtype)
+        return (outputs + inner * bytes_per_element(call.outputs[0].dtype)) * call.repeat
 
 
 @dataclasses.dataclass

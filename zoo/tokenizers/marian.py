@@ -22,6 +22,9 @@ from zoo.typing import StrPath
 
 KIND = "marian"
 _LANGUAGE_CODE = re.compile(r">>.*?<<", re.DOTALL)
+# What clean_up_tokenization_spaces replaces, in this order (transformers 5.24, `clean_up_tokenization`).
+_CLEAN_UP = [(f" {mark}", mark) for mark in (".", "?", "!", ",")] + [(" ' ", "'")]
+_CLEAN_UP += [(f" {ending}", ending) for ending in ("n't", "'m", "'s", "'ve", "'re")]
 
 
 class MarianTokenizer:
@@ -37,6 +40,7 @@ class MarianTokenizer:
         pad: how the padding is written.
         source_lang: name of the source's language; None where unknown.
         target_lang: name of the target's; None where unknown.
+        clean_up_tokenization_spaces: whether `decode` removes the spaces before punctuation and contractions.
         origin: where all this comes from, for errors.
 
     Attributes:
@@ -64,12 +68,14 @@ class MarianTokenizer:
         pad: str = "<pad>",
         source_lang: str | None = None,
         target_lang: str | None = None,
+        clean_up_tokenization_spaces: bool = False,
         origin: str = "the tokenizer",
     ) -> None:
         self.source_model, self.target_model = source_model, target_model
         self.vocabulary, self.target_vocabulary = vocabulary, target_vocabulary
         self.unknown, self.end, self.pad = unknown, end, pad
         self.source_lang, self.target_lang = source_lang, target_lang
+        self.clean_up_tokenization_spaces = clean_up_tokenization_spaces
         for side, words in (("source", vocabulary), ("target", self._target_vocabulary)):
             _check_vocabulary(words, (unknown, end, pad), f"the vocabulary of the {side} of {origin}")
         self._source = _sentencepiece(source_model, f"the SentencePiece model source.spm of {origin}")
@@ -162,7 +168,10 @@ class MarianTokenizer:
         pieces = [piece for piece in pieces if piece not in (self.unknown, self.end, self.pad)]
         # As transformers does: with one vocabulary for both sides, the source's model joins the pieces.
         model = self._source if self.target_vocabulary is None else self._target
-        return model.decode_pieces(pieces).replace("▁", " ").strip()
+        text = model.decode_pieces(pieces).replace("▁", " ").strip()
+        for spaced, joined in _CLEAN_UP if self.clean_up_tokenization_spaces else ():
+            text = text.replace(spaced, joined)
+        return text
 
     def ids_to_tokens(self, ids: Iterable[int]) -> list[str]:
         """The pieces of a source, e.g. for the axes of a plot.
@@ -213,6 +222,7 @@ class MarianTokenizer:
             "pad": self.pad,
             "source_lang": self.source_lang,
             "target_lang": self.target_lang,
+            "clean_up_tokenization_spaces": self.clean_up_tokenization_spaces,
             "source_model": base64.b64encode(self.source_model).decode(),
             "target_model": base64.b64encode(self.target_model).decode(),
             "vocabulary": self.vocabulary,
