@@ -24,7 +24,6 @@ KINDS = {
 LENGTH = 17  # start, 15 tokens and the end: as many steps as the first buffers have positions
 # Where a loop is compiled for every case, in seconds, the quick run has the cases that show the most.
 COMPILED = pytest.mark.slow("tensorflow", "jax")
-TENSORFLOW = pytest.mark.slow("tensorflow")
 CLOSE = 2e-4  # relative, of scores: float32, and the sharp attention of these weights magnifies rounding
 NUMPY = keras.ops.convert_to_numpy
 
@@ -119,7 +118,7 @@ LIVELY = [("paper",), ("pre_norm", 29, None, 0), ("untied", 29, 2.0, 1), ("maria
     [
         pytest.param(LIVELY[0], marks=COMPILED),
         LIVELY[1],
-        pytest.param(LIVELY[2], marks=TENSORFLOW),
+        pytest.param(LIVELY[2], marks=COMPILED),
         pytest.param(LIVELY[3], marks=COMPILED),
     ],
     ids=KINDS,
@@ -156,8 +155,8 @@ def test_sampled_tokens_are_those_of_numpy(options):
     "renormalize, sampling_options",
     [
         pytest.param(False, {}, marks=COMPILED),
-        pytest.param(True, {}, marks=TENSORFLOW),
-        pytest.param(False, {"do_sample": True, "seed": 3}, marks=TENSORFLOW),
+        pytest.param(True, {}, marks=COMPILED),
+        pytest.param(False, {"do_sample": True, "seed": 3}, marks=COMPILED),
         pytest.param(True, {"do_sample": True, "seed": 3}, marks=COMPILED),
     ],
 )
@@ -203,7 +202,7 @@ def brute_force(model, source, *, num_beams, length_penalty, max_length):
 @pytest.mark.parametrize(
     "beams,key",
     [
-        pytest.param(2, LIVELY[0], marks=TENSORFLOW),
+        pytest.param(2, LIVELY[0], marks=COMPILED),
         pytest.param(3, LIVELY[1], marks=COMPILED),
         (4, ("marian", 12, 3.0, 0)),
     ],
@@ -342,7 +341,7 @@ def test_neighbours_and_padding_change_nothing(options):
     "options, force_end",
     [
         pytest.param({}, True, marks=COMPILED),
-        pytest.param({}, False, marks=TENSORFLOW),
+        pytest.param({}, False, marks=COMPILED),
         pytest.param({"num_beams": 3}, True, marks=COMPILED),
         pytest.param({"num_beams": 3}, False, marks=COMPILED),
         pytest.param({"do_sample": True}, True, marks=COMPILED),

@@ -34,7 +34,7 @@ def copy(layer, name, peer):
         variable.assign(NUMPY(value))
 
 
-@pytest.mark.parametrize("pre_norm", [False, True])
+@pytest.mark.parametrize("pre_norm", [pytest.param(False, marks=pytest.mark.slow("jax")), True])
 def test_same_numbers_as_kerashub_layers(keras_hub, pre_norm):
     """Two encoder and two decoder layers: the logits, with padding in the source."""
     numbers = {"hidden_dim": 12, "intermediate_dim": 20, "num_heads": 3}
@@ -83,7 +83,7 @@ def test_same_numbers_as_kerashub_layers(keras_hub, pre_norm):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("beams", [1, 4])
+@pytest.mark.parametrize("beams", [pytest.param(1, marks=pytest.mark.slow("tensorflow", "jax")), 4])
 def test_same_texts_as_kerashub_samplers(keras_hub, beams):
     """Its greedy and beam samplers run the full model again on each prefix; no text may end before the last token."""
     model, sources, length = lively("marian", 29, -1e4, 7), sentences(6), 12

@@ -51,6 +51,12 @@ UNET = {
 # ------------------------------------------------------------------------------------------------------------- sizes
 
 
+def one_of_all(names):
+    """The first on every backend; the others on JAX, which compiles each operation for each size, with --full only."""
+    first, *others = names
+    return [first, *(pytest.param(name, marks=pytest.mark.slow("jax")) for name in others)]
+
+
 def count(build, **numbers):
     with skip_weight_init():
         return build(**numbers).count_params()
@@ -161,16 +167,22 @@ def test_a_token_sees_only_those_before_it():
 # ------------------------------------------------------------------------------------------------------- autoencoder
 
 
-@pytest.mark.parametrize(
-    "numbers, height, width",
-    [
-        (VAE, 8, 12),
-        ({"block_out_channels": (8, 8, 12, 16), "layers_per_block": 2, "norm_num_groups": 4}, 24, 8),
-        ({"block_out_channels": (6,), "layers_per_block": 1, "norm_num_groups": 3, "latent_channels": 2}, 5, 3),
-    ],
-    ids=["two levels", "four levels", "one level"],
-)
-def test_autoencoder_equals_diffusers(numbers, height, width):
+AUTOENCODERS = {
+    "two levels": (VAE, 8, 12),
+    "four levels": (
+        {"block_out_channels": (8, 8, 12, 16), "layers_per_block": 2, "norm_num_groups": 4},
+        *(24, 8),
+    ),
+    "one level": (
+        {"block_out_channels": (6,), "layers_per_block": 1, "norm_num_groups": 3, "latent_channels": 2},
+        *(5, 3),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", one_of_all(AUTOENCODERS))
+def test_autoencoder_equals_diffusers(name):
+    numbers, height, width = AUTOENCODERS[name]
     parts = {"encoder": random_model(encoder, **numbers), "decoder": random_model(decoder, seed=1, **numbers)}
     peer = with_weights_of(autoencoder_kl(**numbers), **parts)
     image = images(0, 2, height, width, 3)
@@ -229,7 +241,7 @@ CONFIGS = {
 }
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", one_of_all(CONFIGS))
 def test_denoiser_equals_diffusers(config):
     numbers, size = CONFIGS[config]
     levels = len(numbers["block_out_channels"])

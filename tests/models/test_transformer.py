@@ -256,12 +256,8 @@ def test_no_look_at_the_future(kind):
     assert np.abs(after[:, 3] - before[:, 3]).max() > 1e-3
 
 
-COMPILED = pytest.mark.slow("jax")  # it compiles each operation for each of the three sizes
-
-
-@pytest.mark.parametrize(
-    "kind", ["paper", "pre-norm", *(pytest.param(kind, marks=COMPILED) for kind in ("marian", "apart"))]
-)
+@pytest.mark.slow("jax")  # it compiles each operation for each of the three sizes
+@pytest.mark.parametrize("kind", KINDS)
 def test_no_look_at_padding(kind):
     model, source, target = small(kind), sentences(3, 6), sentences(3, 5, seed=2)
     source[0, 4:] = PAD

@@ -34,6 +34,7 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.heavy
+@pytest.mark.slow("tensorflow", "jax")  # trained there by test_same_losses.py
 def test_a_run_leaves_everything_behind(finished, tmp_path):
     folder, metrics = finished
     made = {path.name for path in folder.iterdir()}

@@ -47,7 +47,7 @@ def finished(text, tmp_path_factory):
 
 
 @pytest.mark.heavy
-@pytest.mark.slow("jax")  # trained there by test_same_losses.py
+@pytest.mark.slow("tensorflow", "jax")  # trained there by test_same_losses.py
 def test_a_run_leaves_everything_behind(text, finished, tmp_path):
     folder, metrics = finished
     made = {path.name for path in folder.iterdir()}

@@ -56,7 +56,7 @@ def finished(pairs, tmp_path_factory):
 
 
 @pytest.mark.heavy
-@pytest.mark.slow("tensorflow")  # trained there by test_same_losses.py
+@pytest.mark.slow("tensorflow", "jax")  # trained there by test_same_losses.py
 def test_a_run_leaves_everything_behind(finished):
     folder, _ = finished
     found = {path.name for path in folder.iterdir()}

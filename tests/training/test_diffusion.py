@@ -53,6 +53,7 @@ def test_clip_loss_is_cross_entropy_both_ways():
     assert float(diffusion.ClipLoss()(same, logits)) == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow("tensorflow", "jax")  # its parts are tested there in tests/models
 def test_autoencoder_training_model():
     """The divergence is PyTorch's; the image is that of mean + std · noise; the perceptual output sees a difference."""
     import torch

@@ -21,8 +21,15 @@ from zoo.training.optimizers import TorchAdam
 RATE, DECAY = 1e-3, 1e-4
 
 
-@pytest.mark.parametrize("fast", [False, True], ids=["stock paths", "fast paths"])
-@pytest.mark.parametrize("step", [0, 100], ids=["first step", "step 101"])
+@pytest.mark.parametrize(
+    "fast, step",
+    [
+        pytest.param(False, 0, id="stock paths, first step"),
+        pytest.param(False, 100, id="stock paths, step 101", marks=pytest.mark.slow("tensorflow", "jax")),
+        pytest.param(True, 0, id="fast paths, first step", marks=pytest.mark.slow("tensorflow", "jax")),
+        pytest.param(True, 100, id="fast paths, step 101"),
+    ],
+)
 def test_one_step(fast, step):
     rng = np.random.default_rng(0)
     images = rng.standard_normal((8, 48, 48, 3)).astype("float32")
