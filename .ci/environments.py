@@ -4,6 +4,7 @@
     python .ci/environments.py                  all of them
     python .ci/environments.py nightly          the next Keras, keras-nightly, with the peers that fit it
     python .ci/environments.py oldest           the lowest versions that pyproject.toml allows (.ci/oldest.txt)
+    python .ci/environments.py keras-cv         KerasCV beside the extra `test`, for its converter
     python .ci/environments.py torch            PyTorch and no other backend; also: tensorflow, jax
 
 Needs Python 3.11 and a network. What each command printed is in FOLDER/<environment>.log.
@@ -38,6 +39,10 @@ ENVIRONMENTS = {
     "oldest": (
         [["install", "-c", ".ci/oldest.txt", "-e", ".[all]", "pytest", "setuptools>=77"]],
         [[*SUITE, *TOOLS]],
+    ),
+    "keras-cv": (
+        [["install", "-e", ".[test]", "keras-cv"]],
+        [["tests/all_backends.py", "tests/converters/test_keras_cv.py"]],
     ),
 } | {
     backend: ([["install", "-c", ".ci/cpu.txt", "-e", f".[{backend}]"]], [["tests/one_backend.py", backend]])

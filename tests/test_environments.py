@@ -31,7 +31,7 @@ def test_constraints_are_the_pins_of_the_tests():
 def test_every_environment_is_documented():
     environments = runpy.run_path(str(ROOT / ".ci" / "environments.py"))["ENVIRONMENTS"]
     table = (ROOT / "docs" / "maintainers.md").read_text(encoding="utf-8")
-    assert list(environments) == ["nightly", "oldest", "tensorflow", "jax", "torch"]
+    assert list(environments) == ["nightly", "oldest", "keras-cv", "tensorflow", "jax", "torch"]
     for name in environments:
         assert f"`{name}`" in table
     for steps, programs in environments.values():

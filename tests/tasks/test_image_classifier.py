@@ -7,6 +7,7 @@ from PIL import Image
 
 import zoo
 from tests.conftest import ROOT
+from zoo import cli
 from zoo.errors import UserError
 
 DIGIT = ROOT / "docs" / "images" / "digit.png"  # a MNIST test image of a 3, enlarged
@@ -117,6 +118,80 @@ def test_the_model_is_the_users_own(classifier, tmp_path):
 def test_what_is_refused(arguments, words):
     with pytest.raises(UserError, match=words):
         tiny().classify(**{"images": np.zeros((6, 9), "uint8")} | arguments)
+
+
+@pytest.mark.parametrize("mode", ["none", "unit", "tf", "torch", "caffe"])
+def test_preprocessing_of_models_of_others(mode, tmp_path):
+    """Against `preprocess_input` of the module in keras.applications that documents each mode."""
+    from keras import applications
+
+    reference = {
+        "none": lambda x: x,
+        "unit": lambda x: x / 255,
+        "tf": applications.mobilenet_v2.preprocess_input,
+        "torch": applications.densenet.preprocess_input,
+        "caffe": applications.resnet50.preprocess_input,
+    }[mode]
+    model = tiny(channels=3).model
+    image = np.random.default_rng(0).integers(0, 256, (6, 9, 3)).astype("uint8")
+    logits = keras.ops.convert_to_numpy(model(reference(image.astype("float32"))[None]))
+    ours = zoo.ImageClassifier(model, preprocess_input=mode)
+    np.testing.assert_allclose(ours.predict(image), ours.postprocess(logits), atol=1e-5)
+    again = zoo.ImageClassifier.from_preset(ours.save_to_preset(tmp_path))
+    assert again.preprocess_input == mode and again.assumptions() == {}
+    np.testing.assert_allclose(again.predict(image), ours.predict(image), atol=1e-6)
+
+
+@pytest.mark.once
+def test_what_is_assumed_is_said_with_the_flag_that_states_it(tmp_path, capsys):
+    image = Image.fromarray(np.full((6, 9), 200, "uint8"))
+    image.save(tmp_path / "light.png")
+    foreign = tiny().model
+    foreign.save(tmp_path / "foreign.keras")
+    command = ["classify", str(tmp_path / "light.png"), "--model", str(tmp_path / "foreign.keras")]
+    assert cli.run(command) == 0
+    printed, told = capsys.readouterr()
+    assert told == (
+        f"note: nothing says what {tmp_path / 'foreign.keras'} takes: pixels go in as 0 to 255 (--preprocess); images "
+        "with a light border are inverted (--invert); classes are called by their numbers (--labels FILE).\n"
+    )
+    assert "inverted, because its border is light" in printed
+    (tmp_path / "names.txt").write_text("ant\nbee\ncat\ndog\n\n")
+    assert cli.run([*command, "--invert", "no", "--preprocess", "unit", "--labels", str(tmp_path / "names.txt")]) == 0
+    printed, told = capsys.readouterr()
+    scores = zoo.ImageClassifier(foreign, preprocess_input="unit").predict(image, invert=False)[0]
+    assert told == "" and f"{['ant', 'bee', 'cat', 'dog'][scores.argmax()]}  {scores.max():>6.1%}" in printed
+    x = keras.Input((6, 9, 3))
+    scaled = keras.Sequential([x, keras.layers.Rescaling(1 / 127.5, -1), *tiny(channels=3).model.layers[1:]])
+    assert list(zoo.ImageClassifier(scaled).assumptions()) == ["class_names"]  # it scales pixels itself
+    assert zoo.ImageClassifier.from_preset("cnn_mnist").assumptions() == {}
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "name, content, expected",
+    [
+        ("a.txt", "ant\r\n bee \n", ["ant", "bee"]),
+        ("a.json", '["ant", "bee"]', ["ant", "bee"]),
+        ("a.json", '{"1": "bee", "0": "ant"}', ["ant", "bee"]),
+        ("config.json", '{"model_type": "vit", "id2label": {"0": "ant", "1": "bee"}}', ["ant", "bee"]),
+        ("a.json", '["ant", 3]', "holds no names of classes"),
+        ("a.json", '{"1": "bee"}', "holds no names of classes"),
+        ("a.json", "[" * 9999, "is not valid JSON"),
+        ("a.txt", b"\xff\xfe\x00", "is not text in UTF-8"),
+    ],
+)
+def test_labels(name, content, expected, tmp_path):
+    from zoo.io.labels import read_labels
+
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    if isinstance(expected, list):
+        assert read_labels(tmp_path / name) == expected
+        return
+    with pytest.raises(UserError, match=expected):
+        read_labels(tmp_path / name)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_labels(tmp_path / "absent.txt")
 
 
 def test_models_that_are_no_classifiers():

@@ -22,7 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("source", help="folder with config.json or model_index.json, the weights and so on; for torch-rnn a file")
     add("folder", help="folder of the preset to write")
-    add("--key", help="torch-rnn: key of the state dict in a checkpoint of a training, e.g. model_state")
+    add(
+        "--key",
+        help="torch-rnn: key of the state dict in a checkpoint of a training, e.g. model_state; default: the file is a "
+        "state dict",
+    )
     add("--prefix", help="torch-rnn: what precedes weight_ih_l0 in the names, e.g. rnn. (default: found)")
 
 

@@ -225,7 +225,7 @@ def build_layers(
         )
     numbers = [int(match[1]) for name in arrays if (match := re.search(r"_l(\d+)(_reverse)?$", name))]
     both = any(name.endswith("_reverse") for name in arrays)
-    options = {"use_bias": f"{prefix}bias_ih_l0" in arrays}
+    options: dict[str, Any] = {"use_bias": f"{prefix}bias_ih_l0" in arrays}
     options |= {} if activation == "tanh" else {"activation": activation}
     layers, features = [], arrays[f"{prefix}weight_ih_l0"].shape[-1] if f"{prefix}weight_ih_l0" in arrays else shape[1]
     for number in range(max(numbers) + 1):

@@ -569,15 +569,22 @@ def _convolutional_lstm_macs(layer, inputs, outputs, arguments):
     yield Formula(f"t·{positions}·4·{'·'.join(symbols)}·(c_in + c_out)·c_out", values)
 
 
+def _known(formulas):
+    """The formulas of a layer inside another, which is of an unknown kind if that is."""
+    if formulas is None:
+        raise ValueError("The layer inside is of an unknown kind.")
+    return formulas
+
+
 def _bidirectional_macs(layer, inputs, outputs, arguments):
     for direction in ("forward", "backward"):
-        for formula in mac_formulas(getattr(layer, f"{direction}_layer"), inputs, outputs):  # TypeError if unknown
+        for formula in _known(mac_formulas(getattr(layer, f"{direction}_layer"), inputs, outputs)):
             yield dataclasses.replace(formula, part=f"{direction} {formula.part}".strip())
 
 
 def _time_distributed_macs(layer, inputs, outputs, arguments):
     inner = mac_formulas(layer.layer, [shape[1:] for shape in inputs], [shape[1:] for shape in outputs])
-    for formula in inner:  # TypeError if unknown
+    for formula in _known(inner):
         values = formula.values | {"t": inputs[0][0]}
         yield dataclasses.replace(formula, symbolic=f"t·{formula.symbolic}", values=values)
 

@@ -487,7 +487,7 @@ class _LedgerBuilder:
             return None if None in sizes else sum(sizes)
         inputs = tuple(self.per_example(x.shape) for x in call.inputs)
         outputs, inner = self.bytes(call.outputs), saved_activations(call.operation, inputs)
-        if None in (outputs, inner, call.repeat):
+        if outputs is None or inner is None or call.repeat is None:
             return None
         return (outputs + inner * bytes_per_element(call.outputs[0].dtype)) * call.repeat
 

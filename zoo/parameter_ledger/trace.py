@@ -85,7 +85,7 @@ def must_open(operation: keras.Operation) -> bool:
     """
     if not isinstance(operation, layers.Layer):
         return False
-    kind = type(operation)
+    kind: Any = type(operation)
     if isinstance(operation, keras.Model) or kind is layers.Lambda:
         return True
     if kind in _HOLDERS:
@@ -94,7 +94,7 @@ def must_open(operation: keras.Operation) -> bool:
         return False
     if is_stock(kind):
         return any(inner.weights for inner in flatten_layers(operation, include_self=False))
-    parent = stock_parent(kind)
+    parent: Any = stock_parent(kind)
     return parent is None or kind.call is not parent.call
 
 
@@ -113,9 +113,12 @@ class _Tracer:
     def __init__(self, root):
         self.root = root
         self.calls, self.names = [], collections.Counter()
-        self.prefix, self.depth, self.repeat = "", -1, 1
+        self.prefix, self.depth = "", -1
+        self.repeat: int | None = 1
         self.busy = False  # nothing inside the present call is recorded
-        self.inferring = None  # the calls that Keras' shape inference has made; None while tensors are symbolic
+        self.inferring: set | None = (
+            None  # the calls that Keras' shape inference has made; None while tensors are symbolic
+        )
 
     def record(self, operation, args, kwargs, name=None):
         """Record a call with symbolic tensors; returns its outputs."""
@@ -218,7 +221,7 @@ class _Tracer:
         inputs = _operands(layer, args, kwargs)
         # Keras may run the same Python twice; a layer called again on the same shapes is taken for that.
         key = (id(layer), tuple(tuple(x.shape) for x in inputs))
-        if key not in self.inferring:
+        if self.inferring is not None and key not in self.inferring:
             self.inferring.add(key)
             path = self.prefix + layer.name
             call = LayerCall(layer, path, self.depth, inputs, inputs, kwargs, _tensors(outputs), repeat=self.repeat)
@@ -307,5 +310,5 @@ def _state_shapes(cell, x):
     return [(x.shape[0], *(size if isinstance(size, (list, tuple)) else (size,))) for size in sizes]
 
 
-def _tensors(nest):
+def _tensors(nest: Any) -> list:
     return [leaf for leaf in tree.flatten(nest) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]

@@ -113,6 +113,7 @@ class Task:
         revision: str | None = None,
         dtype: str | None = None,
         load_weights: bool = True,
+        **arguments: Any,
     ) -> Self:
         """Load a preset.
 
@@ -122,6 +123,7 @@ class Task:
             revision: branch, tag or commit of an "hf://" repository.
             dtype: dtype policy of the layers, e.g. "bfloat16"; as saved if None.
             load_weights: False for fresh initial weights.
+            **arguments: of the class, in place of what the preset says.
 
         Returns:
             the task, an instance of this class.
@@ -132,7 +134,7 @@ class Task:
         """
         found = find_preset(preset, revision=revision)
         cls._check_task(found)
-        return cls._from_preset(found, dtype=dtype, load_weights=load_weights)
+        return cls._from_preset(found, dtype=dtype, load_weights=load_weights, **arguments)
 
     @classmethod
     def _check_task(cls, preset):
@@ -148,11 +150,11 @@ class Task:
         )
 
     @classmethod
-    def _from_preset(cls, preset, *, dtype, load_weights):
+    def _from_preset(cls, preset, *, dtype, load_weights, **arguments):
         """Build the task from a `zoo.presets.Preset` of this task."""
         model = preset.load_model(dtype=dtype, load_weights=load_weights)
-        extra = cls._constructor_arguments(preset, model)
-        return cls(model, **extra, card=preset.card, generation_config=preset.generation_config)
+        read = {"card": preset.card, "generation_config": preset.generation_config}
+        return cls(model, **read | cls._constructor_arguments(preset, model) | arguments)
 
     @classmethod
     def _constructor_arguments(cls, preset, model):

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     import PIL.Image
 
 
+PREPROCESSING = ("none", "unit", "tf", "torch", "caffe")
+
+
 class Prediction(TypedDict):
     """A class and its probability."""
 
@@ -43,11 +46,14 @@ class ImageClassifier(Task):
     Args:
         model: `keras.Model` from images (B, H, W, 1 or 3) to logits or probabilities (B, K), K at least 2.
         class_names: K names; those of the card, or else the numbers from 0, if None.
+        preprocess_input: what happens to pixels from 0 to 255 before the model: "none"; "unit", divided by 255; or a
+            mode of `keras.applications.imagenet_utils.preprocess_input`: "tf", from -1 to 1; "torch", ImageNet's mean
+            and standard deviation; "caffe", BGR less ImageNet's mean. That of the card, or else "none", if None.
         card: dict, what is known about the model.
         generation_config: dict; `top_k` is the one setting.
 
     Raises:
-        UserError: if the model is no such model, or the number of names is not K.
+        UserError: if the model is no such model, the number of names is not K, or `preprocess_input` is none of these.
     """
 
     task = "image-classification"
@@ -58,6 +64,7 @@ class ImageClassifier(Task):
         model: keras.Model,
         *,
         class_names: Sequence[str] | None = None,
+        preprocess_input: str | None = None,
         card: Mapping[str, Any] | None = None,
         generation_config: Mapping[str, Any] | None = None,
     ) -> None:
@@ -71,6 +78,21 @@ class ImageClassifier(Task):
             raise UserError(
                 f"There are {len(self.class_names)} class names, but {model.name} has {num_classes} classes."
             )
+        self.preprocess_input = preprocess_input or self.card.get("preprocess_input") or "none"
+        if self.preprocess_input not in PREPROCESSING:
+            raise UserError(
+                f"preprocess_input must be one of {', '.join(PREPROCESSING)}, got {self.preprocess_input!r}."
+            )
+        if self.preprocess_input in ("torch", "caffe") and model.input_shape[-1] != 3:
+            raise UserError(
+                f"preprocess_input={self.preprocess_input!r} is for three channels, but {model.name} takes one."
+            )
+        stated = bool(self.card) or _rescales(model)
+        self._unknown = {
+            "preprocess_input": preprocess_input is None and not stated,
+            "invert": not self.card and model.input_shape[-1] == 1,
+            "class_names": class_names is None and not self.card.get("class_names"),
+        }
 
     @overload
     def classify(  # type: ignore[overload-overlap]  # a str is a sequence, too
@@ -150,9 +172,9 @@ class ImageClassifier(Task):
     def preprocess(self, image: ImageLike, *, invert: bool | Literal["auto"] = "auto") -> np.ndarray:
         """What the model takes, of one image.
 
-        Arrays that fit the model stay as they are; all else becomes uint8 of the model's channels and, if the model
+        Arrays that fit the model keep their values; all else becomes uint8 of the model's channels and, if the model
         takes one size alone, is resized to it (bilinear, averaging where it shrinks). A model that takes any size
-        resizes images itself, so that `model.predict` and `classify` see the same.
+        resizes images itself, so that `model.predict` and `classify` see the same. `preprocess_input` comes last.
 
         Args:
             image: one image.
@@ -165,7 +187,15 @@ class ImageClassifier(Task):
             UserError: if the image cannot be read, or `invert` is out of range.
         """
         pixels = self._resized(image)
-        return 255 - pixels if self._inverts(pixels, invert) else pixels
+        pixels = 255 - pixels if self._inverts(pixels, invert) else pixels
+        if self.preprocess_input == "none":
+            return pixels
+        pixels = pixels.astype("float32")
+        if self.preprocess_input == "unit":
+            return pixels / 255
+        from keras.applications.imagenet_utils import preprocess_input
+
+        return preprocess_input(pixels, data_format="channels_last", mode=self.preprocess_input)
 
     def postprocess(self, outputs: npt.ArrayLike) -> np.ndarray:
         """The probabilities that a model's outputs stand for.
@@ -194,6 +224,19 @@ class ImageClassifier(Task):
         """
         return self._inverts(self._resized(image), invert)
 
+    def assumptions(self) -> dict[str, str]:
+        """What is taken for granted of the model, since neither its card nor its layers nor an argument states it.
+
+        Returns:
+            {name of the argument that states it: what is assumed}; {} if all is known.
+        """
+        assumed = {
+            "preprocess_input": "pixels go in as 0 to 255",
+            "invert": "images with a light border are inverted",
+            "class_names": "classes are called by their numbers",
+        }
+        return {name: words for name, words in assumed.items() if self._unknown[name]}
+
     @classmethod
     def _constructor_arguments(cls, preset, model):
         """The names of the classes, for a file that no card describes: of the card or metrics.json beside it."""
@@ -202,10 +245,11 @@ class ImageClassifier(Task):
         beside = (cards.read_card(preset.folder), cards.read_json(preset.folder / cards.METRICS_FILE))
         names = next((found["class_names"] for found in beside if found.get("class_names")), None)
         fits = isinstance(names, list) and len(names) == (model.output_shape or [None])[-1]
-        return {"class_names": names} if fits else {}
+        return {"card": {"class_names": names}} if fits else {}
 
     def save_to_preset(self, folder: StrPath, *, card: Mapping[str, Any] | None = None) -> pathlib.Path:
-        return super().save_to_preset(folder, card={"class_names": self.class_names, **(card or {})})
+        described = {"class_names": self.class_names, "preprocess_input": self.preprocess_input}
+        return super().save_to_preset(folder, card={**described, **(card or {})})
 
     save_to_preset.__doc__ = Task.save_to_preset.__doc__
 
@@ -261,6 +305,15 @@ class ImageClassifier(Task):
             border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
             return bool(pixels.shape[2] == 1 and border.mean() > 127.5)
         return invert
+
+
+def _rescales(model):
+    """Whether a model changes the values of its pixels itself."""
+    from keras import layers
+
+    from zoo.compat.keras import flatten_layers
+
+    return any(isinstance(layer, (layers.Rescaling, layers.Normalization)) for layer in flatten_layers(model))
 
 
 def _check_classifier(model):

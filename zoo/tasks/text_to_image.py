@@ -475,7 +475,7 @@ class TextToImage(Task):
         return metadata | {"Software": f"zoo {__version__}"}
 
     @classmethod
-    def _from_preset(cls, preset, *, dtype, load_weights):
+    def _from_preset(cls, preset, *, dtype, load_weights, **arguments):
         config = load_pipeline_config(preset.folder)
         tokenizer = load_tokenizer(preset.file(cards.TOKENIZER_FILE), config)
         found = [name for name in COMPONENTS if (preset.folder / f"{name}.keras").is_file()]
@@ -489,7 +489,8 @@ class TextToImage(Task):
         }
         try:
             card = {"name": preset.name} | preset.card
-            return cls(components, tokenizer, config, card=card, generation_config=preset.generation_config)
+            read = {"card": card, "generation_config": preset.generation_config}
+            return cls(components, tokenizer, config, **read | arguments)
         except UserError as error:
             raise UserError(f"{preset.folder}: {error}") from error
 
