@@ -9,7 +9,7 @@ from zoo.errors import UserError
 
 def test_an_unknown_kind(tmp_path, capsys):
     with pytest.raises(
-        UserError, match="no kind 'mariam': choose one of marian, stable-diffusion. Did you mean 'marian'"
+        UserError, match="no kind 'mariam': choose one of marian, stable-diffusion, torch-rnn. Did you mean 'marian'"
     ):
         zoo.convert("mariam", tmp_path, tmp_path / "out")
     with pytest.raises(SystemExit):

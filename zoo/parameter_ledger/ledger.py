@@ -19,6 +19,7 @@ from typing import Any
 
 import keras
 from keras import tree
+from keras.layers import Layer
 
 from zoo.compat.keras import flatten_layers, functional_graph
 from zoo.errors import UserError, did_you_mean
@@ -284,9 +285,7 @@ class _LedgerBuilder:
         """The rows of a call: its own, and of a call that was opened those inside."""
         if call.inner is not None and call.complete:
             self.followed.add(id(call.operation))
-        if self.as_parent(call) or not any(
-            isinstance(inner.operation, keras.layers.Layer) for inner in call.inner or ()
-        ):
+        if self.as_parent(call) or not any(isinstance(inner.operation, Layer) for inner in call.inner or ()):
             yield self.row(call)
             return
         yield self.heading(call)
@@ -352,7 +351,7 @@ class _LedgerBuilder:
 
     def mac_formulas(self, call):
         """Formulas of the MACs of a call that has one row; None if they are unknown."""
-        if not isinstance(call.operation, keras.layers.Layer):
+        if not isinstance(call.operation, Layer):
             operands, outputs = ([tuple(x.shape) for x in tensors] for tensors in (call.operands, call.outputs))
             formulas = operation_mac_formulas(call.operation, operands, outputs, self.batch_size)
         elif call.inner is None and not call.complete and stock_parent(type(call.operation)) is None:
@@ -379,7 +378,7 @@ class _LedgerBuilder:
     def as_parent(self, call):
         """Whether a layer that was opened counts as the class of Keras that it inherits from: it does the same work."""
         layer = call.operation
-        if call.inner is None or not isinstance(layer, keras.layers.Layer) or is_stock(type(layer)):
+        if call.inner is None or not isinstance(layer, Layer) or is_stock(type(layer)):
             return False
         if isinstance(layer, keras.Model) or stock_parent(type(layer)) is None:
             return False
@@ -402,7 +401,7 @@ class _LedgerBuilder:
 
     def is_hidden(self, call):
         """Whether an operation in a layer's Python has no row: it views its input, or makes a mask or positions."""
-        if call.named or isinstance(call.operation, keras.layers.Layer):
+        if call.named or isinstance(call.operation, Layer):
             return False
         floats = any("float" in keras.backend.standardize_dtype(x.dtype) for x in call.outputs)
         return type(call.operation).__name__ in VIEW_LAYERS or not floats
