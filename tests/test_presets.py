@@ -139,7 +139,7 @@ def test_a_run_is_a_preset_before_it_has_a_card(small_file):
 
 def test_a_file_that_the_card_beside_it_does_not_name(tmp_path, small_file):
     shutil.copy(small_file, tmp_path / "other.keras")
-    (tmp_path / "card.json").write_text('{"task": "translation", "files": {"model.keras": {"sha256": "0"}}}')
+    (tmp_path / "card.json").write_text('{"task": "translation", "files": {"model.keras": {"bytes": 1}}}')
     preset = presets.find_preset(tmp_path / "other.keras")
     assert preset.card == {} and preset.name == "other" and preset.load_model().count_params() == 8
 
@@ -203,10 +203,10 @@ def test_a_preset_that_is_not_here(own_models, small_file):
         ("model_index.json", "{}", "in the format of diffusers: .*`zoo convert stable-diffusion .* FOLDER`"),
         ("config.json", '{"model_type": "marian"}', "in the format of transformers: .*`zoo convert marian .* FOLDER`"),
         ("config.json", '{"model_type": "gpt2"}', "transformers: `zoo convert` reads model_type 'marian', not 'gpt2'"),
-        ("card.json", "[1]", "card.json holds a list, an object was expected"),
+        ("card.json", "[1]", "card.json holds a list, not a JSON object"),
         ("card.json", "{", "card.json is not valid JSON"),
         ("card.json", '{"files": 3}', "card.json says files is 3, where an object was expected"),
-        ("card.json", '{"files": {"../a": {}}}', "describes a file '../a', not one of its folder"),
+        ("card.json", '{"files": {"../a": {}}}', "card.json, a key of files is not the name of a file in its folder"),
     ],
 )
 def test_folders_in_other_formats_and_damaged_ones(tmp_path, file, content, words):
@@ -347,7 +347,8 @@ def test_a_card_of_the_checkout_fetches_into_the_cache_and_checks_it_each_time(t
 @pytest.mark.parametrize("digest", [None, "", "abc", 5])
 def test_a_card_without_a_digest_is_refused_before_anything_is_fetched(card, server, digest):
     card(sha256=digest)
-    with pytest.raises(UserError, match="no sha256, so what it leads to cannot be trusted"):
+    words = {None: "no sha256, so what it leads to cannot be trusted", 5: "is not a string or null"}
+    with pytest.raises(UserError, match=words.get(digest, "an entry of files.sha256 is not a sha256")):
         zoo.load_model("small")
     assert server[2] == []
 
@@ -372,7 +373,8 @@ def test_a_tokenizer_is_fetched_with_its_model(own_models, card, server):
 def test_a_tokenizer_must_be_the_one_that_the_card_describes(own_models, card, digest):
     """Else the model is not fetched either: one that is there would be used without it ever after."""
     card(tokenizer={"sha256": digest})
-    words = "hash does not match" if digest == "0" * 64 else "has a url for tokenizer.json but no sha256"
+    words = {"0" * 64: "hash does not match", "abc": "is not a sha256"}
+    words = words.get(digest, "has a url for tokenizer.json but no sha256")
     with pytest.raises(UserError, match=words):
         zoo.load_model("small")
     assert names_in(own_models / "small") == {"card.json"}

@@ -61,7 +61,7 @@ def test_requirements(wheel):
     (name,) = (name for name in archive.namelist() if name.endswith("METADATA"))
     required = email.message_from_string(archive.read(name).decode()).get_all("Requires-Dist")
     core = {line.split(">")[0].split("<")[0] for line in required if "extra ==" not in line}
-    assert core == {"keras", "numpy", "pillow", "tokenizers", "huggingface_hub"}
+    assert core == {"keras", "numpy", "pillow", "tokenizers", "huggingface_hub", "msgspec"}
     assert not [line for line in required if "==" in line.partition(";")[0] and 'extra == "test"' not in line]
 
 

@@ -384,7 +384,7 @@ def _file_path(text):
 
 def _file_preset(path):
     name = path.parent.name if path.name == cards.MODEL_FILE and path.parent.name else path.stem
-    config = cards.read_json(path.parent / cards.GENERATION_CONFIG_FILE)
+    config = cards.read_generation_config(path.parent)
     return Preset(name, path.parent, cards.read_card(path), config, path.name)
 
 
@@ -399,7 +399,7 @@ def _folder_preset(folder, name=None):
             f"{folder} is a folder without {cards.MODEL_FILE}, {cards.PIPELINE_FILE} or {cards.CARD_FILE}: give the "
             f"folder of a preset{_presets_in(folder)}."
         )
-    return Preset(name, folder, card, cards.read_json(folder / cards.GENERATION_CONFIG_FILE))
+    return Preset(name, folder, card, cards.read_generation_config(folder))
 
 
 def _presets_in(folder):

@@ -27,10 +27,13 @@ def test_a_card_describes_the_files_it_names(tmp_path):
     "content, words",
     [
         ("{", "card.json is not valid JSON"),
-        ("[]", "card.json holds a list, an object was expected"),
+        ("[]", "card.json holds a list, not a JSON object"),
         ('{"files": []}', "card.json says files is .*, where an object was expected"),
-        *((json.dumps({"files": {name: {}}}), "not one of its folder") for name in ("../a", "/a", "a/b", "a\\b")),
-        ('{"files": {"a": 1}}', "describes a file 'a'"),
+        *(
+            (json.dumps({"files": {name: {}}}), "a key of files is not the name of a file in its folder")
+            for name in ("../a", "/a", "a/b", "a\\b")
+        ),
+        ('{"files": {"a": 1}}', "an entry of files is not an object"),
     ],
 )
 def test_damaged_cards(tmp_path, content, words):

@@ -438,10 +438,10 @@ def test_folders_that_cannot_be_used(tmp_path):
         load()
     for change, words in (
         ({"kind": "other"}, "does not describe a pipeline of kind 'stable_diffusion'"),
-        ({"sampler": "lcm"}, "says sampler is 'lcm', where a value one of ddpm"),
-        ({"vae_scale_factor": None}, "says vae_scale_factor is None, where a value of type int"),
-        ({"steps_offset": True}, "says steps_offset is True, where a value of type int"),
-        ({"noise_schedule": {"beta_schedule": "linear"}}, "says beta_start is None"),
+        ({"sampler": "lcm"}, "says sampler is 'lcm', where plms or ddim or ddpm"),
+        ({"vae_scale_factor": None}, "does not say vae_scale_factor"),
+        ({"steps_offset": True}, "says steps_offset is True, where a whole number"),
+        ({"noise_schedule": {"beta_schedule": "linear"}}, "does not say beta_start in noise_schedule"),
     ):
         (tmp_path / "pipeline.json").write_text(json.dumps(config | change))
         with pytest.raises(UserError, match=words):

@@ -51,9 +51,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _result(card):
-    results = [text.format(card[key]) for key, text in _METRICS if key in card]
-    if "scores" in card:  # the share of images that show what their prompt says
-        results.append(f"{card['scores']['held_out']['all']:.1%} acc")
+    results = [text.format(card[key]) for key, text in _METRICS if card.get(key) is not None]
+    if held_out := (card.get("scores") or {}).get("held_out"):  # the share of images that show what their prompt says
+        results.append(f"{held_out['all']:.1%} acc")
     return ", ".join(results)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
@@ -64,26 +65,49 @@ def set_initial_value(variable: keras.Variable, array: np.ndarray) -> None:
 
 
 @contextlib.contextmanager
-def zero_weight_init() -> Iterator[None]:
+def zero_weight_init(max_bytes: int | None = None) -> Iterator[None]:
     """Models built inside have zeros where random numbers would be; what is not random has its usual value.
 
-    Replaces the `__call__` of Keras' public random initializers for the time. It has no private name.
+    Replaces the `__call__` of Keras' public initializers for the time. It has no private name.
+
+    Args:
+        max_bytes: of float32, of all weights together; None for no limit.
+
+    Raises:
+        MemoryError: if a model built inside would take more.
     """
     import keras
 
+    taken = 0
+
+    def take(shape):
+        nonlocal taken
+        taken += 4 * math.prod(shape)
+        if max_bytes is not None and taken > max_bytes:
+            raise MemoryError(f"more than {max_bytes:,} bytes of weights")
+
+    def counted(original):
+        def initial(self, shape, dtype=None):
+            take(shape)
+            return original(self, shape, dtype=dtype)
+
+        return initial
+
     def zeros(self, shape, dtype=None):
+        take(shape)
         return keras.ops.convert_to_tensor(np.zeros(shape, "float32"), dtype=dtype or keras.config.floatx())
 
     roots = [getattr(keras.initializers, name) for name in ("RandomNormal", "RandomUniform", "TruncatedNormal")]
     roots += [keras.initializers.VarianceScaling, keras.initializers.Orthogonal]
     kinds = [kind for root in roots for kind in (root, *_subclasses(root)) if "__call__" in vars(kind)]
-    originals = [kind.__call__ for kind in kinds]
-    for kind in kinds:
-        kind.__call__ = zeros
+    fixed = [keras.initializers.Zeros, keras.initializers.Ones, keras.initializers.Constant]
+    originals = {kind: kind.__call__ for kind in kinds + fixed}
+    for kind, original in originals.items():
+        kind.__call__ = counted(original) if kind in fixed else zeros
     try:
         yield
     finally:
-        for kind, original in zip(kinds, originals):
+        for kind, original in originals.items():
             kind.__call__ = original
 
 

@@ -28,63 +28,25 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from zoo import backends
 from zoo.errors import UserError
-from zoo.io.tensor_files import (
-    CheckpointReader,
-    check_folder,
-    check_state_dict,
-    config_value,
-    read_float_tensor,
-    read_json,
-    read_tokenizer_config,
-)
+from zoo.io import schemas
+from zoo.io.tensor_files import CheckpointReader, check_folder, check_state_dict, read_float_tensor
+from zoo.tokenizers.clip import read_tokenizer_config, token_text
 from zoo.tokenizers.marian import MarianTokenizer
 from zoo.typing import StrPath
 
 if TYPE_CHECKING:
     import keras
 
-# Keys of config.json and the defaults of MarianConfig.
-_CONFIG_DEFAULTS = {
-    "vocab_size": 58101,
-    "decoder_vocab_size": 0,  # vocab_size
-    "max_position_embeddings": 1024,
-    "d_model": 1024,
-    "encoder_layers": 12,
-    "decoder_layers": 12,
-    "encoder_ffn_dim": 4096,
-    "decoder_ffn_dim": 4096,
-    "encoder_attention_heads": 16,
-    "decoder_attention_heads": 16,
-    "activation_function": "gelu",
-    "scale_embedding": False,
-    "share_encoder_decoder_embeddings": True,
-    "tie_word_embeddings": True,
-    "pad_token_id": 58100,
-}
-# How translations are generated: read from generation_config.json, else from config.json, else this (defaults of
-# MarianConfig and GenerationConfig; for lengths, of MarianTokenizer).
-GENERATION_DEFAULTS = {
-    "decoder_start_token_id": 58100,
-    "eos_token_id": 0,
-    "forced_eos_token_id": 0,  # generated where max_length is reached; None for none
-    "suppress_tokens": [],  # ids never generated; joined by the bad_words_ids of one token
-    "bad_words_ids": [],  # of several tokens: sequences never generated
-    "renormalize_logits": False,
-    "num_beams": 1,
-    "length_penalty": 1.0,
-    "early_stopping": False,
-    "no_repeat_ngram_size": 0,
-    "repetition_penalty": 1.0,
-    "min_length": 0,
-    "max_length": 512,
-}
+# How translations are generated where neither generation_config.json nor config.json says otherwise.
+GENERATION_DEFAULTS = msgspec.structs.asdict(schemas.MarianGenerationConfig())
 # Those that the zoo's decoding does not apply.
 _UNSUPPORTED = ("bad_words_ids", "early_stopping", "no_repeat_ngram_size", "repetition_penalty", "min_length")
-# Keys of tokenizer_config.json: the zoo's argument, the key and its default.
+# Special tokens: the zoo's argument, the key in tokenizer_config.json, and its default.
 _SPECIAL_TOKENS = {"unknown": ("unk_token", "<unk>"), "end": ("eos_token", "</s>"), "pad": ("pad_token", "<pad>")}
 
 _ACTIVATIONS = {
@@ -142,6 +104,9 @@ def load_marian(folder: StrPath) -> tuple[keras.Model, MarianTokenizer, dict[str
     config = _config(folder)
     tokenizer, generation_config = _tokenizer_and_generation_config(folder, config)
     checkpoint = CheckpointReader(folder)
+    sizes = {name: config[name] for name in ("vocab_size", "decoder_vocab_size", "d_model", "encoder_ffn_dim")}
+    layers = {name: config[name] for name in ("encoder_layers", "decoder_layers")}
+    schemas.check_sizes(folder / "config.json", sizes, layers, checkpoint.shapes)
 
     backends.import_keras()  # only now: errors so far do not wait for a framework
     from zoo.models.transformer import transformer
@@ -250,10 +215,10 @@ def marian_config(model: keras.Model, *, max_position_embeddings: int = 512) -> 
 def _config(folder):
     """config.json with the defaults filled in, checked."""
     path = folder / "config.json"
-    config = read_json(path, "the description of the model")
-    if config.get("model_type") != "marian":
-        raise UserError(f"{path} describes a model of type {config.get('model_type')!r}, where 'marian' was expected.")
-    config |= {name: config_value(path, name, config.get(name), default) for name, default in _CONFIG_DEFAULTS.items()}
+    found = schemas.read(path, schemas.MarianConfig, "the description of the model")
+    if found.model_type != "marian":
+        raise UserError(f"{path} describes a model of type {found.model_type!r}, where 'marian' was expected.")
+    config = msgspec.structs.asdict(found)
     if config["share_encoder_decoder_embeddings"] or not config["decoder_vocab_size"]:
         config["decoder_vocab_size"] = config["vocab_size"]
     for name in ("ffn_dim", "attention_heads"):
@@ -310,30 +275,27 @@ def _check_convertible(model):
 
 
 def _tokenizer_and_generation_config(folder, config):
-    path = folder / "tokenizer_config.json"
-    saved, tokens = read_tokenizer_config(folder), {}
-    for argument, (key, default) in _SPECIAL_TOKENS.items():
-        token = saved.get(key)
-        token = token.get("content") if isinstance(token, dict) else token  # {"content": "<pad>", "lstrip": …}
-        tokens[argument] = config_value(path, key, token, default)
-    clean_up = config_value(path, "clean_up_tokenization_spaces", saved.get("clean_up_tokenization_spaces"), False)
+    saved = read_tokenizer_config(folder)
+    tokens: dict[str, Any] = {
+        argument: token_text(getattr(saved, key)) or default for argument, (key, default) in _SPECIAL_TOKENS.items()
+    }
     models = {}
     for side in ("source", "target"):
         path = folder / f"{side}.spm"
         if not path.is_file():
             raise UserError(f"There is no {path.name}, the SentencePiece model of the {side}, in {folder}: fetch it.")
         models[f"{side}_model"] = path.read_bytes()
-    vocabulary, own = read_json(folder / "vocab.json", "the vocabulary"), None
-    if saved.get("separate_vocabs"):
-        own = read_json(folder / "target_vocab.json", "the vocabulary of the target")
-    generation_config = _generation_config(folder, config)
+    vocabulary, own = schemas.read(folder / "vocab.json", schemas.VOCABULARY, "the vocabulary"), None
+    if saved.separate_vocabs:
+        own = schemas.read(folder / "target_vocab.json", schemas.VOCABULARY, "the vocabulary of the target")
+    generation_config = _generation_config(folder)
     tokenizer = MarianTokenizer(
         vocabulary=vocabulary,
         target_vocabulary=own,
-        source_lang=saved.get("source_lang"),
-        target_lang=saved.get("target_lang"),
-        clean_up_tokenization_spaces=clean_up,
-        origin=folder,
+        source_lang=saved.source_lang,
+        target_lang=saved.target_lang,
+        clean_up_tokenization_spaces=saved.clean_up_tokenization_spaces,
+        origin=str(folder),
         **models,
         **tokens,
     )
@@ -341,23 +303,22 @@ def _tokenizer_and_generation_config(folder, config):
     return tokenizer, generation_config
 
 
-def _generation_config(folder, config):
+def _generation_config(folder):
+    """What generation_config.json says, or else config.json."""
     path = folder / "generation_config.json"
-    values = config | _read_json_or_empty(path, "the generation settings")
-    settings = {}
-    for name, default in GENERATION_DEFAULTS.items():
-        value = values.get(name)
-        if name in ("eos_token_id", "forced_eos_token_id") and isinstance(value, list) and len(value) == 1:
-            value = value[0]
-        not_forced = name == "forced_eos_token_id" and name in values and value is None
-        valid = not_forced or (name == "early_stopping" and value == "never")
-        settings[name] = value if valid else config_value(path if path.is_file() else folder, name, value, default)
-    bad = settings["bad_words_ids"]
-    if not all(isinstance(ids, list) and ids and all(type(id_) is int for id_ in ids) for ids in bad):
-        raise UserError(f"{folder} says bad_words_ids is {bad!r}, where a list of lists of ids was expected.")
-    settings["suppress_tokens"] = sorted({*settings["suppress_tokens"], *(ids[0] for ids in bad if len(ids) == 1)})
-    settings["bad_words_ids"] = [ids for ids in bad if len(ids) > 1]
-    return settings
+    values = schemas.read_object(folder / "config.json", "the description of the model")
+    values |= schemas.read_object(path, "the generation settings", optional=True)
+    for name in ("eos_token_id", "forced_eos_token_id"):
+        if isinstance(values.get(name), list) and len(values[name]) == 1:
+            (values[name],) = values[name]
+    values = {name: value for name, value in values.items() if name in GENERATION_DEFAULTS}
+    path = path if path.is_file() else folder / "config.json"
+    found = schemas.check(values, schemas.MarianGenerationConfig, path, keep_null=["forced_eos_token_id"])
+    bad = found.bad_words_ids
+    return msgspec.structs.asdict(found) | {
+        "suppress_tokens": sorted({*found.suppress_tokens, *(ids[0] for ids in bad if len(ids) == 1)}),
+        "bad_words_ids": [ids for ids in bad if len(ids) > 1],
+    }
 
 
 def _check_ids(tokenizer, generation_config, config, folder):
@@ -384,10 +345,6 @@ def _check_ids(tokenizer, generation_config, config, folder):
             raise UserError(
                 f"{folder} says {name} is {id_}, where an id below {config['decoder_vocab_size']} was expected."
             )
-
-
-def _read_json_or_empty(path, what):
-    return read_json(path, what) if path.is_file() else {}
 
 
 # The weights.

@@ -65,15 +65,8 @@ import numpy as np
 from zoo import backends
 from zoo.compat.keras import set_initial_value, skip_weight_init
 from zoo.errors import UserError
-from zoo.io import cards, files, model_files
-from zoo.io.tensor_files import (
-    CheckpointReader,
-    check_folder,
-    check_state_dict,
-    config_value,
-    read_float_tensor,
-    read_json,
-)
+from zoo.io import cards, files, model_files, schemas
+from zoo.io.tensor_files import CheckpointReader, check_folder, check_state_dict, read_float_tensor
 from zoo.tokenizers.clip import load_clip_tokenizer
 from zoo.typing import Log, StrPath
 
@@ -93,87 +86,6 @@ _CLASSES = {
 }
 _PIPELINES = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline")
 
-# Values of config.json that are read, with the defaults of diffusers and transformers.
-_TEXT_ENCODER_DEFAULTS = {
-    "vocab_size": 49408,
-    "hidden_size": 512,
-    "intermediate_size": 2048,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 8,
-    "max_position_embeddings": 77,
-    "hidden_act": "quick_gelu",
-    "layer_norm_eps": 1e-5,
-}
-_VAE_DEFAULTS = {
-    "in_channels": 3,
-    "out_channels": 3,
-    "block_out_channels": [64],
-    "layers_per_block": 1,
-    "latent_channels": 4,
-    "norm_num_groups": 32,
-    "scaling_factor": 0.18215,
-    "shift_factor": 0.0,
-}
-_UNET_DEFAULTS = {
-    "in_channels": 4,
-    "out_channels": 4,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "norm_num_groups": 32,
-    "norm_eps": 1e-5,
-    "use_linear_projection": False,
-}
-# Values that may differ between levels: diffusers' name -> ours, default. attention_head_dim is the number of heads, a
-# misnomer that diffusers keeps for the files that use it (its issue 2011).
-_UNET_LEVEL_DEFAULTS = {
-    "layers_per_block": ("layers_per_block", 2),
-    "attention_head_dim": ("num_heads", 8),
-    "transformer_layers_per_block": ("transformer_layers_per_block", 1),
-    "cross_attention_dim": ("cross_attention_dim", 1280),
-}
-# Values that the zoo's models support; the first is the default of diffusers.
-_TEXT_ENCODER_SUPPORTED = {"model_type": ("clip_text_model", "clip_text"), "use_attention_mask": (False, None)}
-_VAE_SUPPORTED = {
-    "_class_name": ("AutoencoderKL",),
-    "act_fn": ("silu", "swish"),
-    "latents_mean": (None,),
-    "latents_std": (None,),
-    "mid_block_add_attention": (True,),
-    "use_quant_conv": (True,),
-    "use_post_quant_conv": (True,),
-}
-_UNET_SUPPORTED = {
-    "_class_name": ("UNet2DConditionModel",),
-    "act_fn": ("silu", "swish"),
-    "addition_embed_type": (None,),
-    "attention_type": ("default",),
-    "center_input_sample": (False,),
-    "class_embed_type": (None,),
-    "class_embeddings_concat": (False,),
-    "conv_in_kernel": (3,),
-    "conv_out_kernel": (3,),
-    "cross_attention_norm": (None,),
-    "downsample_padding": (1,),
-    "dual_cross_attention": (False,),
-    "encoder_hid_dim": (None,),
-    "encoder_hid_dim_type": (None,),
-    "flip_sin_to_cos": (True,),
-    "freq_shift": (0,),
-    "mid_block_only_cross_attention": (None, False),
-    "mid_block_scale_factor": (1,),
-    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
-    "num_attention_heads": (None,),
-    "num_class_embeds": (None,),
-    "only_cross_attention": (False,),
-    "resnet_out_scale_factor": (1,),
-    "resnet_skip_time_act": (False,),
-    "resnet_time_scale_shift": ("default",),
-    "reverse_transformer_layers_per_block": (None,),
-    "time_cond_proj_dim": (None,),
-    "time_embedding_act_fn": (None,),
-    "time_embedding_dim": (None,),
-    "time_embedding_type": ("positional",),
-    "timestep_post_act": (None,),
-}
 # Classes of blocks of the U-Net, and whether they have attention.
 _BLOCK_HAS_ATTENTION = {
     "CrossAttnDownBlock2D": True,
@@ -192,33 +104,6 @@ _SCHEDULERS = {
     "HeunDiscreteScheduler": ("heun", "linspace", True),
     "DPMSolverMultistepScheduler": ("dpmpp_2m", "linspace", True),
 }
-_CHOICES = {
-    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
-    "prediction_type": ("epsilon", "v_prediction", "sample"),
-    "timestep_spacing": ("leading", "trailing", "linspace"),
-}
-_SCHEDULER_SUPPORTED = {
-    "algorithm_type": ("dpmsolver++",),
-    "euler_at_final": (False,),
-    "final_sigmas_type": ("zero",),
-    "lambda_min_clipped": (-math.inf,),
-    "interpolation_type": ("linear",),
-    "lower_order_final": (True,),
-    "rescale_betas_zero_snr": (False,),
-    "sigma_max": (None,),
-    "sigma_min": (None,),
-    "solver_order": (2,),
-    "solver_type": ("midpoint",),
-    "thresholding": (False,),
-    "timestep_type": ("discrete",),
-    "trained_betas": (None,),
-    "use_beta_sigmas": (False,),
-    "use_exponential_sigmas": (False,),
-    "use_flow_sigmas": (False,),
-    "use_lu_lambdas": (False,),
-    "variance_type": ("fixed_small", None),
-}
-
 # Layer names -> names in a state dict of diffusers: a path of BLOCK_MAP, then one of KEY_MAP.
 BLOCK_MAP = {
     "layer_#": "encoder.layers.#",
@@ -417,48 +302,55 @@ class _Source:
             f"from_single_file('{folder}').save_pretrained('FOLDER'), and give FOLDER.",
         )
         _check_index(folder)
-        configs = {}
-        for part, what in (
-            ("text_encoder", "the description of the text encoder"),
-            ("vae", "the description of the autoencoder"),
-            ("unet", "the description of the denoiser"),
-        ):
-            configs[part] = folder / part / "config.json", read_json(folder / part / "config.json", what)
-        text, vae, unet = (
-            parse(*configs[part])
-            for part, parse in (("text_encoder", _text_encoder_config), ("vae", _vae_config), ("unet", _unet_config))
-        )
-        path, config = configs["vae"]
-        scaling_factor, shift_factor = (
-            config_value(path, name, config.get(name), _VAE_DEFAULTS[name])
-            for name in ("scaling_factor", "shift_factor")
-        )
-        self.model_configs = {"text_encoder": text, "encoder": vae, "decoder": dict(vae), "denoiser": unet}
-        for name, channels in (("encoder", "in_channels"), ("decoder", "out_channels")):
-            self.model_configs[name]["image_channels"] = config_value(
-                path, channels, config.get(channels), _VAE_DEFAULTS[channels]
-            )
-        path, config = configs["unet"]
-        self.use_linear_projection = config_value(
-            path, "use_linear_projection", config.get("use_linear_projection"), False
-        )
+        paths = {part: folder / part / "config.json" for part in ("text_encoder", "vae", "unet")}
+        text = schemas.read(paths["text_encoder"], schemas.TextEncoderConfig, "the description of the text encoder")
+        vae = schemas.read(paths["vae"], schemas.AutoencoderConfig, "the description of the autoencoder")
+        unet = schemas.read(paths["unet"], schemas.DenoiserConfig, "the description of the denoiser")
+        autoencoder = _vae_config(paths["vae"], vae)
+        self.model_configs = {
+            "text_encoder": _text_encoder_config(text),
+            "encoder": autoencoder | {"image_channels": vae.in_channels},
+            "decoder": autoencoder | {"image_channels": vae.out_channels},
+            "denoiser": _unet_config(paths["unet"], unet),
+        }
+        self.use_linear_projection = unet.use_linear_projection
         self._check_fit()
-        self.tokenizer, ids, length = load_clip_tokenizer(folder / "tokenizer", text["vocabulary_size"])
-        vae_scale_factor = 2 ** (len(vae["block_out_channels"]) - 1)
-        self.pipeline_config = {
+        self.tokenizer, ids, length = load_clip_tokenizer(folder / "tokenizer", text.vocab_size)
+        vae_scale_factor = 2 ** (len(vae.block_out_channels) - 1)
+        config = {
             "kind": KIND,
-            "latent_channels": vae["latent_channels"],
-            "scaling_factor": scaling_factor,
-            "shift_factor": shift_factor,
+            "latent_channels": vae.latent_channels,
+            "scaling_factor": vae.scaling_factor,
+            "shift_factor": vae.shift_factor,
             "vae_scale_factor": vae_scale_factor,
-            "image_size": vae_scale_factor * _latent_size(path, config),
-            "max_length": min(length or math.inf, text["max_length"]),
+            "image_size": vae_scale_factor * _latent_size(paths["unet"], unet),
+            "max_length": min(length or math.inf, text.max_position_embeddings),
             **ids,
             **_scheduler_config(folder / "scheduler" / "scheduler_config.json"),
         }
+        schemas.check(config, schemas.PipelineConfig, f"the pipeline of {folder}")
+        self.pipeline_config = config
         names = dict.fromkeys(("vae", "unet"), _weight_files("diffusion_pytorch_model", "diffusion_pytorch_model"))
         names["text_encoder"] = _weight_files("model", "pytorch_model")
         self.checkpoints = {part: CheckpointReader(folder / part, names[part]) for part in names}
+        for part, sizes, counts in (
+            ("text_encoder", ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"), text),
+            ("vae", ("latent_channels",), vae),
+            ("unet", ("in_channels", "out_channels"), unet),
+        ):
+            self._check_weights(part, sizes, counts)
+
+    def _check_weights(self, part, sizes, config):
+        """Raise UserError if the weights of a part lack a size or as many layers as its config says."""
+        wanted = {name: getattr(config, name) for name in sizes}
+        counts = {"num_hidden_layers": getattr(config, "num_hidden_layers", 0)}
+        if part != "text_encoder":
+            wanted |= {f"block_out_channels[{level}]": width for level, width in enumerate(config.block_out_channels)}
+            levels = len(config.block_out_channels)
+            each = [_of_levels(getattr(config, name, 1), levels) for name in ("layers_per_block", _DEPTH)]
+            counts = {"the number of layers": sum(layers * depth for layers, depth in zip(*each))}
+        path = self.folder / part / "config.json"
+        schemas.check_sizes(path, wanted, counts, self.checkpoints[part].shapes)
 
     def _check_fit(self):
         """Raise UserError unless the parts belong together."""
@@ -495,12 +387,11 @@ class _Source:
 
 def _check_index(folder):
     path = folder / "model_index.json"
-    index = read_json(path, "the list of the parts")
-    if (found := index.get("_class_name")) not in _PIPELINES:
-        raise UserError(f"{path} describes a {found}, and what can be converted is {', '.join(_PIPELINES)}.")
+    index = schemas.read(path, schemas.ModelIndex, "the list of the parts")
+    if index.class_name not in _PIPELINES:
+        raise UserError(f"{path} describes a {index.class_name}, and what can be converted is {', '.join(_PIPELINES)}.")
     for part, classes in (_CLASSES | {"scheduler": tuple(_SCHEDULERS)}).items():
-        entry = index.get(part)
-        found = entry[-1] if isinstance(entry, list) and entry else None
+        found = (getattr(index, part) or [None])[-1]
         if found is None:
             raise UserError(f"{path} names no {part}: fetch a folder that has all parts.")
         if found not in classes:
@@ -509,92 +400,81 @@ def _check_index(folder):
             raise UserError(f"There is no folder {part} in {folder}: fetch all of the model's parts.")
 
 
-def _check_supported(path, config, supported):
-    """Raise UserError unless all values are supported by the zoo's models."""
-    for name, values in supported.items():
-        if (found := config.get(name, values[0])) not in values:
-            raise UserError(f"{path} says {name} is {found!r}, where only {values[0]!r} is supported.")
-
-
-def _config_values(path, config, defaults):
-    return {name: config_value(path, name, config.get(name), default) for name, default in defaults.items()}
-
-
-def _text_encoder_config(path, config):
+def _text_encoder_config(config):
     """The arguments of `zoo.models.stable_diffusion.text_encoder`."""
-    _check_supported(path, config, _TEXT_ENCODER_SUPPORTED)
-    found = _config_values(path, config, _TEXT_ENCODER_DEFAULTS)
     return {
-        "vocabulary_size": found["vocab_size"],
-        "num_layers": found["num_hidden_layers"],
-        "hidden_dim": found["hidden_size"],
-        "intermediate_dim": found["intermediate_size"],
-        "num_heads": found["num_attention_heads"],
-        "max_length": found["max_position_embeddings"],
-        "activation": found["hidden_act"],
-        "epsilon": found["layer_norm_eps"],
+        "vocabulary_size": config.vocab_size,
+        "num_layers": config.num_hidden_layers,
+        "hidden_dim": config.hidden_size,
+        "intermediate_dim": config.intermediate_size,
+        "num_heads": config.num_attention_heads,
+        "max_length": config.max_position_embeddings,
+        "activation": config.hidden_act,
+        "epsilon": config.layer_norm_eps,
     }
 
 
 def _vae_config(path, config):
     """The arguments of `zoo.models.stable_diffusion.autoencoder.encoder` but for the channels of images."""
-    _check_supported(path, config, _VAE_SUPPORTED)
-    found = _config_values(path, config, _VAE_DEFAULTS)
-    block_out_channels = _whole_numbers(path, "block_out_channels", found["block_out_channels"])
-    num_levels = len(block_out_channels)
+    levels = len(config.block_out_channels)
     for way, kind in (("down", "DownEncoderBlock2D"), ("up", "UpDecoderBlock2D")):
-        if (kinds := config.get(f"{way}_block_types", [kind])) != [kind] * num_levels:
+        if (kinds := getattr(config, f"{way}_block_types")) != [kind] * levels:
             raise UserError(
-                f"{path} says {way}_block_types is {kinds!r}, where {kind} for each of {num_levels} levels was "
+                f"{path} says {way}_block_types is {kinds!r:.100}, where {kind} for each of {levels} levels was "
                 "expected."
             )
     return {
-        "block_out_channels": block_out_channels,
-        "layers_per_block": found["layers_per_block"],
-        "norm_num_groups": found["norm_num_groups"],
-        "latent_channels": found["latent_channels"],
+        "block_out_channels": tuple(config.block_out_channels),
+        "layers_per_block": config.layers_per_block,
+        "norm_num_groups": config.norm_num_groups,
+        "latent_channels": config.latent_channels,
     }
+
+
+_DEPTH = "transformer_layers_per_block"
+# Values that may differ between levels: diffusers' name -> ours.
+_OF_LEVELS = {"layers_per_block": "layers_per_block", "attention_head_dim": "num_heads", _DEPTH: _DEPTH}
+_OF_LEVELS |= {"cross_attention_dim": "cross_attention_dim"}
+
+
+def _of_levels(value, levels):
+    """A value for each level."""
+    return tuple(value) if isinstance(value, list) else (value,) * levels
 
 
 def _unet_config(path, config):
     """The arguments of `zoo.models.stable_diffusion.denoiser`."""
-    _check_supported(path, config, _UNET_SUPPORTED)
-    found = _config_values(path, config, _UNET_DEFAULTS)
-    block_out_channels = _whole_numbers(path, "block_out_channels", found["block_out_channels"])
-    levels = {}
-    for name, (ours, default) in _UNET_LEVEL_DEFAULTS.items():
-        value = config.get(name, default)
-        value = _whole_numbers(path, name, value if isinstance(value, list) else [value] * len(block_out_channels))
-        if len(value) != len(block_out_channels):
+    levels = len(config.block_out_channels)
+    values = {ours: _of_levels(getattr(config, name), levels) for name, ours in _OF_LEVELS.items()}
+    for name, ours in _OF_LEVELS.items():
+        if len(values[ours]) != levels:
             raise UserError(
-                f"{path} says {name} is {list(value)}, where one for each of {len(block_out_channels)} levels was "
-                "expected."
+                f"{path} says {name} is {list(values[ours])}, where one for each of {levels} levels was expected."
             )
-        levels[ours] = value
-    if len(context := set(levels["cross_attention_dim"])) > 1:
+    if len(context := set(values["cross_attention_dim"])) > 1:
         raise UserError(f"{path} says cross_attention_dim is {sorted(context)}, where one value is supported.")
     return {
-        **levels,
+        **values,
         "cross_attention_dim": context.pop(),
-        "block_out_channels": block_out_channels,
-        "has_attention": _has_attention(path, config, len(block_out_channels)),
-        "in_channels": found["in_channels"],
-        "out_channels": found["out_channels"],
-        "norm_num_groups": found["norm_num_groups"],
-        "epsilon": found["norm_eps"],
+        "block_out_channels": tuple(config.block_out_channels),
+        "has_attention": _has_attention(path, config, levels),
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "norm_num_groups": config.norm_num_groups,
+        "epsilon": config.norm_eps,
     }
 
 
 def _has_attention(path, config, levels):
     """Whether each level has attention."""
-    down, up = (config.get(f"{way}_block_types") or [f"CrossAttn{way.title()}Block2D"] * 3 for way in ("down", "up"))
-    if "down_block_types" not in config:
-        down, up = [*down, "DownBlock2D"], ["UpBlock2D", *up]
+    down, up = config.down_block_types, config.up_block_types
+    down = ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"] if down is None else down  # the defaults of diffusers
+    up = ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3 if up is None else up
     for name, kinds, end in (("down_block_types", down, "DownBlock2D"), ("up_block_types", up, "UpBlock2D")):
         others = [kind for kind in kinds if kind not in _BLOCK_HAS_ATTENTION or not kind.endswith(end)]
         if others or len(kinds) != levels:
             raise UserError(
-                f"{path} says {name} is {kinds!r}, where CrossAttn{end} or {end} for each of {levels} levels was "
+                f"{path} says {name} is {kinds!r:.200}, where CrossAttn{end} or {end} for each of {levels} levels was "
                 "expected."
             )
     has_attention = tuple(_BLOCK_HAS_ATTENTION[kind] for kind in down)
@@ -605,57 +485,43 @@ def _has_attention(path, config, levels):
     return has_attention
 
 
-def _whole_numbers(path, name, value):
-    if not isinstance(value, list) or not value or not all(type(x) is int and x > 0 for x in value):
-        raise UserError(f"{path} says {name} is {value!r}, where whole numbers from 1 up were expected.")
-    return tuple(value)
-
-
 def _latent_size(path, config):
     """How many latents high and wide the denoiser was trained for."""
-    size = config.get("sample_size")
-    size = 64 if size is None else size
-    if isinstance(size, list) and len(set(size)) == 1:
-        size = size[0]
-    if type(size) is not int or size < 1:
-        raise UserError(f"{path} says sample_size is {size!r}, where one whole number was expected.")
-    version = [int(number) for number in re.findall(r"\d+", str(config.get("_diffusers_version", "")))[:2]]
+    sizes = set(_of_levels(config.sample_size, 1))
+    if len(sizes) != 1:
+        raise UserError(f"{path} says sample_size is {config.sample_size!r:.100}, where one whole number was expected.")
+    (size,) = sizes
+    version = [int(number) for number in re.findall(r"\d{1,9}", config.diffusers_version)[:2]]
     return 64 if size < 64 and version and version < [0, 9] else size  # as diffusers' pipelines correct such files
 
 
 def _scheduler_config(path):
     """The entries of pipeline.json about noise and sampler."""
-    config = read_json(path, "the description of the scheduler")
-    name = config.get("_class_name")
-    if name not in _SCHEDULERS:
-        raise UserError(f"{path} describes a {name}, and what can be converted is {', '.join(_SCHEDULERS)}.")
-    sampler, default_spacing, default_alpha = _SCHEDULERS[name]
-    supported = _SCHEDULER_SUPPORTED
-    if sampler == "plms":
-        supported = supported | {"skip_prk_steps": (True,)}
-        config.setdefault("skip_prk_steps", False)  # the default of diffusers
-    _check_supported(path, config, supported)
-    betas = {"beta_start": 0.00085, "beta_end": 0.012} if sampler == "heun" else {"beta_start": 1e-4, "beta_end": 0.02}
-    chosen = {"beta_schedule": "linear", "prediction_type": "epsilon", "timestep_spacing": default_spacing}
-    for name, choices in _CHOICES.items():
-        chosen[name] = config.get(name, chosen[name])
-        if chosen[name] not in choices:
-            raise UserError(f"{path} says {name} is {chosen[name]!r}, where {', '.join(choices)} can be converted.")
-
-    def value(name, default):
-        return config_value(path, name, config.get(name), default)
-
+    raw = schemas.read_object(path, "the description of the scheduler")
+    config = schemas.check(raw, schemas.SchedulerConfig, path)
+    if config.class_name not in _SCHEDULERS:
+        raise UserError(
+            f"{path} describes a {config.class_name}, and what can be converted is {', '.join(_SCHEDULERS)}."
+        )
+    sampler, default_spacing, default_alpha = _SCHEDULERS[config.class_name]
+    if sampler == "plms" and raw.get("skip_prk_steps") is not True:  # not the default of diffusers
+        raise UserError(
+            f"{path} says skip_prk_steps is {raw.get('skip_prk_steps', False)!r:.100}, where only True is supported."
+        )
+    start, end = (0.00085, 0.012) if sampler == "heun" else (1e-4, 0.02)
     return {
         "noise_schedule": {
-            "beta_schedule": chosen.pop("beta_schedule"),
-            **{name: float(value(name, default)) for name, default in betas.items()},
-            "num_train_timesteps": value("num_train_timesteps", 1000),
+            "beta_schedule": config.beta_schedule,
+            "beta_start": config.beta_start or start,
+            "beta_end": config.beta_end or end,
+            "num_train_timesteps": config.num_train_timesteps,
         },
-        **chosen,
+        "prediction_type": config.prediction_type,
+        "timestep_spacing": config.timestep_spacing or default_spacing,
         "sampler": sampler,
         "steps_offset": 1,
-        "set_alpha_to_one": value("set_alpha_to_one", default_alpha),
-        "use_karras_sigmas": value("use_karras_sigmas", False),
+        "set_alpha_to_one": default_alpha if config.set_alpha_to_one is None else config.set_alpha_to_one,
+        "use_karras_sigmas": config.use_karras_sigmas,
     }
 
 

@@ -1,6 +1,5 @@
 """The files of a preset folder: their names, the card that describes them, the settings used for generation."""
 
-import json
 import pathlib
 import re
 import shlex
@@ -8,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from zoo.errors import UserError
-from zoo.io import files
+from zoo.io import files, schemas
 from zoo.typing import StrPath
 
 MODEL_FILE = "model.keras"
@@ -41,16 +40,25 @@ def read_json(path: StrPath) -> dict[str, Any]:
     Raises:
         UserError: if it is not valid JSON, or holds something else than an object.
     """
-    path = pathlib.Path(path)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}): fetch it again.") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a {type(value).__name__}, an object was expected: fetch it again.")
-    return value
+    return schemas.read_object(path, "a description", optional=True)
+
+
+def read_generation_config(folder: StrPath) -> dict[str, Any]:
+    """Read the settings used for generation of a preset folder.
+
+    Args:
+        folder: the folder.
+
+    Returns:
+        the settings; {} if there are none.
+
+    Raises:
+        UserError: if the file is damaged, or a setting is not of its type or within its bounds.
+    """
+    path = pathlib.Path(folder) / GENERATION_CONFIG_FILE
+    settings = schemas.read_object(path, "the settings used for generation", optional=True)
+    schemas.check(settings, schemas.GenerationSettings, path)
+    return settings
 
 
 def read_card(path: StrPath) -> dict[str, Any]:
@@ -68,12 +76,8 @@ def read_card(path: StrPath) -> dict[str, Any]:
     path = pathlib.Path(path)
     card_path = (path if path.is_dir() else path.parent) / CARD_FILE
     card = read_json(card_path)
+    schemas.check(card, schemas.Card, card_path)
     described = card.setdefault("files", {}) if card else {}
-    if not isinstance(described, dict):
-        raise UserError(f"{card_path} says files is {described!r}, where an object was expected: fetch it again.")
-    for name, entry in described.items():
-        if pathlib.PurePath(name).name != name or "\\" in name or not isinstance(entry, dict):
-            raise UserError(f"{card_path} describes a file {name!r}, not one of its folder: fetch the card again.")
     return card if path.is_dir() or path.name in described else {}
 
 

@@ -25,6 +25,7 @@ from zoo.errors import UserError, did_you_mean, error_summary
 from zoo.io.cards import check_file
 from zoo.io.files import atomic_write
 from zoo.io.foreign_files import explain_foreign_file
+from zoo.io.schemas import MOST_BYTES
 from zoo.typing import StrPath
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ def check_model_file(path: StrPath) -> None:
         raise UserError(f"{path} is not a whole .keras file ({error}): fetch or save it again.") from error
     if damaged:
         raise UserError(f"{path} is damaged (checksum of {damaged} is wrong): fetch or save it again.")
+    if (size := _file_size(path, "config.json")) > MOST_BYTES:
+        raise UserError(f"{path} has a description of {size:,} bytes, too many for a model: fetch or save it again.")
 
 
 def load_model(path: StrPath, *, dtype: str | None = None, load_weights: bool = True) -> keras.Model:
@@ -102,7 +105,7 @@ def load_model(path: StrPath, *, dtype: str | None = None, load_weights: bool = 
         except (ValueError, TypeError) as error:
             raise UserError(f"dtype is {dtype!r}, expected a policy such as float32 or mixed_bfloat16.") from error
     try:
-        with without_tensorflow(), zero_weight_init() if load_weights else contextlib.nullcontext():
+        with without_tensorflow(), zero_weight_init(_most_bytes(path)) if load_weights else contextlib.nullcontext():
             if dtype is not None or not load_weights:
                 model = _model_from_config(path, dtype)
                 if load_weights:
@@ -113,6 +116,10 @@ def load_model(path: StrPath, *, dtype: str | None = None, load_weights: bool = 
                 return _load_in_place(path, *extent)
             return keras.saving.load_model(path, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises many kinds; all of them mean that this file cannot be used
+        if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
+            raise UserError(
+                f"{path} describes a model with more weights than the file can hold: it is damaged, or made to harm."
+            ) from error
         if missing := _unknown_objects(path):
             raise UserError(_needs(path, missing)) from error
         if "Python lambda" in str(error):
@@ -121,6 +128,17 @@ def load_model(path: StrPath, *, dtype: str | None = None, load_weights: bool = 
                 "again with stock layers or registered classes in its place."
             ) from error
         raise UserError(f"{path} cannot be loaded as a Keras model: {error_summary(error)}.") from error
+
+
+def _file_size(path, name):
+    """Bytes of a member of a .keras file when inflated; 0 if there is none."""
+    with zipfile.ZipFile(path) as archive:
+        return archive.getinfo(name).file_size if name in archive.namelist() else 0
+
+
+def _most_bytes(path):
+    """Most bytes of float32 for the weights of a file, which may be of half precision, with room for states."""
+    return 2 * _file_size(path, "model.weights.h5") + 2**26
 
 
 def _model_from_config(path, dtype):
@@ -212,8 +230,6 @@ def _unknown_objects(path):
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            if archive.getinfo("config.json").file_size > 100e6:
-                return {}
             pending = [json.loads(archive.read("config.json"))]
     except (KeyError, ValueError, RecursionError):
         return {}

@@ -7,8 +7,10 @@ ignored, and null means the default, as in transformers and diffusers.
 
 from __future__ import annotations
 
+import json
 import pathlib
 import re
+import typing
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -30,12 +32,22 @@ TokenId = Annotated[int, Meta(ge=0, lt=2**22)]
 Epsilon = Annotated[float, Meta(gt=0, le=1)]
 Beta = Annotated[float, Meta(gt=0, lt=1)]
 Factor = Annotated[float, Meta(gt=0, le=1e6)]
+Share = Annotated[float, Meta(ge=0, le=1)]
 Text = Annotated[str, Meta(max_length=1000)]
+_PATTERNS = {
+    r"^[^/\\]+$": "the name of a file in its folder",
+    "^[0-9a-f]{64}$": "a sha256",
+    "^(https?|file)://": "a URL",
+}
+_FILE_NAME, _SHA256, _URL = _PATTERNS
+FileName = Annotated[str, Meta(pattern=_FILE_NAME, max_length=255)]
+Sha256 = Annotated[str, Meta(pattern=_SHA256)]
+Url = Annotated[str, Meta(pattern=_URL)]
 Widths = Annotated[list[Width], Meta(min_length=1, max_length=16)]
 Counts = Count | Annotated[list[Count], Meta(min_length=1, max_length=16)]
 
 # A mapping from the name of each tensor to its shard, and one from each piece to its id.
-WEIGHT_MAP = dict[str, Annotated[str, Meta(pattern=r"^[^/\\]+$")]]
+WEIGHT_MAP = dict[str, FileName]
 VOCABULARY = dict[str, TokenId]
 
 
@@ -330,6 +342,58 @@ class PipelineConfig(Struct):
     use_karras_sigmas: Flag
 
 
+class CardFile(Struct):
+    """What a card says of a file."""
+
+    sha256: Sha256 | None = None
+    bytes: Annotated[int, Meta(ge=0)] = 0
+    url: Url | None = None
+
+
+class _Shares(Struct):
+    all: Share
+
+
+class _Scores(Struct):
+    held_out: _Shares | None = None
+
+
+class Card(Struct):
+    """card.json: what is read of it; more may be in it."""
+
+    name: Text | None = None
+    task: Text | None = None
+    files: dict[FileName, CardFile] = {}
+    parameters: Annotated[int, Meta(ge=0)] | None = None
+    class_names: list[Text] | None = None
+    preprocess_input: Text | None = None
+    test_accuracy: Share | None = None
+    test_bits_per_character: Annotated[float, Meta(ge=0, le=1e6)] | None = None
+    test_bleu_beam_5: Annotated[float, Meta(ge=0, le=100)] | None = None
+    scores: _Scores | None = None
+    components: dict[str, dict[str, Any]] = {}
+    input: Text | None = None
+    command: Annotated[str, Meta(max_length=10**4)] | None = None
+    source_lang: Text | None = None
+    target_lang: Text | None = None
+
+
+class GenerationSettings(Struct):
+    """generation_config.json of a preset, for all tasks."""
+
+    max_new_tokens: Annotated[int, Meta(ge=1, le=10**6)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=1000)] | None = None
+    top_k: Annotated[int, Meta(ge=1, le=2**22)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    stop_token_ids: TokenId | list[TokenId] | None = None
+    num_beams: Count | None = None
+    length_penalty: Annotated[float, Meta(ge=-100, le=100)] | None = None
+    max_length: Length | None = None
+    num_steps: Annotated[int, Meta(ge=1, le=10**4)] | None = None
+    guidance_scale: Annotated[float, Meta(ge=0, le=1000)] | None = None
+    eta: Annotated[float, Meta(ge=0, le=1)] | None = None
+
+
 class CheckpointMeta(Struct):
     """What a checkpoint of a training says beside its arrays."""
 
@@ -343,10 +407,10 @@ class ParityMetadata(Struct):
     backend: Text
     version: Text
     keras: Text
-    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    sha256: Sha256
     functional: Flag
-    values: Annotated[int, Meta(ge=0)]
-    weights: Annotated[int, Meta(ge=0)]
+    values: Annotated[int, Meta(ge=0, le=10**6)]
+    weights: dict[str, str]
     layers: list[tuple[str, str, Annotated[int, Meta(ge=0)]]]
 
 
@@ -402,12 +466,13 @@ def parse_object(content: bytes | str, path: StrPath) -> dict[str, Any]:
         UserError: if it is not valid JSON, nested too deep, or not an object.
     """
     try:
-        value = msgspec.json.decode(content)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        value = json.loads(content)  # not msgspec's, since diffusers writes -Infinity
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error_summary(error)}): fetch it again.") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, not a JSON object: fetch it again.")
-    level, depth = [value], 0
+    level: list[Any] = [value]
+    depth = 0
     while level:
         if (depth := depth + 1) > MOST_DEPTH:
             raise UserError(f"{path} is not valid JSON here (nested more than {MOST_DEPTH} deep): fetch it again.")
@@ -495,40 +560,63 @@ def check_sizes(
 
 def _sentence(message, value, schema, path):
     """A message of msgspec, such as "Expected `int` >= 1, got `str` - at `$.d_model`", as a sentence."""
-    words, _, where = message.partition(" - at `$")
-    keys = re.findall(r"\.?([^.\[\]`]+)|\[(\d+)\]|\[(\.\.\.)\]", where.rstrip("`"))
-    found, known = value, True
-    for name, index, _ in keys:
-        try:
-            found = found[int(index)] if index else found[name]
-        except (KeyError, IndexError, TypeError):
-            known = False
-    place = where.rstrip("`").lstrip(".") or "the whole"
+    words, _, where = message.partition(" - at ")
+    before, _, where = where.strip("`").partition("$")
+    of_key = "key" in before
+    names = [index or name for name, index in re.findall(r"([^.\[\]]+)|\[(\d+|\.\.\.)\]", where)]
+    found, place = value, ""
+    for name in names:
+        place += f"[{name}]" if name.isdigit() else f".{name}" if name != "..." else ""
+        if name == "...":
+            place, found = f"an entry of {place.strip('.') or 'the object'}", _UNKNOWN
+        elif found is not _UNKNOWN:
+            found = found[int(name)] if name.isdigit() else found[name]
+    place = f"a key of {place.strip('.') or 'the object'}" if of_key else place.strip(".") or "all of it"
     if missing := re.match(r"Object missing required field `(.+)`", words):
-        inside = f"{place} of " if where else ""
-        return f"{inside}{path} does not say {missing[1]}: write or fetch it again."
-    if words.startswith("Invalid enum value"):
-        choices = _choices(schema, [name for name, *_ in keys])
-        return f"{path} says {place} is {found!r:.100}, where {choices or 'another value'} was expected."
-    expected = re.sub(r"`(\w+)`", lambda match: _KINDS.get(match[1], match[1]), words.removeprefix("Expected "))
-    expected = re.sub(r", got .*", "", expected).replace("`", "").replace(" | ", " or ")
-    shown = f"{found!r:.100}" if known and keys else "something else"
-    return f"{path} says {place} is {shown}, where {expected} was expected."
+        return f"{path} does not say {missing[1]}{f' in {place}' * bool(names)}: write or fetch it again."
+    if words.startswith("Invalid"):  # enum value
+        expected = _choices(schema, names) or "another value"
+    else:
+        expected = _expectation(words)
+    if of_key or found is _UNKNOWN or not names:
+        return f"In {path}, {place} is not {expected}: write or fetch it again."
+    return f"{path} says {place} is {found!r:.100}, where {expected} was expected."
+
+
+_UNKNOWN = object()
+
+
+def _expectation(words):
+    """What msgspec expected, e.g. "a whole number from 1 up" for "Expected `int` >= 1"."""
+    for pattern, meaning in _PATTERNS.items():
+        if repr(pattern) in words:
+            return meaning
+    expected = re.sub(r", got .*", "", words.removeprefix("Expected "))
+    kinds = re.match(r"`([^`]+)`", expected)
+    if kinds is None:
+        return expected
+    named = [_KINDS.get(kind, kind) for kind in kinds[1].split(" | ")]
+    bounds = expected[kinds.end() :]
+    bounds = re.sub(r" of length >= (\d+)", r" of at least \1", bounds)
+    bounds = re.sub(r" of length <= (\d+)", r" of at most \1", bounds)
+    bounds = re.sub(r" >= (\S+)", r" from \1 up", bounds)
+    bounds = re.sub(r" <= (\S+)", r" of at most \1", bounds)
+    bounds = re.sub(r" > (\S+)", r" above \1", bounds)
+    bounds = re.sub(r" < (\S+)", r" below \1", bounds)
+    return " or ".join(named) + bounds
 
 
 def _choices(schema, names):
-    """The values that an entry may have, in words."""
+    """The values that an entry may have, in words; "" for an entry inside a list."""
     for name in names:
         field = next((one for one in msgspec.structs.fields(schema) if one.encode_name == name), None)
         if field is None:
             return ""
         schema = field.type
-    return ", ".join(re.findall(r"'([^']+)'|\b(\d+)\b", str(schema)) and _literals(schema))
+    return " or ".join(_literals(schema))
 
 
 def _literals(kind):
-    import typing
-
     if typing.get_origin(kind) is Literal:
         return [str(value) for value in typing.get_args(kind)]
     return [value for one in typing.get_args(kind) for value in _literals(one)]

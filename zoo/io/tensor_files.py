@@ -3,16 +3,15 @@
 Opening a file reads names and shapes only; a file of several gigabytes takes the memory of its largest tensor.
 """
 
-import json
 import pathlib
 import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from zoo.errors import UserError, did_you_mean, error_summary, require
+from zoo.io import schemas
 from zoo.io.foreign_files import explain_foreign_file
 from zoo.typing import StrPath
 
@@ -158,88 +157,6 @@ def check_folder(folder: StrPath, *, holds: str, single_file: str) -> pathlib.Pa
     return path
 
 
-def read_json(path: StrPath, what: str) -> dict[str, Any]:
-    """Read a JSON file that holds an object.
-
-    Args:
-        path: of the file.
-        what: describes the file in an error message.
-
-    Returns:
-        the object as a dict.
-
-    Raises:
-        UserError: if the file is missing, is not JSON, or is JSON but not an object.
-    """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise UserError(f"There is no {path.name} in {path.parent}, which is {what}: fetch it into that folder.")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise UserError(f"{path} is not valid JSON ({error_summary(error)}): fetch it again.") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a {type(value).__name__}, not a JSON object: fetch it again.")
-    return value
-
-
-def read_tokenizer_config(folder: StrPath) -> dict[str, Any]:
-    """Read what transformers knows of a tokenizer, in its order of precedence.
-
-    What special_tokens_map.json says counts more than tokenizer_config.json, but is not read where the latter declares
-    its tokens in added_tokens_decoder (transformers 5.24, `PreTrainedTokenizerBase._from_pretrained`).
-
-    Args:
-        folder: where the files are; each may be missing.
-
-    Returns:
-        the configuration as a dict; a token is a string, or a dict with "content" and flags.
-
-    Raises:
-        UserError: if a file is not JSON, or is JSON but not an object.
-    """
-    found, folder = {}, pathlib.Path(folder)
-    for name, what in (
-        ("tokenizer_config.json", "the description of the tokenizer"),
-        ("special_tokens_map.json", "the special tokens"),
-    ):
-        if (folder / name).is_file() and "added_tokens_decoder" not in found:
-            found |= read_json(folder / name, what)
-    return found
-
-
-_TYPE_NAMES = {
-    bool: "true or false",
-    int: "a whole number from 0 up",
-    float: "a number",
-    list: "a list",
-    str: "a string",
-}
-
-
-def config_value(path: StrPath, name: str, value: Any, default: Any) -> Any:
-    """Check a value of a configuration file.
-
-    Args:
-        path: of the file, for an error message.
-        name: of the value.
-        value: what the file says, or None.
-        default: what a missing value means.
-
-    Returns:
-        the value, or the default where it is None.
-
-    Raises:
-        UserError: if it is not of the default's type.
-    """
-    if value is None:
-        return default
-    expected = type(default)
-    if (type(value) is not expected and (expected, type(value)) != (float, int)) or (expected is int and value < 0):
-        raise UserError(f"{path} says {name} is {value!r}, where {_TYPE_NAMES[expected]} was expected.")
-    return value
-
-
 def read_float_tensor(checkpoint: TensorFile | CheckpointReader, name: str) -> np.ndarray:
     """Read a tensor of floating-point numbers.
 
@@ -338,10 +255,7 @@ def _are_tensors(value):
 
 def _shards(path):
     """Paths of the files that an index names."""
-    shards = read_json(path, "the index of the weights").get("weight_map")
-    valid = isinstance(shards, dict) and all(isinstance(name, str) and "/" not in name for name in shards.values())
-    if not shards or not valid:
-        raise UserError(f"{path} does not map names to files of its folder (weight_map): fetch it again.")
+    shards = schemas.read(path, schemas.WeightIndex, "the index of the weights").weight_map
     paths = [path.with_name(name) for name in sorted(set(shards.values()))]
     if missing := [shard.name for shard in paths if not shard.is_file()]:
         raise UserError(f"{path} names {_some(missing)}, which {path.parent} does not hold: fetch all of its files.")

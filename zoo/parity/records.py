@@ -24,7 +24,7 @@ import numpy as np
 from zoo import backends
 from zoo.compat.keras import flatten_layers, functional_graph
 from zoo.errors import UserError, error_summary
-from zoo.io import files
+from zoo.io import files, schemas
 from zoo.io.cards import MODEL_FILE, PARITY_FILE
 from zoo.io.model_files import load_model
 from zoo.typing import StrPath
@@ -87,16 +87,17 @@ class ParityRecord:
         """
         try:
             with np.load(path, allow_pickle=False) as stored:
-                metadata = json.loads(str(stored["about"]))
+                metadata = schemas.parse_object(str(stored["about"]), path)
+                schemas.check(metadata, schemas.ParityMetadata, path)
                 inputs, outputs = (
                     [stored[key] for key in stored.files if key.startswith(part)] for part in ("inputs/", "outputs/")
                 )
                 names = metadata.pop("layers")
                 samples = np.split(stored["samples"], np.cumsum([length for *_, length in names])[:-1])
             layers = {path: (kind, array) for (path, kind, _), array in zip(names, samples)}
-            if not {"backend", "version", "keras", "sha256", "functional", "values", "weights"} <= metadata.keys():
-                raise ValueError("it is not complete")
-        except Exception as error:  # NumPy, zipfile and json raise many kinds for a damaged archive
+        except UserError:
+            raise
+        except Exception as error:  # NumPy and zipfile raise many kinds for a damaged archive
             raise UserError(
                 f"{path} is not a parity record ({error}): write it again with write_parity_record."
             ) from error

@@ -26,13 +26,10 @@ import numpy as np
 from zoo.errors import UserError, did_you_mean, error_summary
 from zoo.generation.diffusion.latent_diffusion import LatentDiffusion
 from zoo.generation.diffusion.noise_sampler import (
-    BETA_SCHEDULES,
-    PREDICTION_TYPES,
     SAMPLERS,
-    TIMESTEP_SPACINGS,
     start_step,
 )
-from zoo.io import cards, files, images, model_files
+from zoo.io import cards, files, images, model_files, schemas
 from zoo.tasks.base import Task
 from zoo.typing import ImageLike, Log, StrPath
 
@@ -46,28 +43,9 @@ if TYPE_CHECKING:
 COMPONENTS = ("text_encoder", "encoder", "decoder", "denoiser")  # files of a preset, each with ".keras"
 _SMALL_IMAGE_SIZE = 128  # pixels: up to this size, `save_images` writes a strip of the steps as well
 _KIND = "stable_diffusion"
+
+
 # The entries of pipeline.json: a type, or the possible values.
-_PIPELINE_CONFIG = {
-    "latent_channels": int,
-    "scaling_factor": float,
-    "shift_factor": float,
-    "vae_scale_factor": int,
-    "image_size": int,
-    "max_length": int,
-    "start_id": int,
-    "end_id": int,
-    "pad_id": int,
-    "noise_schedule": dict,
-    "prediction_type": PREDICTION_TYPES,
-    "sampler": tuple(SAMPLERS),
-    "timestep_spacing": TIMESTEP_SPACINGS,
-    "steps_offset": int,
-    "set_alpha_to_one": bool,
-    "use_karras_sigmas": bool,
-}
-_NOISE_SCHEDULE = {"beta_schedule": BETA_SCHEDULES, "beta_start": float, "beta_end": float, "num_train_timesteps": int}
-
-
 class ImageOptions(TypedDict, total=False):
     """Keyword arguments of `TextToImage.generate`."""
 
@@ -530,11 +508,10 @@ def load_pipeline_config(folder: StrPath) -> dict[str, Any]:
         raise UserError(
             f"There is no {path.name} in {folder}: give a folder that `zoo convert stable-diffusion` wrote."
         )
-    config = cards.read_json(path)
+    config = schemas.read_object(path, "the description of the pipeline")
     if config.get("kind") != _KIND:
         raise UserError(f"{path} does not describe a pipeline of kind {_KIND!r}: give another folder.")
-    _check_values(path, config, _PIPELINE_CONFIG)
-    _check_values(path, config["noise_schedule"], _NOISE_SCHEDULE)
+    schemas.check(config, schemas.PipelineConfig, path)
     return config
 
 
@@ -568,20 +545,6 @@ def load_tokenizer(path: StrPath, pipeline_config: Mapping[str, Any]) -> tokeniz
                 f"{path} has no token {pipeline_config[key]}, the {key} of pipeline.json: convert the folder again."
             )
     return tokenizer
-
-
-def _check_values(path, values, expected):
-    for key, kind in expected.items():
-        value = values.get(key)
-        if isinstance(kind, tuple):
-            good = value in kind
-        else:
-            good = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (
-                kind is bool
-            )
-        if not good:
-            wanted = f"one of {', '.join(kind)}" if isinstance(kind, tuple) else f"of type {kind.__name__}"
-            raise UserError(f"{path} says {key} is {value!r}, where a value {wanted} was expected: convert it again.")
 
 
 def _check_components(components, pipeline_config):

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zoo.errors import UserError, error_summary
-from zoo.io.tensor_files import read_json, read_tokenizer_config
+from zoo.io import schemas
 from zoo.typing import StrPath
 
 if TYPE_CHECKING:
@@ -87,15 +87,13 @@ def load_clip_tokenizer(
     folder = pathlib.Path(folder)
     config = read_tokenizer_config(folder)
     vocabulary, merges, flags = _vocabulary(folder)
-    declared = config.get("added_tokens_decoder")
-    for token in declared.values() if isinstance(declared, dict) else ():
-        flags[token["content"]] = token
-    named = {}
+    flags |= {token.content: token for token in config.added_tokens_decoder.values()}
+    named: dict[str, Any] = {}
     for ours, (theirs, default) in _SPECIAL_TOKENS.items():
-        token = config.get(theirs) or default
-        if isinstance(token, dict):  # {"content": "<|endoftext|>", "lstrip": false, …}
-            flags.setdefault(token["content"], token)
-            token = token["content"]
+        token = getattr(config, theirs) or default
+        if isinstance(token, schemas.AddedToken):
+            flags.setdefault(token.content, token)
+        token = token_text(token)
         if token not in vocabulary:
             raise UserError(
                 f"The {theirs} of {folder} is {token!r}, which its vocabulary does not hold: fetch it again."
@@ -112,7 +110,7 @@ def load_clip_tokenizer(
         AddedToken(
             token,
             special=True,
-            **{flag: bool(flags.get(token, {}).get(flag)) for flag in _TOKEN_FLAGS},
+            **{flag: getattr(flags.get(token), flag, False) for flag in _TOKEN_FLAGS},
         )
         for token in dict.fromkeys([*named.values(), *flags])
     ]
@@ -129,22 +127,62 @@ def load_clip_tokenizer(
         raise UserError(
             f"The tokenizer of {folder} cannot be used ({error_summary(error)}): fetch it again."
         ) from error
-    length = config.get("model_max_length")
-    length = int(length) if isinstance(length, (int, float)) and length > 2 else None
+    length = config.model_max_length  # 1e30 where there is none
+    length = int(length) if length is not None and 2 < length < 1e6 else None
     return tokenizer, {name: vocabulary[token] for name, token in named.items()}, length
+
+
+def read_tokenizer_config(folder: StrPath) -> schemas.TokenizerConfig:
+    """Read what transformers knows of a tokenizer, in its order of precedence.
+
+    What special_tokens_map.json says counts more than tokenizer_config.json, but is not read where the latter declares
+    its tokens in added_tokens_decoder (transformers 5.24, `PreTrainedTokenizerBase._from_pretrained`).
+
+    Args:
+        folder: where the files are; each may be missing.
+
+    Returns:
+        `zoo.io.schemas.TokenizerConfig`.
+
+    Raises:
+        UserError: if a file is not JSON, or an entry is not of its type.
+    """
+    found: dict[str, Any] = {}
+    folder = pathlib.Path(folder)
+    for name, what in (
+        ("tokenizer_config.json", "the description of the tokenizer"),
+        ("special_tokens_map.json", "the special tokens"),
+    ):
+        if "added_tokens_decoder" not in found:
+            found |= schemas.read_object(folder / name, what, optional=True)
+            checked = schemas.check(found, schemas.TokenizerConfig, folder / name)
+    return checked
+
+
+def token_text(token: str | schemas.AddedToken | None) -> str | None:
+    """The text of a token that may have flags.
+
+    Args:
+        token: an entry of a `TokenizerConfig`.
+
+    Returns:
+        the text; None for None.
+    """
+    return token.content if isinstance(token, schemas.AddedToken) else token
 
 
 def _vocabulary(folder):
     """(dict token -> id, list of merges, dict of the flags of added tokens); transformers 5 writes one file only."""
     whole = folder / "tokenizer.json"
     if whole.is_file() and not (folder / "vocab.json").is_file():
-        content = read_json(whole, "the tokenizer")
-        model = content.get("model")
-        if not isinstance(model, dict) or model.get("type") != "BPE" or not isinstance(model.get("vocab"), dict):
-            raise UserError(f"{whole} holds no byte-pair encoding: fetch CLIP's tokenizer.")
-        merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in model["merges"]]
-        return model["vocab"], merges, {token["content"]: token for token in content.get("added_tokens", ())}
-    vocabulary = read_json(folder / "vocab.json", "the vocabulary")
+        content = schemas.read(whole, schemas.BPETokenizer, "the tokenizer")
+        merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in content.model.merges]
+        if bad := next((merge for merge in merges if len(merge) != 2), None):
+            raise UserError(
+                f"{whole} has the merge {' '.join(bad)!r:.80}, where two tokens were expected: fetch it again."
+            )
+        return content.model.vocab, merges, {token.content: token for token in content.added_tokens}
+    vocabulary = schemas.read(folder / "vocab.json", schemas.VOCABULARY, "the vocabulary")
     path = folder / "merges.txt"
     if not path.is_file():
         raise UserError(f"There is no {path.name} in {folder}, the merges of the byte-pair encoding: fetch it.")

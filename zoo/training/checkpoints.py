@@ -15,7 +15,7 @@ import numpy as np
 
 from zoo.blocks.random_streams import random_streams
 from zoo.errors import UserError
-from zoo.io import files
+from zoo.io import files, schemas
 from zoo.typing import StrPath
 
 if TYPE_CHECKING:
@@ -61,11 +61,11 @@ def load_checkpoint(path: StrPath, model: keras.Model, *, settings: dict[str, An
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
-        meta = json.loads(str(arrays.pop("meta")))
+        meta = schemas.check(schemas.parse_object(str(arrays.pop("meta")), path), schemas.CheckpointMeta, path)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is damaged ({error}): remove it and start the run again.") from error
-    for key in sorted(settings.keys() | meta["settings"].keys()):
-        saved, current = meta["settings"].get(key), settings.get(key)
+    for key in sorted(settings.keys() | meta.settings.keys()):
+        saved, current = meta.settings.get(key), settings.get(key)
         if saved != current:
             raise UserError(
                 f"{path} was written by a run with {key}={saved}, this one has {key}={current}: use the same."
@@ -81,7 +81,7 @@ def load_checkpoint(path: StrPath, model: keras.Model, *, settings: dict[str, An
         if tuple(variable.shape) != arrays[key].shape:
             raise UserError(f"{path}: {key} has shape {arrays[key].shape}, the model's is {tuple(variable.shape)}.")
         variable.assign(arrays[key].astype(_dtype(variable)))
-    return meta["history"]
+    return meta.history
 
 
 def _state(model):
