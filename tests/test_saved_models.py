@@ -133,8 +133,12 @@ def available(request, fixture):
 
 
 def of_every_backend(names):
-    """Parameters of a test: the first preset in the quick run, all of them with more of their data in the full one."""
-    cases = [("some", names[0]), *(pytest.param("all", name, marks=pytest.mark.slow) for name in names)]
+    """Parameters of a test: the first preset, then all of them with more of their data.
+
+    With --full only: in the quick run, `zoo verify` and the tests of the tasks use presets on every backend.
+    """
+    cases = [("some", names[0]), *(("all", name) for name in names)]
+    cases = [pytest.param(*case, marks=pytest.mark.slow) for case in cases]
     return pytest.mark.parametrize("everywhere, name", cases, indirect=["everywhere"], scope="module")
 
 

@@ -14,7 +14,7 @@ import os
 import sys
 import tempfile
 
-from zoo.errors import UserError, did_you_mean, install_command, run_command
+from zoo.errors import UserError, did_you_mean, error_summary, install_command, run_command
 
 BACKENDS = ("tensorflow", "jax", "torch")
 
@@ -81,11 +81,15 @@ def set_default_backend() -> None:
         os.environ["KERAS_BACKEND"] = _default_backend = others[0]
 
 
+def _keras_json():
+    folder = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
+    return os.path.join(folder, "keras.json")
+
+
 def _configured_backend():
     """The backend that `keras.json` names, None if there is none or Keras' own default."""
     try:
-        folder = os.environ.get("KERAS_HOME") or os.path.expanduser("~/.keras")
-        with open(os.path.join(folder, "keras.json"), encoding="utf-8") as file:
+        with open(_keras_json(), encoding="utf-8") as file:
             backend = json.load(file).get("backend")
     except (OSError, ValueError, AttributeError):  # no such file, or not one of Keras
         return None
@@ -95,13 +99,15 @@ def _configured_backend():
 def import_keras(preferred: str | None = None) -> None:
     """Import Keras on the backend that `KERAS_BACKEND` names, without the messages TensorFlow writes at its start.
 
-    Keras is imported whole, as `import keras` would, unless `skip_optional_imports` was called in this process.
+    Keras is imported whole, as `import keras` would, unless `skip_optional_imports` was called in this process. There
+    float32, channels last and Keras' own epsilon count, whatever keras.json says.
 
     Args:
         preferred: the backend where none was chosen and this one is installed.
 
     Raises:
-        UserError: if an unknown backend was chosen, or one that is not installed, or none is installed.
+        UserError: if an unknown backend was chosen, or one that is not installed, or none is installed, or if Keras
+            cannot use its keras.json.
     """
     if "keras" in sys.modules:
         return
@@ -118,8 +124,19 @@ def import_keras(preferred: str | None = None) -> None:
     if _announce_start:
         names = {"tensorflow": " on TensorFlow", "jax": " on JAX", "torch": " on PyTorch"}
         print(f"Starting Keras{names.get(os.environ.get('KERAS_BACKEND', ''), '')} …", flush=True)
-    with _stderr_held_back(), _without_optional_packages():
-        import keras  # noqa: F401
+    try:
+        with _stderr_held_back(), _without_optional_packages():
+            import keras
+    except (ValueError, AttributeError, TypeError) as error:
+        if not os.path.isfile(_keras_json()):
+            raise
+        raise UserError(
+            f"Keras cannot start with {_keras_json()} ({error_summary(error)}): correct that file or delete it."
+        ) from error
+    if _skip_optional_imports:  # what keras.json says is the user's own, for programs of the user's own
+        keras.config.set_floatx("float32")
+        keras.config.set_image_data_format("channels_last")
+        keras.config.set_epsilon(1e-7)
 
 
 def import_keras_or_exit() -> None:

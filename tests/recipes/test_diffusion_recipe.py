@@ -160,14 +160,19 @@ def test_the_evaluation_writes_what_it_chose(finished, tmp_path, monkeypatch):
     """Into the settings and the card of the run that it scores; a preset that was named stays as it is."""
     folder = tmp_path / "run"
     shutil.copytree(finished()[0], folder)
-    scores = dict.fromkeys(("seen", "held_out", "by_num_steps"), 0.5) | {"num_steps": 3, "guidance_scale": 1.5}
+    scores = dict.fromkeys(("seen", "held_out", "by_num_steps"), {"all": 0.5}) | {"num_steps": 3, "guidance_scale": 1.5}
     monkeypatch.setattr("recipes.diffusion_evaluation.evaluate", lambda *args, **options: scores)
     run_recipe(folder, "--evaluate", str(folder))
     assert zoo.TextToImage.from_preset(folder).generation_config == {"num_steps": 20, "guidance_scale": 2.0}
     run_recipe(folder, "--stage", "evaluation")
     task = zoo.TextToImage.from_preset(folder)
     assert task.generation_config == {"num_steps": 3, "guidance_scale": 1.5}
-    assert task.card["scores"] == {"num_steps": 3, "guidance_scale": 1.5, "seen": 0.5, "held_out": 0.5}
+    assert task.card["scores"] == {
+        "num_steps": 3,
+        "guidance_scale": 1.5,
+        "seen": {"all": 0.5},
+        "held_out": {"all": 0.5},
+    }
 
 
 @pytest.mark.heavy

@@ -141,7 +141,7 @@ def unfinished(tmp_path_factory):
 
 
 @pytest.mark.heavy
-@pytest.mark.slow("tensorflow", "jax")
+@pytest.mark.slow  # killed and resumed in test_killed.py
 def test_interrupted_and_resumed_is_bit_for_bit_the_uninterrupted_run(finished, unfinished, tmp_path):
     shutil.copytree(unfinished, tmp_path, dirs_exist_ok=True)
     train(tmp_path, "--epochs", "2", "--resume")

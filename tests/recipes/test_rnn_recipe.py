@@ -116,7 +116,7 @@ def test_generation_is_the_full_models_choice():
 
 
 @pytest.mark.heavy
-@pytest.mark.slow("tensorflow", "jax")
+@pytest.mark.slow  # on PyTorch in test_killed.py
 def test_killed_and_resumed_is_the_run_that_was_not(text, finished, tmp_path, run, capsys):
     process = run([RECIPE, *TINY, "--text", text, *RESUMABLE, "--output", tmp_path], wait=False)
     while process.poll() is None and not (tmp_path / "checkpoint.npz").exists():

@@ -215,10 +215,10 @@ def marian_config(model: keras.Model, *, max_position_embeddings: int = 512) -> 
 def _config(folder):
     """config.json with the defaults filled in, checked."""
     path = folder / "config.json"
-    found = schemas.read(path, schemas.MarianConfig, "the description of the model")
-    if found.model_type != "marian":
-        raise UserError(f"{path} describes a model of type {found.model_type!r}, where 'marian' was expected.")
-    config = msgspec.structs.asdict(found)
+    described = schemas.load(path, schemas.MarianConfig, "the description of the model")
+    if described.model_type != "marian":
+        raise UserError(f"{path} describes a model of type {described.model_type!r}, where 'marian' was expected.")
+    config = msgspec.structs.asdict(described)
     if config["share_encoder_decoder_embeddings"] or not config["decoder_vocab_size"]:
         config["decoder_vocab_size"] = config["vocab_size"]
     for name in ("ffn_dim", "attention_heads"):
@@ -285,9 +285,9 @@ def _tokenizer_and_generation_config(folder, config):
         if not path.is_file():
             raise UserError(f"There is no {path.name}, the SentencePiece model of the {side}, in {folder}: fetch it.")
         models[f"{side}_model"] = path.read_bytes()
-    vocabulary, own = schemas.read(folder / "vocab.json", schemas.VOCABULARY, "the vocabulary"), None
+    vocabulary, own = schemas.load(folder / "vocab.json", schemas.VOCABULARY, "the vocabulary"), None
     if saved.separate_vocabs:
-        own = schemas.read(folder / "target_vocab.json", schemas.VOCABULARY, "the vocabulary of the target")
+        own = schemas.load(folder / "target_vocab.json", schemas.VOCABULARY, "the vocabulary of the target")
     generation_config = _generation_config(folder)
     tokenizer = MarianTokenizer(
         vocabulary=vocabulary,
@@ -313,10 +313,10 @@ def _generation_config(folder):
             (values[name],) = values[name]
     values = {name: value for name, value in values.items() if name in GENERATION_DEFAULTS}
     path = path if path.is_file() else folder / "config.json"
-    found = schemas.check(values, schemas.MarianGenerationConfig, path, keep_null=["forced_eos_token_id"])
-    bad = found.bad_words_ids
-    return msgspec.structs.asdict(found) | {
-        "suppress_tokens": sorted({*found.suppress_tokens, *(ids[0] for ids in bad if len(ids) == 1)}),
+    settings = schemas.check(values, schemas.MarianGenerationConfig, path, keep_null=["forced_eos_token_id"])
+    bad = settings.bad_words_ids
+    return msgspec.structs.asdict(settings) | {
+        "suppress_tokens": sorted({*settings.suppress_tokens, *(ids[0] for ids in bad if len(ids) == 1)}),
         "bad_words_ids": [ids for ids in bad if len(ids) > 1],
     }
 

@@ -303,9 +303,9 @@ class _Source:
         )
         _check_index(folder)
         paths = {part: folder / part / "config.json" for part in ("text_encoder", "vae", "unet")}
-        text = schemas.read(paths["text_encoder"], schemas.TextEncoderConfig, "the description of the text encoder")
-        vae = schemas.read(paths["vae"], schemas.AutoencoderConfig, "the description of the autoencoder")
-        unet = schemas.read(paths["unet"], schemas.DenoiserConfig, "the description of the denoiser")
+        text = schemas.load(paths["text_encoder"], schemas.TextEncoderConfig, "the description of the text encoder")
+        vae = schemas.load(paths["vae"], schemas.AutoencoderConfig, "the description of the autoencoder")
+        unet = schemas.load(paths["unet"], schemas.DenoiserConfig, "the description of the denoiser")
         autoencoder = _vae_config(paths["vae"], vae)
         self.model_configs = {
             "text_encoder": _text_encoder_config(text),
@@ -387,7 +387,7 @@ class _Source:
 
 def _check_index(folder):
     path = folder / "model_index.json"
-    index = schemas.read(path, schemas.ModelIndex, "the list of the parts")
+    index = schemas.load(path, schemas.ModelIndex, "the list of the parts")
     if index.class_name not in _PIPELINES:
         raise UserError(f"{path} describes a {index.class_name}, and what can be converted is {', '.join(_PIPELINES)}.")
     for part, classes in (_CLASSES | {"scheduler": tuple(_SCHEDULERS)}).items():

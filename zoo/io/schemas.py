@@ -467,6 +467,8 @@ def parse_object(content: bytes | str, path: StrPath) -> dict[str, Any]:
     """
     try:
         value = json.loads(content)  # not msgspec's, since diffusers writes -Infinity
+        if re.search(r"\\u[dD][89a-fA-F]", content if isinstance(content, str) else content.decode("latin-1")):
+            json.dumps(value, ensure_ascii=False).encode()  # half a character cannot be written, as of an error message
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error_summary(error)}): fetch it again.") from error
     if not isinstance(value, dict):
@@ -509,7 +511,7 @@ def check(value: Any, schema: type[_Schema], path: StrPath, *, keep_null: Iterab
         raise UserError(_sentence(str(error), value, schema, path)) from error
 
 
-def read(
+def load(
     path: StrPath, schema: type[_Schema], what: str, *, optional: bool = False, keep_null: Iterable[str] = ()
 ) -> _Schema:
     """Read a JSON file and check it against a schema.

@@ -255,7 +255,7 @@ def _are_tensors(value):
 
 def _shards(path):
     """Paths of the files that an index names."""
-    shards = schemas.read(path, schemas.WeightIndex, "the index of the weights").weight_map
+    shards = schemas.load(path, schemas.WeightIndex, "the index of the weights").weight_map
     paths = [path.with_name(name) for name in sorted(set(shards.values()))]
     if missing := [shard.name for shard in paths if not shard.is_file()]:
         raise UserError(f"{path} names {_some(missing)}, which {path.parent} does not hold: fetch all of its files.")

@@ -90,7 +90,8 @@ class ParityRecord:
                 metadata = schemas.parse_object(str(stored["about"]), path)
                 schemas.check(metadata, schemas.ParityMetadata, path)
                 inputs, outputs = (
-                    [stored[key] for key in stored.files if key.startswith(part)] for part in ("inputs/", "outputs/")
+                    [np.asarray(stored[key]) for key in stored.files if key.startswith(part)]
+                    for part in ("inputs/", "outputs/")
                 )
                 names = metadata.pop("layers")
                 samples = np.split(stored["samples"], np.cumsum([length for *_, length in names])[:-1])

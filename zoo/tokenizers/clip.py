@@ -175,18 +175,21 @@ def _vocabulary(folder):
     """(dict token -> id, list of merges, dict of the flags of added tokens); transformers 5 writes one file only."""
     whole = folder / "tokenizer.json"
     if whole.is_file() and not (folder / "vocab.json").is_file():
-        content = schemas.read(whole, schemas.BPETokenizer, "the tokenizer")
+        content = schemas.load(whole, schemas.BPETokenizer, "the tokenizer")
         merges = [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in content.model.merges]
         if bad := next((merge for merge in merges if len(merge) != 2), None):
             raise UserError(
                 f"{whole} has the merge {' '.join(bad)!r:.80}, where two tokens were expected: fetch it again."
             )
         return content.model.vocab, merges, {token.content: token for token in content.added_tokens}
-    vocabulary = schemas.read(folder / "vocab.json", schemas.VOCABULARY, "the vocabulary")
+    vocabulary = schemas.load(folder / "vocab.json", schemas.VOCABULARY, "the vocabulary")
     path = folder / "merges.txt"
     if not path.is_file():
         raise UserError(f"There is no {path.name} in {folder}, the merges of the byte-pair encoding: fetch it.")
-    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not text in UTF-8 ({error_summary(error)}): fetch it again.") from error
     merges = [tuple(line.strip().split(" ")) for line in lines if line.strip() and not line.startswith("#version")]
     if bad := next((merge for merge in merges if len(merge) != 2), None):
         raise UserError(f"{path} has the line {' '.join(bad)!r}, where two tokens were expected: fetch it again.")

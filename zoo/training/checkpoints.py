@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import json
 import pathlib
-import zipfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zoo.blocks.random_streams import random_streams
-from zoo.errors import UserError
+from zoo.errors import UserError, error_summary
 from zoo.io import files, schemas
 from zoo.typing import StrPath
 
@@ -60,10 +59,12 @@ def load_checkpoint(path: StrPath, model: keras.Model, *, settings: dict[str, An
         raise UserError(f"There is nothing to resume: {path} does not exist (it is removed when a run finishes).")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays = {key: stored[key] for key in stored.files}
+            arrays = {key: np.asarray(stored[key]) for key in stored.files}  # bytes where it is no array
         meta = schemas.check(schemas.parse_object(str(arrays.pop("meta")), path), schemas.CheckpointMeta, path)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is damaged ({error}): remove it and start the run again.") from error
+    except UserError:
+        raise
+    except Exception as error:  # NumPy, zipfile and Python's tokenizer raise many kinds for a damaged archive
+        raise UserError(f"{path} is damaged ({error_summary(error)}): remove it and start the run again.") from error
     for key in sorted(settings.keys() | meta.settings.keys()):
         saved, current = meta.settings.get(key), settings.get(key)
         if saved != current:
@@ -80,6 +81,8 @@ def load_checkpoint(path: StrPath, model: keras.Model, *, settings: dict[str, An
     for key, variable in state.items():
         if tuple(variable.shape) != arrays[key].shape:
             raise UserError(f"{path}: {key} has shape {arrays[key].shape}, the model's is {tuple(variable.shape)}.")
+        if arrays[key].dtype.kind not in "fiub":
+            raise UserError(f"{path}: {key} holds no numbers: remove the file and start the run again.")
         variable.assign(arrays[key].astype(_dtype(variable)))
     return meta.history
 
