@@ -90,8 +90,8 @@ def _kind_of_archive(path):
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError):
-        return None  # damaged, which the reader says
+    except Exception:  # damaged, for which zipfile raises many kinds; the reader says so
+        return None
     if "config.json" in names:
         return "keras"
     if names and all(name.endswith(".npy") for name in names):

@@ -71,8 +71,10 @@ def check_model_file(path: StrPath) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        raise UserError(f"{path} is not a whole .keras file ({error}): fetch or save it again.") from error
+    except Exception as error:  # zipfile raises many kinds for a damaged archive
+        raise UserError(
+            f"{path} is not a whole .keras file ({error_summary(error)}): fetch or save it again."
+        ) from error
     if damaged:
         raise UserError(f"{path} is damaged (checksum of {damaged} is wrong): fetch or save it again.")
     if (size := _file_size(path, "config.json")) > MOST_BYTES:
