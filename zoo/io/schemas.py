@@ -311,6 +311,101 @@ class ModelIndex(Struct):
 # --------------------------------------------------------------------------------------------------- the zoo's own
 
 
+# Of the components of the package tokenizers, those that the zoo writes. Their regular expressions are the zoo's own:
+# another may take for ever.
+TOKENIZER_PATTERNS = {
+    "character": r"[\s\S]",
+    # A word with the space before it, a run of line breaks, a punctuation mark with the space before it, other space.
+    "word": r" ?\w+(?:['’-]\w+)*|\n+| ?[^\w\s]|\s",
+    # CLIP's words, which are encoded as byte pairs each; what does not match are spaces.
+    "clip": r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+""",
+    "space": r"\s+",
+}
+
+
+class TokenizerPattern(Struct):
+    """One of the zoo's regular expressions."""
+
+    Regex: Literal[tuple(TOKENIZER_PATTERNS.values())]  # type: ignore[valid-type]
+
+
+class _Component(Struct, tag_field="type"):
+    """A component says what it is in "type": the name of its class."""
+
+
+class NFC(_Component, tag=True):
+    pass
+
+
+class Lowercase(_Component, tag=True):
+    pass
+
+
+class Replace(_Component, tag=True):
+    pattern: TokenizerPattern
+    content: Annotated[str, Meta(max_length=1)]  # a text must not grow
+
+
+class NormalizerSequence(_Component, tag="Sequence"):
+    normalizers: Annotated[list[NFC | Lowercase | Replace], Meta(max_length=8)]
+
+
+class Split(_Component, tag=True):
+    pattern: TokenizerPattern
+    behavior: Literal["Isolated", "Removed"]
+    invert: Flag
+
+
+class ByteLevel(_Component, tag=True):
+    pass
+
+
+class Whitespace(_Component, tag=True):
+    pass
+
+
+class PreTokenizerSequence(_Component, tag="Sequence"):
+    pretokenizers: Annotated[list[Split | ByteLevel | Whitespace], Meta(max_length=8)]
+
+
+class TemplateProcessing(_Component, tag=True):
+    single: Annotated[list[dict[str, Any]], Meta(max_length=16)]
+
+
+class RobertaProcessing(_Component, tag=True):
+    pass
+
+
+class Fuse(_Component, tag=True):
+    pass
+
+
+class TokenizerModel(Struct):
+    """The model of a tokenizer."""
+
+    type: Literal["BPE", "WordLevel"]
+    vocab: VOCABULARY
+
+
+class NumberedToken(AddedToken, kw_only=True):
+    """A token that is never split."""
+
+    id: TokenId
+
+
+class TokenizerFile(Struct):
+    """tokenizer.json of a preset: a tokenizer of the package tokenizers that neither pads nor truncates."""
+
+    model: TokenizerModel
+    added_tokens: list[NumberedToken] = msgspec.field(default_factory=list)
+    normalizer: NFC | Lowercase | Replace | NormalizerSequence | None = None
+    pre_tokenizer: Split | ByteLevel | Whitespace | PreTokenizerSequence | None = None
+    post_processor: TemplateProcessing | RobertaProcessing | ByteLevel | None = None
+    decoder: ByteLevel | Fuse | None = None
+    padding: None = None
+    truncation: None = None
+
+
 class NoiseSchedule(Struct):
     """The noise of a diffusion's training."""
 
@@ -611,6 +706,8 @@ def _expectation(words):
 def _choices(schema, names):
     """The values that an entry may have, in words; "" for an entry inside a list."""
     for name in names:
+        if not (isinstance(schema, type) and issubclass(schema, Struct)):
+            return ""
         field = next((one for one in msgspec.structs.fields(schema) if one.encode_name == name), None)
         if field is None:
             return ""

@@ -67,6 +67,7 @@ class TensorFile:
             ) from error
         if not self._safe:
             content = _tensors_by_name(path, content, key)
+            _check_storage(path, content)
         elif key is not None:
             raise UserError(f"{path} is a safetensors file, which holds tensors by name alone: leave out key={key!r}.")
         self._content, self._bytes_read = content, 0
@@ -91,7 +92,10 @@ class TensorFile:
             self._bytes_read += array.nbytes
             return array.astype("float32") if array.dtype.name == "bfloat16" else array
         tensor = self._content[name].detach()
-        return np.asarray((tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy())
+        try:
+            return np.asarray(tensor.numpy())
+        except TypeError:  # a dtype that NumPy does not have, such as bfloat16 or float8
+            return np.asarray(tensor.float().numpy())
 
 
 class CheckpointReader:
@@ -251,6 +255,18 @@ def _tensors_by_name(path, content, key):
 
 def _are_tensors(value):
     return isinstance(value, Mapping) and bool(value) and all(hasattr(one, "shape") for one in value.values())
+
+
+def _check_storage(path, tensors):
+    """Raise UserError for tensors that do not hold their numbers one by one."""
+    for name, tensor in tensors.items():
+        kinds = {
+            "sparse": str(tensor.layout) != "torch.strided",
+            "quantized": tensor.is_quantized,
+            "meta": tensor.is_meta,  # without numbers
+        }
+        if kind := next((kind for kind, found in kinds.items() if found), None):
+            raise UserError(f"In {path}, {name} is a {kind} tensor: save the model's weights as plain tensors.")
 
 
 def _shards(path):

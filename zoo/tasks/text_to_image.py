@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import numpy as np
 
-from zoo.errors import UserError, did_you_mean, error_summary
+from zoo.errors import UserError, did_you_mean
 from zoo.generation.diffusion.latent_diffusion import LatentDiffusion
 from zoo.generation.diffusion.noise_sampler import (
     SAMPLERS,
@@ -31,6 +31,7 @@ from zoo.generation.diffusion.noise_sampler import (
 )
 from zoo.io import cards, files, images, model_files, schemas
 from zoo.tasks.base import Task
+from zoo.tokenizers import read_tokenizer
 from zoo.typing import ImageLike, Log, StrPath
 
 if TYPE_CHECKING:
@@ -528,17 +529,10 @@ def load_tokenizer(path: StrPath, pipeline_config: Mapping[str, Any]) -> tokeniz
     Raises:
         UserError: if it is missing, damaged or another one.
     """
-    from tokenizers import Tokenizer
-
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"There is no {path.name} in {path.parent}: convert the folder again.")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the package raises plain Exceptions
-        raise UserError(f"{path} is not a tokenizer ({error_summary(error)}): convert the folder again.") from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer = read_tokenizer(path)
     for key in ("start_id", "end_id", "pad_id"):
         if tokenizer.id_to_token(pipeline_config[key]) is None:
             raise UserError(
@@ -553,6 +547,12 @@ def _check_components(components, pipeline_config):
         raise UserError(
             f"components must have {', '.join(COMPONENTS)} (encoder may be left out), not found: {missing}."
         )
+    for name, count in (("text_encoder", 1), ("decoder", 1), ("denoiser", 3)):
+        if len(components[name].inputs) != count:
+            raise UserError(
+                f"the {name} takes {len(components[name].inputs)} inputs, not {count}: its components do not belong "
+                "together."
+            )
     channels, context_dim = pipeline_config["latent_channels"], components["text_encoder"].outputs[0].shape[-1]
     decoder, denoiser = components["decoder"], components["denoiser"]
     for name, found, expected, what in (

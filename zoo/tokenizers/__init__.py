@@ -7,6 +7,7 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from zoo.errors import UserError, error_summary
+from zoo.io import schemas
 from zoo.tokenizers.marian import KIND, MarianTokenizer
 from zoo.tokenizers.shared_bpe import END_TOKEN, PAD_TOKEN, START_TOKEN, SharedBPETokenizer
 from zoo.typing import StrPath
@@ -33,20 +34,10 @@ def load_tokenizer(
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"There is no tokenizer at {path}: it belongs beside its model.")
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
-        marian = isinstance(content, dict) and content.get("kind") == KIND
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise UserError(f"{path} is not a tokenizer ({error_summary(error)}): fetch it or train it again.") from error
-    if marian:
+    content = schemas.read_object(path, "the tokenizer")
+    if content.get("kind") == KIND:
         return MarianTokenizer.from_dict(content, origin=path)
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # the package raises plain Exception
-        raise UserError(f"{path} is not a tokenizer ({error_summary(error)}): fetch it or train it again.") from error
+    tokenizer = read_tokenizer(path)
     size = tokenizer.get_vocab_size()
     if vocabulary_size is not None and size != vocabulary_size:
         raise UserError(
@@ -54,3 +45,29 @@ def load_tokenizer(
         )
     shared = all(tokenizer.token_to_id(token) is not None for token in (PAD_TOKEN, START_TOKEN, END_TOKEN))
     return SharedBPETokenizer(tokenizer) if shared else tokenizer
+
+
+def read_tokenizer(path: StrPath) -> tokenizers.Tokenizer:
+    """Read a file of the package tokenizers that the zoo has written.
+
+    Args:
+        path: the file.
+
+    Returns:
+        the tokenizer.
+
+    Raises:
+        UserError: if the file is missing or damaged, or has components that the zoo does not write.
+    """
+    from tokenizers import Tokenizer
+
+    content = schemas.read_object(path, "the tokenizer")
+    described = schemas.check(content, schemas.TokenizerFile, path)
+    try:
+        tokenizer = Tokenizer.from_str(json.dumps(content))
+    except Exception as error:  # the package raises plain Exception
+        raise UserError(f"{path} is not a tokenizer ({error_summary(error)}): fetch it or train it again.") from error
+    entries = described.model.vocab | {token.content: token.id for token in described.added_tokens}
+    if len(set(entries.values())) < len(entries) or max(entries.values(), default=0) >= max(1, len(entries)):
+        raise UserError(f"In {path}, the ids of {len(entries)} tokens are not 0 to {len(entries) - 1}: fetch it again.")
+    return tokenizer

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 _SPECIAL_TOKENS = {"start_id": ("bos_token", "<|startoftext|>"), "end_id": ("eos_token", "<|endoftext|>")}
 _SPECIAL_TOKENS |= {"pad_id": ("pad_token", "<|endoftext|>"), "unk_id": ("unk_token", "<|endoftext|>")}
 _TOKEN_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
-# Words that are encoded as byte pairs each; what does not match are spaces.
-_WORD_PATTERN = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 
 def clip_tokenizer(
@@ -52,11 +50,15 @@ def clip_tokenizer(
         models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>", unk_token=unk_token, fuse_unk=False)
     )
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+        [
+            normalizers.NFC(),
+            normalizers.Replace(Regex(schemas.TOKENIZER_PATTERNS["space"]), " "),
+            normalizers.Lowercase(),
+        ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_WORD_PATTERN), behavior="removed", invert=True),
+            pre_tokenizers.Split(Regex(schemas.TOKENIZER_PATTERNS["clip"]), behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from zoo.errors import UserError
 from zoo.io import files
+from zoo.io.schemas import TOKENIZER_PATTERNS
 from zoo.typing import StrPath
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 TOKENIZER_KINDS = ("char", "word", "bpe")
 UNKNOWN_TOKEN = "<unk>"
-# A word with the space before it, a run of line breaks, a punctuation mark with the space before it, any other space.
-_WORD_PATTERN = r" ?\w+(?:['’-]\w+)*|\n+| ?[^\w\s]|\s"
 
 
 def train_tokenizer(text: str, kind: str, *, vocabulary_size: int | None = None) -> tokenizers.Tokenizer:
@@ -45,12 +44,12 @@ def train_tokenizer(text: str, kind: str, *, vocabulary_size: int | None = None)
     if kind == "char":
         vocabulary = {character: index for index, character in enumerate(sorted(set(text)))}
         tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN_TOKEN))  # <unk> has no id: see `encode`
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(TOKENIZER_PATTERNS["character"]), "isolated")
         tokenizer.decoder = decoders.Fuse()
         return tokenizer
     if kind == "word":
         tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN_TOKEN))
-        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_WORD_PATTERN), "isolated")
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(TOKENIZER_PATTERNS["word"]), "isolated")
         tokenizer.decoder = decoders.Fuse()
         trainer = trainers.WordLevelTrainer(
             vocab_size=vocabulary_size or 10_000, special_tokens=[UNKNOWN_TOKEN], show_progress=False
