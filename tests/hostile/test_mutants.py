@@ -18,7 +18,7 @@ def test_mutants_end_in_a_result_or_a_sentence(count, tmp_path):
         assert counts[kind, "ok"] and counts[kind, "sentence"]
 
 
-def test_what_goes_wrong_is_seen(tmp_path):
+def test_what_goes_wrong_is_seen(tmp_path, monkeypatch):
     """Each way in which a reader can fail, made on purpose."""
     from tests.hostile import mutants
 
@@ -38,12 +38,10 @@ def test_what_goes_wrong_is_seen(tmp_path):
     def crash(path):
         mutants.os.kill(mutants.os.getpid(), mutants.signal.SIGSEGV)
 
-    seconds, mutants.SECONDS = mutants.SECONDS, 0.5
-    try:
-        outcomes = [
-            mutants.read_in_child(use, tmp_path)[0] for use in (too_long, too_large, raw, two_lines, crash, len)
-        ]
-    finally:
-        mutants.SECONDS = seconds
-    assert outcomes == ["hang", "memory", "raw", "raw", "crash", "raw"]
+    uses = {"memory": too_large, "raw": raw, "two lines": two_lines, "crash": crash, "no path": len}
+    outcomes = {name: mutants.read_in_child(use, tmp_path)[0] for name, use in uses.items()}
+    assert outcomes == {"memory": "memory", "raw": "raw", "two lines": "raw", "crash": "crash", "no path": "raw"}
+    monkeypatch.setattr(mutants, "SECONDS", 0.5)
+    assert mutants.read_in_child(too_long, tmp_path)[0] == "hang"
+    monkeypatch.undo()
     assert mutants.read_in_child(str, tmp_path) == ("ok", "")
