@@ -140,7 +140,7 @@ def test_tokenizer_gives_texts_back(tmp_path):
     tokenizer.save(tmp_path / "t.json")
     assert load_tokenizer(tmp_path / "t.json").encode(texts[0]) == tokenizer.encode(texts[0])
     (tmp_path / "t.json").write_text("{}")
-    with pytest.raises(UserError, match="is not a tokenizer"):
+    with pytest.raises(UserError, match="does not say model"):
         load_tokenizer(tmp_path / "t.json")
     with pytest.raises(UserError, match="There is no tokenizer at"):
         load_tokenizer(tmp_path / "nowhere.json")
