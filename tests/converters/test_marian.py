@@ -721,7 +721,9 @@ def test_save_and_load(tokenizers, tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        *((content, "is not a tokenizer") for content in ("", "[]", "{}", '{"kind": "BPE"}')),
+        ("", "is not valid JSON"),
+        ("[]", "holds a list, not a JSON object"),
+        *((content, "does not say model") for content in ("{}", '{"kind": "BPE"}')),
         *((f'{{"kind": "marian"{rest}}}', "not the tokenizer of a Marian model") for rest in ("", ', "x": 1')),
     ],
 )

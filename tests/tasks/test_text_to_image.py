@@ -450,7 +450,7 @@ def test_folders_that_cannot_be_used(tmp_path):
     with pytest.raises(UserError, match="There is no tokenizer.json in"):
         load()
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(UserError, match="tokenizer.json is not a tokenizer"):
+    with pytest.raises(UserError, match="tokenizer.json does not say model"):
         load()
     (tmp_path / "tokenizer.json").write_text((folder() / "tokenizer.json").read_text())
     for name in ("text_encoder", "encoder", "denoiser"):

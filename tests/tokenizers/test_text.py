@@ -55,7 +55,7 @@ def test_wrong_use(tmp_path):
     with pytest.raises(UserError, match="no tokenizer at"):
         load_tokenizer(tmp_path / "none.json")
     (tmp_path / "bad.json").write_text("{}")
-    with pytest.raises(UserError, match="is not a tokenizer"):
+    with pytest.raises(UserError, match="does not say model"):
         load_tokenizer(tmp_path / "bad.json")
     tokenizers.save_tokenizer(tokenizers.train_tokenizer("abc", "char"), tmp_path / "t.json")
     with pytest.raises(UserError, match="3 entries but the model has 65"):

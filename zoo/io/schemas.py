@@ -334,50 +334,60 @@ class _Component(Struct, tag_field="type"):
 
 
 class NFC(_Component, tag=True):
-    pass
+    """Unicode normalization form C."""
 
 
 class Lowercase(_Component, tag=True):
-    pass
+    """Lower-case letters."""
 
 
 class Replace(_Component, tag=True):
+    """What matches, replaced by one character at most."""
+
     pattern: TokenizerPattern
     content: Annotated[str, Meta(max_length=1)]  # a text must not grow
 
 
 class NormalizerSequence(_Component, tag="Sequence"):
+    """Normalizers one after the other."""
+
     normalizers: Annotated[list[NFC | Lowercase | Replace], Meta(max_length=8)]
 
 
 class Split(_Component, tag=True):
+    """A text divided by a pattern."""
+
     pattern: TokenizerPattern
     behavior: Literal["Isolated", "Removed"]
     invert: Flag
 
 
 class ByteLevel(_Component, tag=True):
-    pass
+    """Bytes as letters."""
 
 
 class Whitespace(_Component, tag=True):
-    pass
+    """A text divided into words and punctuation."""
 
 
 class PreTokenizerSequence(_Component, tag="Sequence"):
+    """Divisions one after the other."""
+
     pretokenizers: Annotated[list[Split | ByteLevel | Whitespace], Meta(max_length=8)]
 
 
 class TemplateProcessing(_Component, tag=True):
+    """Special tokens around a text."""
+
     single: Annotated[list[dict[str, Any]], Meta(max_length=16)]
 
 
 class RobertaProcessing(_Component, tag=True):
-    pass
+    """A start and an end around a text."""
 
 
 class Fuse(_Component, tag=True):
-    pass
+    """Tokens joined as they are."""
 
 
 class TokenizerModel(Struct):
