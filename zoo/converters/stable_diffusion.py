@@ -333,12 +333,12 @@ class _Source:
         names = dict.fromkeys(("vae", "unet"), _weight_files("diffusion_pytorch_model", "diffusion_pytorch_model"))
         names["text_encoder"] = _weight_files("model", "pytorch_model")
         self.checkpoints = {part: CheckpointReader(folder / part, names[part]) for part in names}
-        for part, sizes, counts in (
+        for part, sizes, described in (
             ("text_encoder", ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings"), text),
             ("vae", ("latent_channels",), vae),
             ("unet", ("in_channels", "out_channels"), unet),
         ):
-            self._check_weights(part, sizes, counts)
+            self._check_weights(part, sizes, described)
 
     def _check_weights(self, part, sizes, config):
         """Raise UserError if the weights of a part lack a size or as many layers as its config says."""

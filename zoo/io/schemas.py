@@ -616,17 +616,13 @@ def check(value: Any, schema: type[_Schema], path: StrPath, *, keep_null: Iterab
         raise UserError(_sentence(str(error), value, schema, path)) from error
 
 
-def load(
-    path: StrPath, schema: type[_Schema], what: str, *, optional: bool = False, keep_null: Iterable[str] = ()
-) -> _Schema:
+def load(path: StrPath, schema: type[_Schema], what: str) -> _Schema:
     """Read a JSON file and check it against a schema.
 
     Args:
         path: of the file.
         schema: a class of this module, or a type.
         what: describes the file in an error message.
-        optional: whether the file may be missing, which means {}.
-        keep_null: as in `check`.
 
     Returns:
         an instance of the schema.
@@ -634,7 +630,7 @@ def load(
     Raises:
         UserError: as `read_object` and `check`.
     """
-    return check(read_object(path, what, optional=optional), schema, path, keep_null=keep_null)
+    return check(read_object(path, what), schema, path)
 
 
 def check_sizes(

@@ -37,7 +37,7 @@ def load_tokenizer(
     content = schemas.read_object(path, "the tokenizer")
     if content.get("kind") == KIND:
         return MarianTokenizer.from_dict(content, origin=path)
-    tokenizer = read_tokenizer(path)
+    tokenizer = _tokenizer(content, path)
     size = tokenizer.get_vocab_size()
     if vocabulary_size is not None and size != vocabulary_size:
         raise UserError(
@@ -59,9 +59,13 @@ def read_tokenizer(path: StrPath) -> tokenizers.Tokenizer:
     Raises:
         UserError: if the file is missing or damaged, or has components that the zoo does not write.
     """
+    return _tokenizer(schemas.read_object(path, "the tokenizer"), path)
+
+
+def _tokenizer(content, path):
+    """The tokenizer that JSON describes; `path` is where it comes from."""
     from tokenizers import Tokenizer
 
-    content = schemas.read_object(path, "the tokenizer")
     described = schemas.check(content, schemas.TokenizerFile, path)
     try:
         tokenizer = Tokenizer.from_str(json.dumps(content))

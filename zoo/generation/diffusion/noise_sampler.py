@@ -25,18 +25,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
+from zoo.io import schemas
 from zoo.typing import Tensor
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
+# The names that pipeline.json may have.
+BETA_SCHEDULES = get_args(schemas.BETA_SCHEDULES)
+PREDICTION_TYPES = get_args(schemas.PREDICTION_TYPES)
+TIMESTEP_SPACINGS = get_args(schemas.TIMESTEP_SPACINGS)
 
 # ---------------------------------------------------------------------------------------------------- noise schedules
 
