@@ -42,6 +42,7 @@ def test_a_name_that_is_gone_is_named(path):
         ("_flatten_layers", lambda model: compat.flatten_layers(model)),
         ("_nodes_by_depth", lambda model: compat.graph_calls(model)),
         ("_tracker", lambda model: compat.track_variables(model, [])),
+        ("_symbolic_build", lambda model: compat.build_compiled(model, ())),
     ],
 )
 def test_functions_say_what_is_gone(name, call):
@@ -181,6 +182,19 @@ def fitted():
     model.compile("sgd", "mse", run_eagerly=True)
     model.fit(np.ones((4, 3)), np.ones((4, 1)), verbose=0)
     return model
+
+
+def test_metrics_and_optimizer_are_built_without_a_step():
+    model = keras.Sequential([keras.Input(batch_shape=(8, 3, 2)), layers.LSTM(2, stateful=True)])
+    model.compile("adam", "mse", metrics=["mae"])
+    before, batch = model.get_weights(), (np.zeros((8, 3, 2), "float32"), np.zeros((8, 2), "float32"))
+    with pytest.raises(ValueError):  # what this process has of a batch
+        compat.build_compiled(model, keras.tree.map_structure(lambda array: array[:4], batch))
+    compat.build_compiled(model, batch)
+    assert model.optimizer.built and int(model.optimizer.iterations) == 0
+    assert "mae" in model.get_metrics_result()
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="of PyTorch")

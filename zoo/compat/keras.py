@@ -326,6 +326,20 @@ def without_ddp() -> Iterator[None]:
             setattr(trainer, name, original)
 
 
+def build_compiled(model: keras.Model, batch: Any) -> None:
+    """Build the metrics, the loss and the optimizer of a compiled model for the shapes of a batch, without computing.
+
+    `fit` does so with the first batch of this process, which is a part of the batch where there are several.
+
+    Since Keras 3.0. Public way: `Model.train_on_batch`, which takes a step.
+
+    Args:
+        model: compiled and built.
+        batch: arrays x, (x, y) or (x, y, sample_weight), of a global batch.
+    """
+    private(model, "_symbolic_build")(data_batch=batch)
+
+
 def shuffled_batch_sampler(num_rows: int, batch_size: int) -> tuple[Iterable[list[int]], Callable[[], None]]:
     """The orders of rows in which `fit` on PyTorch takes arrays, as Keras draws them.
 

@@ -118,6 +118,9 @@ def training_scope(
 ) -> contextlib.AbstractContextManager:
     """What `fit` and `evaluate` of a model need around them: nothing, arrays are divided by their shardings.
 
+    Keras 3.16 would build the metrics with what this process has of a batch, which a stateful RNN refuses: they are
+    built here, with the whole batch.
+
     Args:
         model: compiled.
         devices: of the run.
@@ -126,6 +129,10 @@ def training_scope(
     Returns:
         a context manager.
     """
+    if devices.num_processes > 1:
+        from zoo.compat.keras import build_compiled
+
+        build_compiled(model, batches.batches[0])
     return contextlib.nullcontext()
 
 
