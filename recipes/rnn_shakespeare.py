@@ -28,6 +28,7 @@ from zoo.distribution.launch import run_recipe
 from zoo.errors import UserError
 from zoo.evaluation.language import plot_training_curves
 from zoo.evaluation.reports import evaluate_language_model
+from zoo.io import files
 from zoo.models.rnn_language_model import copy_weights, rnn_language_model
 from zoo.tokenizers.text import encode, train_tokenizer
 from zoo.training import flags
@@ -157,7 +158,7 @@ def save_and_report(run, model, tokenizer, dataset):
     plot_training_curves(run.folder / "training_curves.png", run.history)
     metrics = run.metrics() | evaluate_language_model(model, tokenizer, dataset, run.folder)
     zoo.CausalLM(model, tokenizer).save_to_preset(run.folder, card=metrics)
-    (run.folder / "best.npz").unlink()
+    files.remove(run.folder / "best.npz")
     prompt = dataset.split("test").split()[0]
     return run.save_metrics(metrics, ["zoo", "generate", str(run.folder), prompt])
 

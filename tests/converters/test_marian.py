@@ -724,7 +724,8 @@ def test_save_and_load(tokenizers, tmp_path):
         ("", "is not valid JSON"),
         ("[]", "holds a list, not a JSON object"),
         *((content, "does not say model") for content in ("{}", '{"kind": "BPE"}')),
-        *((f'{{"kind": "marian"{rest}}}', "not the tokenizer of a Marian model") for rest in ("", ', "x": 1')),
+        *((f'{{"kind": "marian"{rest}}}', "does not say source_model") for rest in ("", ', "x": 1')),
+        ('{"kind": "marian", "source_model": "?"}', "says source_model is '\\?', where base64 was expected"),
     ],
 )
 def test_files_that_are_no_tokenizer(content, message, tmp_path):

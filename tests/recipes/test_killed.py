@@ -1,12 +1,15 @@
-"""Runs that are killed while they write, or at any moment, end when resumed as if nothing had happened.
+"""What happens to a run from outside: it is killed, its disk is full, its folder is removed or used by another run.
 
-The run is a fork of this process, on PyTorch, that kills itself in a system call; it is resumed here.
+A killed run ends when resumed as if nothing had happened. It is a fork of this process, on PyTorch, that kills itself
+in a system call; it is resumed here.
 """
 
 import contextlib
 import io
 import os
 import random
+import resource
+import shutil
 import signal
 import threading
 import time
@@ -17,7 +20,8 @@ import pytest
 from recipes import cnn_mnist, rnn_shakespeare, transformer_multi30k
 from tests.conftest import write_verses
 from tests.recipes.test_translation_recipe import write_pairs
-from zoo.io import model_files
+from zoo.errors import UserError
+from zoo.io import files, model_files
 
 pytestmark = [pytest.mark.once, pytest.mark.heavy]
 EPOCHS = 2
@@ -101,3 +105,80 @@ def test_a_killed_run_resumes_to_the_same_weights(recipe, moment, tmp_path):
     for one, other in zip(resumed, whole):
         np.testing.assert_array_equal(one, other)
     assert not [path.name for path in (tmp_path / "run").iterdir() if path.name.startswith(".")], "temporary files stay"
+
+
+def test_a_full_disk(recipe, tmp_path):
+    """One sentence; what was written before it is kept, and with room the run goes on to the same weights."""
+    train, whole, _ = recipe
+    folder, last = tmp_path / "run", random.Random(len(whole)).randint(2, 5)
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        written = []
+
+        def replace(source, target, original=os.replace):
+            original(source, target)
+            written.append(target)
+            if len(written) == last:  # nothing of more than a kilobyte can be written from now on
+                resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+
+        os.replace = replace
+        with contextlib.suppress(BaseException):
+            try:
+                train(folder)
+            except UserError as error:
+                os.write(writer, str(error).encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as told:
+        sentence = told.read()
+    os.waitpid(child, 0)
+    assert sentence.startswith(f"There is no room for {folder}/") and "free some space" in sentence, sentence
+    left = {path.name for path in folder.iterdir()}
+    assert left and not any(name.startswith(".") for name in left), "a part of a file stays"
+    resumed = train(folder, *(["--resume"] if "checkpoint.npz" in left else ["--overwrite"]))
+    for one, other in zip(resumed, whole, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_folder_that_is_removed_is_made_again(recipe, tmp_path, monkeypatch):
+    train, whole, _ = recipe
+    folder = tmp_path / "run"
+
+    def replace(source, target, original=os.replace):
+        original(source, target)
+        if target.name == "checkpoint.npz" and folder.is_dir():
+            shutil.rmtree(folder)
+
+    monkeypatch.setattr(os, "replace", replace)
+    for one, other in zip(train(folder), whole, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_two_runs_in_one_folder(recipe, tmp_path):
+    train, _, _ = recipe
+    folder = tmp_path / "run"
+    folder.mkdir()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        files.claim_folder(folder)
+        os.write(writer, b"claimed")
+        time.sleep(100)
+        os._exit(0)
+    try:
+        os.read(reader, 7)
+        with pytest.raises(UserError, match=f"^Another run is writing to {folder}: wait for its end, or name another"):
+            train(folder)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    assert not list(folder.iterdir())
+    files.claim_folder(folder)  # the claim ends with the process
+
+
+def test_a_home_that_cannot_be_written(run, tmp_path):
+    arguments = ["recipes/cnn_mnist.py", *RECIPES["cnn_mnist"][1], "--epochs", "1", "--output", str(tmp_path / "run")]
+    ended = run(arguments, backend="torch", HOME="/proc/1/none", XDG_CACHE_HOME="")
+    assert ended.returncode == 0 and "Traceback" not in ended.stderr, ended.stderr
+    assert (tmp_path / "run" / "model.keras").is_file()

@@ -147,7 +147,7 @@ def test_the_argument_the_preset_the_default():
 @pytest.mark.parametrize("config", [{"times": "many"}, {"loud": 1}, {"times": True}, {"pitch": "high"}])
 def test_a_generation_config_of_the_wrong_type(config):
     ((name, value),) = config.items()
-    with pytest.raises(UserError, match=f"says {name} is {value!r}, where a value of type .* was expected"):
+    with pytest.raises(UserError, match=f"says {name} is {value!r}, where .* was expected"):
         Shouter(model(), generation_config=config)
     assert Shouter(model(), generation_config={"pitch": 2, "mark": "any", "more": 1, "times": None})
 

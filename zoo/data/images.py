@@ -231,7 +231,7 @@ def _export(name, folder, prepared):
                 f"prepare it again or name another with --data-dir."
             )
         cached = cached or _cache_file(name, folder)  # of what the child has prepared
-        with contextlib.suppress(OSError):  # a cache that cannot be written is none
+        with contextlib.suppress(OSError, UserError):  # a cache that cannot be written is none
             cached.parent.mkdir(parents=True, exist_ok=True)
             with files.atomic_write(cached) as temporary:
                 shutil.copyfile(arrays, temporary)

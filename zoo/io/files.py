@@ -1,6 +1,7 @@
 """Atomic writes, digests, output folders."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,13 @@ from typing import Any
 
 from zoo.errors import UserError
 from zoo.typing import StrPath
+
+try:
+    import fcntl
+
+    _HAS_LOCKS = True
+except ImportError:  # Windows
+    _HAS_LOCKS = False
 
 _discarding = False
 
@@ -42,14 +50,20 @@ def remove(path: StrPath) -> None:
 def atomic_write(path: StrPath) -> Iterator[pathlib.Path]:
     """Write a file whole or not at all: whatever happens, `path` holds either its old content or the whole new one.
 
+    A folder that is missing is made, such as one that was removed while a model was trained for it.
+
     Args:
         path: of the file.
 
     Yields:
         a temporary path beside it (same suffix); on success it is flushed to disk and renamed to `path`.
+
+    Raises:
+        UserError: if there is no room for it.
     """
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.stem}.{_host()}-{os.getpid()}{path.suffix}")
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
         if _discarding:
@@ -57,8 +71,59 @@ def atomic_write(path: StrPath) -> Iterator[pathlib.Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except Exception as error:  # HDF5's library raises kinds of its own
+        if not _no_room(error):
+            raise
+        raise UserError(
+            f"There is no room for {path}: free some space on its disk and repeat the command; what was written "
+            "before is intact."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _no_room(error):
+    """Whether an exception, or the one it was raised from, says that the disk is full or a quota is used up."""
+    codes = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    chain = [error]
+    while following := chain[-1].__cause__ or chain[-1].__context__:
+        chain.append(following)
+    return any(
+        isinstance(one, OSError) and one.errno in codes or any(f"errno = {code}" in str(one) for code in codes)
+        for one in chain
+    )
+
+
+_claimed: dict[pathlib.Path, int] = {}
+
+
+def claim_folder(path: StrPath) -> None:
+    """Keep an output folder for this process until it ends: another run must not write there meanwhile.
+
+    The folder itself is locked (`flock`), which leaves no file and ends with the process, however that ends. Where the
+    system has no such locks, nothing is checked.
+
+    Args:
+        path: of the folder.
+
+    Raises:
+        UserError: if another process has claimed it.
+    """
+    path = pathlib.Path(path).resolve()
+    if path in _claimed or _discarding or not _HAS_LOCKS:
+        return
+    folder = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(folder)
+        raise UserError(
+            f"Another run is writing to {path}: wait for its end, or name another folder with --output."
+        ) from error
+    except OSError:  # a file system without locks
+        os.close(folder)
+        return
+    _claimed[path] = folder
 
 
 def remove_leftovers(folder: StrPath) -> None:

@@ -497,6 +497,42 @@ class GenerationSettings(Struct):
     num_steps: Annotated[int, Meta(ge=1, le=10**4)] | None = None
     guidance_scale: Annotated[float, Meta(ge=0, le=1000)] | None = None
     eta: Annotated[float, Meta(ge=0, le=1)] | None = None
+    negative_prompt: Text | None = None
+    sampler: Text | None = None
+
+
+def settings_schema(defaults: Mapping[str, Any]) -> type[Struct]:
+    """The schema of the settings of a task, for values given in Python as well.
+
+    Args:
+        defaults: {name: value}; a setting has the type of its default, and any type where that is None.
+
+    Returns:
+        a class with these entries, each of which may be left out.
+    """
+    fields = [(name, Any if value is None else type(value) | None, None) for name, value in defaults.items()]
+    return msgspec.defstruct("Settings", fields)
+
+
+class RunMetrics(Struct):
+    """What is read of the metrics.json of a run; more is in it."""
+
+    class_names: list[Text] | None = None
+
+
+class MarianTokenizerFile(Struct):
+    """The tokenizer.json of `zoo.tokenizers.marian`, its SentencePiece models in base64."""
+
+    source_model: bytes
+    target_model: bytes
+    vocabulary: dict[str, TokenId]
+    target_vocabulary: dict[str, TokenId] | None = None
+    unknown: Text = "<unk>"
+    end: Text = "</s>"
+    pad: Text = "<pad>"
+    source_lang: Text | None = None
+    target_lang: Text | None = None
+    clean_up_tokenization_spaces: Flag = False
 
 
 class CheckpointMeta(Struct):
@@ -677,7 +713,9 @@ def _sentence(message, value, schema, path):
     place = f"a key of {place.strip('.') or 'the object'}" if of_key else place.strip(".") or "all of it"
     if missing := re.match(r"Object missing required field `(.+)`", words):
         return f"{path} does not say {missing[1]}{f' in {place}' * bool(names)}: write or fetch it again."
-    if words.startswith("Invalid"):  # enum value
+    if "base64" in words:
+        expected = "base64"
+    elif words.startswith("Invalid"):  # enum value
         expected = _choices(schema, names) or "another value"
     else:
         expected = _expectation(words)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from zoo.errors import UserError
-from zoo.io import cards, files, model_files
+from zoo.io import cards, files, model_files, schemas
 from zoo.presets import find_preset, preset_folders
 from zoo.typing import StrPath
 
@@ -90,18 +90,7 @@ class Task:
         self.model, self.tokenizer = model, tokenizer
         self.card = dict(card or {})
         self.generation_config = dict(generation_config or {})
-        self._check_generation_config()
-
-    def _check_generation_config(self):
-        for name, value in self.generation_config.items():
-            default = self.DEFAULTS.get(name)
-            kind = type(default)
-            good = value is None or default is None or isinstance(value, (int, float) if kind is float else kind)
-            if not good or isinstance(value, bool) != (kind is bool) and default is not None and value is not None:
-                raise UserError(
-                    f"{cards.GENERATION_CONFIG_FILE} says {name} is {value!r}, where a value of type {kind.__name__} "
-                    "was expected: correct it."
-                )
+        schemas.check(self.generation_config, schemas.settings_schema(self.DEFAULTS), "generation_config")
 
     # ------------------------------------------------------------------------------------------------------- presets
 

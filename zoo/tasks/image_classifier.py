@@ -16,7 +16,7 @@ import numpy as np
 
 from zoo.errors import UserError
 from zoo.fast_paths import inference_function
-from zoo.io import cards
+from zoo.io import cards, schemas
 from zoo.io.images import load_image
 from zoo.tasks.base import Task
 from zoo.typing import ImageLike, StrPath
@@ -242,9 +242,10 @@ class ImageClassifier(Task):
         """The names of the classes, for a file that no card describes: of the card or metrics.json beside it."""
         if "class_names" in preset.card:
             return {}
-        beside = (cards.read_card(preset.folder), cards.read_json(preset.folder / cards.METRICS_FILE))
-        names = next((found["class_names"] for found in beside if found.get("class_names")), None)
-        fits = isinstance(names, list) and len(names) == (model.output_shape or [None])[-1]
+        metrics = preset.folder / cards.METRICS_FILE
+        names = cards.read_card(preset.folder).get("class_names")
+        names = names or schemas.check(cards.read_json(metrics), schemas.RunMetrics, metrics).class_names
+        fits = names is not None and len(names) == (model.output_shape or [None])[-1]
         return {"card": {"class_names": names}} if fits else {}
 
     def save_to_preset(self, folder: StrPath, *, card: Mapping[str, Any] | None = None) -> pathlib.Path:

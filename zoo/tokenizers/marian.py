@@ -16,8 +16,10 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Self
 
+import msgspec
+
 from zoo.errors import UserError, did_you_mean, error_summary, require
-from zoo.io import files
+from zoo.io import files, schemas
 from zoo.typing import StrPath
 
 KIND = "marian"
@@ -244,14 +246,8 @@ class MarianTokenizer:
         Raises:
             UserError: if it is something else.
         """
-        try:
-            models = {key: base64.b64decode(content[key], validate=True) for key in ("source_model", "target_model")}
-            return cls(**{key: value for key, value in content.items() if key != "kind"} | models, origin=str(origin))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(
-                f"{origin} is not the tokenizer of a Marian model ({type(error).__name__}: {error_summary(error)}): "
-                "convert the model again."
-            ) from error
+        stored = schemas.check(content, schemas.MarianTokenizerFile, origin)
+        return cls(**msgspec.structs.asdict(stored), origin=str(origin))
 
 
 def _pieces_of(ids, pieces, unknown):

@@ -228,6 +228,19 @@ class ResetStates(keras.callbacks.Callback):
         self.on_epoch_begin(0)
 
 
+def _save_weights(path, model):
+    """Write the trainable weights of a model to an `.npz` file; returns them as a list of arrays."""
+    weights = [np.array(keras.ops.convert_to_numpy(variable)) for variable in model.trainable_variables]
+    with files.atomic_write(path) as temporary:
+        np.savez(temporary, *weights)
+    return weights
+
+
+def _load_weights(path):
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        return [stored[f"arr_{index}"] for index in range(len(stored.files))]
+
+
 class BestCheckpoint(keras.callbacks.Callback):
     """Keep the trainable weights of the epoch with the lowest validation loss; stop when it does not get lower.
 
@@ -241,6 +254,7 @@ class BestCheckpoint(keras.callbacks.Callback):
         super().__init__()
         self.path, self.patience = pathlib.Path(path), patience
         self.losses = [row["val_loss"] for row in history]
+        self._best: list[np.ndarray] = []  # of this process; the file may be removed while the run goes on
 
     @property
     def out_of_patience(self) -> bool:
@@ -250,8 +264,7 @@ class BestCheckpoint(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         self.losses.append(float(logs["val_loss"]))
         if self.losses[-1] == min(self.losses):
-            with files.atomic_write(self.path) as temporary:
-                np.savez(temporary, *[keras.ops.convert_to_numpy(v) for v in self.model.trainable_variables])
+            self._best = _save_weights(self.path, self.model)
         self.model.stop_training = self.model.stop_training or self.out_of_patience
 
     def on_train_end(self, logs: Any = None) -> None:
@@ -264,9 +277,8 @@ class BestCheckpoint(keras.callbacks.Callback):
         Args:
             model: the model that was trained, or one of the same architecture.
         """
-        with self.path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            for index, variable in enumerate(model.trainable_variables):
-                variable.assign(stored[f"arr_{index}"])
+        for variable, value in zip(model.trainable_variables, self._best or _load_weights(self.path), strict=True):
+            variable.assign(value)
 
 
 class SampleText(keras.callbacks.Callback):
@@ -300,10 +312,11 @@ class CheckpointAveraging(keras.callbacks.Callback):
     def __init__(self, folder: StrPath, *, num_checkpoints: int) -> None:
         super().__init__()
         self.folder, self.num_checkpoints = pathlib.Path(folder), num_checkpoints
+        self._kept: dict[int, list[np.ndarray]] = {}  # of this process; files may be removed while the run goes on
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        with files.atomic_write(self._path(epoch + 1)) as temporary:
-            np.savez(temporary, *[keras.ops.convert_to_numpy(v) for v in self.model.trainable_variables])
+        self._kept[epoch + 1] = _save_weights(self._path(epoch + 1), self.model)
+        self._kept.pop(epoch + 1 - self.num_checkpoints, None)
         files.remove(self._path(epoch + 1 - self.num_checkpoints))
 
     def restore(self, model: keras.Model, *, epochs: int) -> None:
@@ -316,9 +329,9 @@ class CheckpointAveraging(keras.callbacks.Callback):
         chosen = range(max(1, epochs - self.num_checkpoints + 1), epochs + 1)
         sums = [np.zeros(variable.shape, np.float64) for variable in model.trainable_variables]
         for epoch in chosen:
-            with self._path(epoch).open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                for index, total in enumerate(sums):
-                    total += stored[f"arr_{index}"]
+            weights = self._kept.get(epoch) or _load_weights(self._path(epoch))
+            for total, value in zip(sums, weights, strict=True):
+                total += value
         for variable, total in zip(model.trainable_variables, sums, strict=True):
             variable.assign((total / len(chosen)).astype(np.float32))
 

@@ -97,8 +97,9 @@ class Run:
             model: built and compiled.
 
         Raises:
-            UserError: if the run cannot be resumed.
+            UserError: if the run cannot be resumed, or another one is writing to the folder.
         """
+        files.claim_folder(self.folder)
         use_fast_paths(model)
         if self.args.resume:
             self.history[:] = load_checkpoint(self.folder / CHECKPOINT_FILE, model, settings=self.settings)
