@@ -453,7 +453,9 @@ def test_a_model_of_any_size_with_a_softmax_and_without_a_card(tmp_path, capsys)
     picture = np.random.default_rng(0).integers(0, 256, (6, 9, 3)).astype("uint8")
     Image.fromarray(picture).save(tmp_path / "picture.png")
     command.main(["classify", str(tmp_path / "picture.png"), "--model", str(tmp_path / "soft.keras"), "--top-k", "9"])
-    printed = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    assert f"note: nothing vouches for {tmp_path / 'soft.keras'}: no card.json beside it" in printed.err
+    printed = printed.out.splitlines()
     assert printed[0] == str(tmp_path / "picture.png")  # colour pictures are not inverted by themselves
     shown = {int(line.split()[0]): float(line.split()[1].rstrip("%")) for line in printed[1:]}
     expected = keras.saving.load_model(tmp_path / "soft.keras").predict(picture[None].astype("float32"), verbose=0)[0]

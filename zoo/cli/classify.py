@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Literal
 
-from zoo.cli.common import MODEL_HELP, at_least
+from zoo.cli.common import MODEL_HELP, at_least, note_unlisted_files
 
 HELP = "classify images"
 EPILOG = """examples:
@@ -46,13 +46,15 @@ def run(args: argparse.Namespace) -> None:
     from zoo.presets import find_preset
 
     images, invert = [load_image(path) for path in args.image], _INVERT[args.invert]
-    if find_preset(args.model).model_path.is_file():
+    preset = find_preset(args.model)
+    if preset.model_path.is_file():
         backends.import_keras()
     from zoo.tasks.image_classifier import ImageClassifier
 
     arguments = {"class_names": args.labels and read_labels(args.labels), "preprocess_input": args.preprocess}
     given = {name: value for name, value in arguments.items() if value is not None}
     classifier = ImageClassifier.from_preset(args.model, **given)
+    note_unlisted_files(preset)
     assumed = classifier.assumptions()
     if args.invert != "auto":
         assumed.pop("invert", None)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
     import keras
 
+    from zoo.presets import Preset
+
 MODEL_HELP = "a name from `zoo list`, the folder of a preset, hf://owner/name, or the path of a .keras file"
 
 
@@ -60,6 +62,19 @@ def log(text: str) -> None:
 def _wrapped(line, width):
     indent = len(line) - len(line.lstrip()) + (3 if line.lstrip()[:1].isdigit() and ". " in line[:6] else 0)
     return textwrap.fill(line, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False)
+
+
+def note_unlisted_files(preset: Preset) -> None:
+    """Say on stderr which model files of a preset no card vouches for: they may have been altered unseen."""
+    from zoo.io import cards
+
+    for path in preset.model_paths:
+        if path.name not in cards.read_card(path).get("files", {}):
+            print(
+                f"note: nothing vouches for {path}: no {cards.CARD_FILE} beside it has its sha256, so that an altered "
+                "file would not be noticed.",
+                file=sys.stderr,
+            )
 
 
 def find_models(name_or_path: str) -> dict[str, pathlib.Path | None]:

@@ -6,7 +6,7 @@ import sys
 import time
 import warnings
 
-from zoo.cli.common import MODEL_HELP, at_least, image_size, log
+from zoo.cli.common import MODEL_HELP, at_least, image_size, log, note_unlisted_files
 from zoo.errors import UserError, did_you_mean
 
 HELP = "generate text or images from a prompt"
@@ -122,6 +122,7 @@ def _generate_text(args, preset):
     from zoo.tasks.causal_lm import CausalLM
 
     model = CausalLM.from_preset(preset)
+    note_unlisted_files(preset)
     if args.top_tokens is not None:
         for token, probability in model.top_next_tokens(args.prompt, count=args.top_tokens):
             print(f"{probability:6.1%}  {token!r}")
@@ -152,6 +153,7 @@ def _generate_images(args, preset):
     settings = {name: getattr(args, name) for name in (*names, "save_strip", "save_gif")}
     settings["width"], settings["height"] = args.size or (None, None)
     model = TextToImage.from_preset(preset)
+    note_unlisted_files(preset)
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)
         warnings.showwarning = lambda message, *rest: print(f"note: {message}", file=sys.stderr)

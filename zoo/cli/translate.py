@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from zoo.cli.common import MODEL_HELP, at_least
+from zoo.cli.common import MODEL_HELP, at_least, note_unlisted_files
 from zoo.errors import UserError, require
 
 HELP = "translate sentences"
@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> None:
     from zoo.tasks.translator import Translator
 
     translator = Translator.from_preset(preset)
+    note_unlisted_files(preset)
     settings = {"num_beams": args.num_beams, "length_penalty": args.length_penalty}
     if not args.sentence:
         if sys.stdin.isatty():

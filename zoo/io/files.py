@@ -23,6 +23,7 @@ except ImportError:  # Windows
     _HAS_LOCKS = False
 
 _discarding = False
+_prepared: set[pathlib.Path] = set()
 
 
 def discard_writes() -> None:
@@ -50,7 +51,7 @@ def remove(path: StrPath) -> None:
 def atomic_write(path: StrPath) -> Iterator[pathlib.Path]:
     """Write a file whole or not at all: whatever happens, `path` holds either its old content or the whole new one.
 
-    A folder that is missing is made, such as one that was removed while a model was trained for it.
+    A folder of `prepare_folder` that was removed meanwhile, such as while a model was trained for it, is made again.
 
     Args:
         path: of the file.
@@ -63,7 +64,8 @@ def atomic_write(path: StrPath) -> Iterator[pathlib.Path]:
     """
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.stem}.{_host()}-{os.getpid()}{path.suffix}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.parent.absolute() in _prepared:
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield temporary
         if _discarding:
@@ -226,4 +228,5 @@ def prepare_folder(path: StrPath) -> pathlib.Path:
     except OSError as error:
         raise UserError(f"Cannot write to {path} ({error.strerror}): choose another folder with --output.") from error
     remove_leftovers(path)
+    _prepared.add(path.absolute())
     return path
