@@ -159,9 +159,11 @@ def test_hostile_files(sources, kind, change, words, tmp_path):
     assert outcome == "sentence" and words in told, told
 
 
-@pytest.mark.parametrize("accuracy", [None, 0.5])
-def test_a_card_without_a_figure_is_listed(sources, accuracy, tmp_path):
+@pytest.mark.parametrize(
+    "name, value", [("test_accuracy", None), ("test_accuracy", 0.5), ("files", None), ("components", None)]
+)
+def test_a_card_without_an_entry(sources, name, value, tmp_path):
     source, use = sources("classifier")
     shutil.copytree(source, tmp_path / "own")
-    entry("card.json", "test_accuracy", value=accuracy)(tmp_path / "own")
+    entry("card.json", name, value=value)(tmp_path / "own")
     assert read_in_child(use, tmp_path / "own") == ("ok", "")

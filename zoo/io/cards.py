@@ -75,7 +75,7 @@ def read_card(path: StrPath) -> dict[str, Any]:
     """
     path = pathlib.Path(path)
     card_path = (path if path.is_dir() else path.parent) / CARD_FILE
-    card = read_json(card_path)
+    card = {key: value for key, value in read_json(card_path).items() if value is not None}
     schemas.check(card, schemas.Card, card_path)
     described = card.setdefault("files", {}) if card else {}
     return card if path.is_dir() or path.name in described else {}

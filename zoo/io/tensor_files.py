@@ -205,12 +205,12 @@ def check_state_dict(
     ]
     differences = [f"missing {_some(missing)}"] if missing else []
     differences += [f"unexpected {_some(unexpected)}"] if unexpected else []
-    differences += [_some(wrong, "; ")] if wrong else []
+    differences += [_some(wrong, "; ", most=4)] if wrong else []
     if differences:
         raise UserError(f"The state dict does not fit {owner}: {'; '.join(differences)}: {advice}.")
 
 
-def _some(words, between=", ", most=12):
+def _some(words, between=", ", most=8):
     return between.join(words[:most]) + (f"{between}… ({len(words)} in all)" if len(words) > most else "")
 
 
