@@ -131,6 +131,7 @@ CASES = [
         "padding",
     ),
     ("language model", entry("tokenizer.json", "pre_tokenizer", "pattern", "Regex", value="(a+)+$"), "pre_tokenizer"),
+    ("language model", entry("tokenizer.json", "pre_tokenizer", value=None), "has no tokens for this text"),
     ("language model", entry("tokenizer.json", "model", "vocab", "a", value=4 * 10**6), "are not 0 to"),
     ("language model", entry("generation_config.json", "max_new_tokens", value=10**12), "at most 1000000"),
     ("language model", entry("generation_config.json", "temperature", value="hot"), "a number"),

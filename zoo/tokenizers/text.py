@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from zoo.errors import UserError
+from zoo.errors import UserError, error_summary
 from zoo.io import files
 from zoo.io.schemas import TOKENIZER_PATTERNS
 from zoo.typing import StrPath
@@ -79,7 +79,8 @@ def encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
         token ids.
 
     Raises:
-        UserError: if the text has characters that are not in the vocabulary of a character tokenizer; they are named.
+        UserError: if the text has characters that are not in the vocabulary of a character tokenizer (they are named),
+            or pieces that have no id and no token for what is unknown.
     """
     if tokenizer_kind(tokenizer) == "char":
         unknown = sorted(set(text) - set(tokenizer.get_vocab()))
@@ -89,7 +90,13 @@ def encode(tokenizer: tokenizers.Tokenizer, text: str) -> list[int]:
                 f"The text has {listed}, which the model was not trained on: use the {tokenizer.get_vocab_size()} "
                 "characters of its vocabulary."
             )
-    return tokenizer.encode(text).ids
+    try:
+        return tokenizer.encode(text).ids
+    except Exception as error:  # the package raises plain Exception
+        raise UserError(
+            f"The tokenizer has no tokens for this text ({error_summary(error)}): its file is not the one that the "
+            "model was trained with."
+        ) from error
 
 
 def tokenizer_kind(tokenizer: tokenizers.Tokenizer) -> str:
