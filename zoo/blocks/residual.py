@@ -37,7 +37,7 @@ def conv3x3(x: Tensor, name: str, filters: int) -> Tensor:
     Returns:
         (B, H, W, filters).
     """
-    return layers.Conv2D(filters, 3, padding="same", name=name)(x)
+    return layers.Conv2D(filters, 3, padding="same", data_format="channels_last", name=name)(x)
 
 
 def residual_block(

@@ -75,7 +75,7 @@ def preprocessing(
         raise ValueError(f"Images have 1 channel (grey) or 3 (RGB), got input_shape={tuple(input_shape)}.")
 
     image = keras.Input(input_shape, name="image")
-    x = layers.Resizing(image_size, image_size, antialias=True, name="resize")(image)
+    x = layers.Resizing(image_size, image_size, antialias=True, data_format="channels_last", name="resize")(image)
     x = layers.Rescaling(1 / 255, name="to_unit_range")(x)
     if local_contrast_window:
         x = local_contrast_normalization(x, local_contrast_window)
@@ -116,10 +116,12 @@ def local_contrast_normalization(x: Tensor, window: int) -> Tensor:
         (B, H, W, C) in [0, 1].
     """
     brightness = ops.mean(x, axis=-1, keepdims=True)  # (B, H, W, 1)
-    mean = layers.AveragePooling2D(window, strides=1, padding="same", name="local_mean")(brightness)
-    variance = layers.AveragePooling2D(window, strides=1, padding="same", name="local_variance")(
-        ops.square(brightness - mean)
+    mean = layers.AveragePooling2D(window, strides=1, padding="same", data_format="channels_last", name="local_mean")(
+        brightness
     )
+    variance = layers.AveragePooling2D(
+        window, strides=1, padding="same", data_format="channels_last", name="local_variance"
+    )(ops.square(brightness - mean))
     return ops.clip(0.5 + (x - mean) / (6 * ops.sqrt(variance + 0.03**2)), 0.0, 1.0)
 
 

@@ -64,7 +64,9 @@ def encoder(
             x = residual_block(x, f"down_{level}_resnet_{block}", out_channels=channels, **norm)
         if level < len(block_out_channels) - 1:
             # "same" pads even sizes at the bottom and the right only, as the published weights expect
-            x = layers.Conv2D(channels, 3, strides=2, padding="same", name=f"down_{level}_downsample")(x)
+            x = layers.Conv2D(
+                channels, 3, strides=2, padding="same", data_format="channels_last", name=f"down_{level}_downsample"
+            )(x)
     x = ops.silu(group_norm(_mid_block(x, **norm), "norm_out", **norm))
     x = conv3x3(x, "conv_out", 2 * latent_channels)
     moments = layers.Dense(2 * latent_channels, name="quant_conv")(x)  # (B, h, w, 2·latent_channels)
@@ -110,7 +112,7 @@ def decoder(
         for block in range(layers_per_block + 1):
             x = residual_block(x, f"up_{level}_resnet_{block}", out_channels=channels, **norm)
         if level < len(block_out_channels) - 1:
-            x = layers.UpSampling2D(2, name=f"up_{level}_double")(x)
+            x = layers.UpSampling2D(2, data_format="channels_last", name=f"up_{level}_double")(x)
             x = conv3x3(x, f"up_{level}_upsample", channels)
     x = ops.silu(group_norm(x, "norm_out", **norm))
     return keras.Model(latents, conv3x3(x, "conv_out", image_channels), name=name)

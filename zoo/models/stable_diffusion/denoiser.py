@@ -143,8 +143,8 @@ def denoiser(
                 x = transform(x, f"down_{level}_attention_{block}", level)
             skips.append(x)
         if level < num_levels - 1:
-            x = layers.ZeroPadding2D(1, name=f"down_{level}_pad")(x)
-            x = layers.Conv2D(channels, 3, strides=2, name=f"down_{level}_downsample")(x)
+            x = layers.ZeroPadding2D(1, data_format="channels_last", name=f"down_{level}_pad")(x)
+            x = layers.Conv2D(channels, 3, strides=2, data_format="channels_last", name=f"down_{level}_downsample")(x)
             skips.append(x)
 
     x = residual_block(x, "mid_resnet_0", out_channels=block_out_channels[-1], temb=temb, **norm)
