@@ -42,6 +42,7 @@ def test_what_goes_wrong_is_seen(tmp_path, monkeypatch):
     outcomes = {name: mutants.read_in_child(use, tmp_path)[0] for name, use in uses.items()}
     assert outcomes == {"memory": "memory", "raw": "raw", "two lines": "raw", "crash": "crash", "no path": "raw"}
     monkeypatch.setattr(mutants, "SECONDS", 0.5)
-    assert mutants.read_in_child(too_long, tmp_path)[0] == "hang"
+    assert mutants.read_in_child(too_long, tmp_path) == ("hang", "more than 0.5 s of a processor")
+    assert mutants.read_in_child(lambda path: mutants.time.sleep(100), tmp_path) == ("hang", "more than 3.0 s")
     monkeypatch.undo()
     assert mutants.read_in_child(str, tmp_path) == ("ok", "")
