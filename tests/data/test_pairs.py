@@ -1,6 +1,7 @@
 """Sentence pairs from files and number words, and batches of like length."""
 
 import gzip
+import json
 
 import numpy as np
 import pytest
@@ -51,6 +52,12 @@ def test_own_files(tmp_path):
     other.write_text("\n".join(b for _, b in pairs))
     dataset, _ = data.load_pairs(pairs=[tsv])
     assert dataset == data.load_pairs(pairs=[one, other])[0]
+    lines, nested = tmp_path / "mine.jsonl", tmp_path / "mine.jsonl.gz"
+    lines.write_text("\ufeff" + "\r\n".join(json.dumps({"en": b, "de": a, "id": 3}) for a, b in pairs))
+    nested.write_bytes(
+        gzip.compress("\n".join(json.dumps({"translation": {"de": a, "en": b}}) for a, b in pairs).encode())
+    )
+    assert dataset == data.load_pairs(pairs=[lines])[0] == data.load_pairs(pairs=[nested])[0]
     assert dataset.name == "mine" and dataset.validation == [pairs[18], pairs[38]]
     assert sorted(dataset.train + dataset.validation + dataset.test) == sorted(pairs)
 
@@ -95,7 +102,20 @@ def test_bad_input(folder, tmp_path_factory):
     wrong("has 3 pairs, at least 20", pairs=[bad])
     bad.write_text("\n")
     wrong("holds no text", pairs=[bad])
-    wrong("takes one TSV file or two", pairs=[bad] * 3)
+    wrong("takes one file of TSV or JSON lines, or two", pairs=[bad] * 3)
+    lines = mine / "bad.jsonl"
+    for content, message in (
+        (
+            '{"de": "a", "en": "b"}\n{"de": "a"}\n',
+            """bad.jsonl, line 2 has no sentence "en": write {"de": …, "en": …}""",
+        ),
+        ('{"de": "a", "en": 3}\n', 'line 1 has no sentence "en"'),
+        ("[]\n", "line 1 holds a list"),
+        ('{"translation": "a"}\n', 'line 1 has no sentence "de"'),
+        ("a\tb\n", "line 1 is not valid JSON"),
+    ):
+        lines.write_text(content)
+        wrong(message, pairs=[lines])
 
 
 PAIRS = [([9] * (1 + k % 23), [8] * (1 + k % 17)) for k in range(300)]

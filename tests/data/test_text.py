@@ -75,6 +75,20 @@ def test_bad_files(tmp_path, content, message):
         load_text(file=tmp_path / "t.txt")
 
 
+def test_a_folder_of_texts(tmp_path):
+    (tmp_path / "b").mkdir()
+    for name, content in (("a.txt", "one\n"), ("b/c.txt", "\ufefftwo"), ("b/a.txt", "\nthree\n\n"), ("notes.md", "no")):
+        (tmp_path / name).write_text(content)
+    dataset, remark = load_text(file=tmp_path)
+    assert dataset.text == "one\n\nthree\n\ntwo\n" and remark is None and dataset.name == tmp_path.name
+    (tmp_path / "b/empty.txt").touch()
+    with pytest.raises(UserError, match="empty.txt holds no text"):
+        load_text(file=tmp_path)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(UserError, match="none holds no .txt file"):
+        load_text(file=tmp_path / "none")
+
+
 def test_missing_files(tmp_path):
     with pytest.raises(UserError, match="no text file"):
         load_text(file=tmp_path / "none.txt")

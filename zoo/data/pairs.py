@@ -13,6 +13,7 @@ import numpy as np
 
 from zoo.data.batches import epoch_order
 from zoo.errors import UserError, did_you_mean, require
+from zoo.io import schemas
 from zoo.typing import StrPath
 
 MULTI30K = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
@@ -60,8 +61,10 @@ def load_pairs(
         source_lang: language of the source, e.g. "de".
         target_lang: language of the target, e.g. "en".
         data_dir: folder of Multi30k, task 1: `train.de`, `val.de`, `test_2016_flickr.de` and so on, gzipped or not.
-        pairs: paths of your own files: [one TSV file with source and target in its columns], or [source file, target
-            file] whose lines correspond. Of every 20 pairs in order, one is for validation and one for the test.
+        pairs: paths of your own files, gzipped or not: [one TSV file with source and target in its columns], [one file
+            of JSON lines (.jsonl), each {"de": source, "en": target} by the names of the languages, or that under the
+            key "translation", as Hugging Face has it], or [source file, target file] whose lines correspond. Of every
+            20 pairs in order, one is for validation and one for the test.
 
     Returns:
         (`PairDataset`, remark): the remark is one line where number words were used instead of data, else None.
@@ -108,9 +111,14 @@ def _load_multi30k(source_lang, target_lang, folder):
 
 def _load_own_pairs(source_lang, target_lang, paths):
     if len(paths) > 2:
-        raise UserError(f"--pairs takes one TSV file or two aligned files, got {len(paths)}.")
+        raise UserError(f"--pairs takes one file of TSV or JSON lines, or two aligned files, got {len(paths)}.")
     if len(paths) == 2:
         pairs = _read_aligned(*paths)
+    elif ".jsonl" in paths[0].suffixes:
+        pairs = [
+            _pair_of_json(line, source_lang, target_lang, f"{paths[0]}, line {number}")
+            for number, line in enumerate(_read_lines(paths[0]), 1)
+        ]
     else:
         pairs = []
         for number, line in enumerate(_read_lines(paths[0]), 1):
@@ -130,6 +138,21 @@ def _load_own_pairs(source_lang, target_lang, paths):
     )
 
 
+def _pair_of_json(line, source_lang, target_lang, place):
+    """The pair in a line of JSON; `place` says where that is."""
+    value = schemas.parse_object(line, place)
+    nested = value.get("translation", value)
+    sentences = nested if isinstance(nested, dict) else {}
+    for language in (source_lang, target_lang):
+        sentence = sentences.get(language)
+        if not isinstance(sentence, str) or not sentence.strip():
+            raise UserError(
+                f'{place} has no sentence "{language}": write {{"{source_lang}": …, "{target_lang}": …}} in each line, '
+                "or name its languages with --source-lang and --target-lang."
+            )
+    return sentences[source_lang].strip(), sentences[target_lang].strip()
+
+
 def _read_aligned(one, other):
     """Pairs of the corresponding lines of two files."""
     a, b = _read_lines(one), _read_lines(other)
@@ -147,7 +170,7 @@ def _read_lines(path):
         raise UserError(f"There is no file {path}: give a UTF-8 text, or a gzipped one that ends with .gz.")
     try:
         raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
+        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at position {error.start}): save it as UTF-8."

@@ -55,10 +55,11 @@ class TextDataset:
 
 
 def load_text(*, file: StrPath | None = None, data_dir: StrPath | None = None) -> tuple[TextDataset, str | None]:
-    """Load a text: a file, or tiny shakespeare.
+    """Load a text: a file, a folder of files, or tiny shakespeare.
 
     Args:
-        file: path of a UTF-8 text file.
+        file: path of a UTF-8 text file; or of a folder, whose `.txt` files, those of its sub-folders too, are joined in
+            the order of their paths, with an empty line between two.
         data_dir: location of tiny shakespeare: a folder with `input.txt` (or that file itself), or a
             tensorflow-datasets folder with `tiny_shakespeare` prepared.
 
@@ -69,7 +70,10 @@ def load_text(*, file: StrPath | None = None, data_dir: StrPath | None = None) -
         UserError: if a file is missing, empty or not UTF-8, or `data_dir` holds no tiny shakespeare.
     """
     if file is not None:
-        return TextDataset(pathlib.Path(file).stem, _read_text(pathlib.Path(file)), str(file)), None
+        path = pathlib.Path(file)
+        return TextDataset(
+            path.resolve().stem, _read_folder(path) if path.is_dir() else _read_text(path), str(file)
+        ), None
     if data_dir is not None:
         path = pathlib.Path(data_dir).expanduser()
         for candidate in (path, path / "input.txt"):
@@ -92,11 +96,18 @@ def load_text(*, file: StrPath | None = None, data_dir: StrPath | None = None) -
     )
 
 
+def _read_folder(folder):
+    paths = sorted(path for path in folder.rglob("*.txt") if path.is_file())
+    if not paths:
+        raise UserError(f"{folder} holds no .txt file: give a UTF-8 text, or a folder of such files.")
+    return "\n\n".join(_read_text(path).strip("\n") for path in paths) + "\n"
+
+
 def _read_text(path):
     if not path.is_file():
         raise UserError(f"There is no text file at {path}: give the path of a UTF-8 text.")
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at position {error.start}): save it as UTF-8."

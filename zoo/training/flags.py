@@ -64,10 +64,13 @@ FLAGS = {
         "folder of the data set", no_default="where it is usually kept, if at all", metavar="FOLDER", defines_run=False
     ),
     "text": _flag(
-        "UTF-8 text file of your own to train on", metavar="FILE", no_default="the recipe's text", defines_run=False
+        "UTF-8 text of your own to train on: a file, or a folder of .txt files",
+        metavar="FILE",
+        no_default="the recipe's text",
+        defines_run=False,
     ),
     "pairs": _flag(
-        "sentence pairs of your own: one TSV, or two aligned files",
+        "sentence pairs of your own: one TSV or JSON lines, or two aligned files",
         nargs="+",
         metavar="FILE",
         defines_run=False,
