@@ -74,7 +74,7 @@ def main(args):
         model = zoo.ImageClassifier.from_preset(args.evaluate).model
         folder = folder / "evaluation"
         return save_metrics(folder, evaluate_classifier(model, dataset, folder, limit=args.limit))
-    pretrained = fine_tuning.load_pretrained(args.init_from, task="image-classification")
+    pretrained = fine_tuning.load_pretrained(args.init_from, task="image-classification", devices=args.devices)
     run = Run(args, folder=folder, data_sha256=dataset.fingerprint(), pretrained=pretrained)
     (x_train, y_train), (x_val, y_val) = data.split_validation(dataset, fraction=0.1, seed=args.seed, limit=args.limit)
     train = data.Batches(x_train, y_train, batch_size=args.batch_size, seed=args.seed)

@@ -56,7 +56,10 @@ def main(args):
         for split in ("train", "validation", "test")
     )
     pretrained = fine_tuning.load_pretrained(
-        args.init_from, task="text-to-image", names=("encoder.keras", "decoder.keras")
+        args.init_from,
+        task="text-to-image",
+        names=("encoder.keras", "decoder.keras"),
+        devices=args.devices,
     )
     run = Run(args, folder=folder / "autoencoder", data_sha256=dataset.fingerprint(), pretrained=pretrained)
 

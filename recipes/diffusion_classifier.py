@@ -49,7 +49,9 @@ def main(args):
         diffusion.classifier_batches(dataset, split, args.batch_size, seed=args.seed)
         for split in ("train", "validation", "test")
     )
-    pretrained = fine_tuning.load_pretrained(args.init_from, task="text-to-image", names=["classifier.keras"])
+    pretrained = fine_tuning.load_pretrained(
+        args.init_from, task="text-to-image", names=["classifier.keras"], devices=args.devices
+    )
     run = Run(args, folder=folder / "classifier", data_sha256=dataset.fingerprint(), pretrained=pretrained)
 
     with zoo.strategy(args.devices, parallel=args.parallel, precision=args.precision):

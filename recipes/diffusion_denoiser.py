@@ -75,7 +75,9 @@ def main(args):
         )
         for cache in (latents, validation_latents)
     )
-    pretrained = fine_tuning.load_pretrained(args.init_from, task="text-to-image", names=["denoiser.keras"])
+    pretrained = fine_tuning.load_pretrained(
+        args.init_from, task="text-to-image", names=["denoiser.keras"], devices=args.devices
+    )
     run = Run(args, folder=folder / "denoiser", data_sha256=dataset.fingerprint(), pretrained=pretrained)
 
     # After each epoch, samples of the averaged weights.

@@ -56,7 +56,11 @@ def main(args):
         for split in ("train", "validation")
     )
     pretrained = fine_tuning.load_pretrained(
-        args.init_from, task="text-to-image", names=["text_encoder.keras"], with_tokenizer=True
+        args.init_from,
+        task="text-to-image",
+        names=["text_encoder.keras"],
+        with_tokenizer=True,
+        devices=args.devices,
     )
     run = Run(args, folder=folder / "text_encoder", data_sha256=dataset.fingerprint(), pretrained=pretrained)
 

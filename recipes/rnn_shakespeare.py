@@ -69,7 +69,9 @@ def main(args):
         task = zoo.CausalLM.from_preset(args.evaluate)
         folder = folder / "evaluation"
         return save_metrics(folder, evaluate_language_model(task.model, task.tokenizer, dataset, folder))
-    pretrained = fine_tuning.load_pretrained(args.init_from, task="text-generation", with_tokenizer=True)
+    pretrained = fine_tuning.load_pretrained(
+        args.init_from, task="text-generation", with_tokenizer=True, devices=args.devices
+    )
     fine_tuning.adopt_config(args, pretrained, infer_config, *SIZES)
     tokenizer = fine_tuning.adopt_tokenizer(args, pretrained, dataset.text)
     run = Run(args, folder=folder, data_sha256=dataset.fingerprint(), pretrained=pretrained)

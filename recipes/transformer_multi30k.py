@@ -80,7 +80,9 @@ def main(args):
         check_languages(translator.card, dataset)
         folder = folder / "evaluation"
         return save_metrics(folder, evaluate_translator(translator, dataset, folder))
-    pretrained = fine_tuning.load_pretrained(args.init_from, task="translation", with_tokenizer=True)
+    pretrained = fine_tuning.load_pretrained(
+        args.init_from, task="translation", with_tokenizer=True, devices=args.devices
+    )
     fine_tuning.adopt_config(args, pretrained, infer_config, *SIZES, "pre_norm")
     tokenizer = fine_tuning.adopt_tokenizer(args, pretrained)
     run = Run(args, folder=folder, data_sha256=dataset.fingerprint(), pretrained=pretrained)

@@ -2,12 +2,12 @@
 
 In a recipe:
 
-    pretrained = load_pretrained(args.init_from, task="image-classification")    # None without --init-from
+    pretrained = load_pretrained(args.init_from, task="translation", devices=args.devices)  # None without --init-from
     run = Run(args, folder=..., data_sha256=..., pretrained=pretrained)
     with zoo.strategy(...):
         model = ...
         set_initial_weights(model, seed=args.seed)                               # what is not in the file stays so
-        run.fine_tuning |= init_weights(model, pretrained, row_names={"logits": (old_names, new_names)}, ...)
+        run.fine_tuning |= init_weights(model, pretrained, row_names={"logits": (old_tokens, new_tokens)}, ...)
         run.fine_tuning |= set_trainable(model, freeze=args.freeze, train_only=args.train_only)
         model.compile(...)
 
@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
+from zoo.distribution.strategy import outside_scope, strategy
 from zoo.errors import UserError
 from zoo.io import cards, files, model_files
 from zoo.presets import find_preset
@@ -74,7 +75,12 @@ class Pretrained:
 
 
 def load_pretrained(
-    name: StrPath | None, *, task: str, names: Sequence[str] = (cards.MODEL_FILE,), with_tokenizer: bool = False
+    name: StrPath | None,
+    *,
+    task: str,
+    names: Sequence[str] = (cards.MODEL_FILE,),
+    with_tokenizer: bool = False,
+    devices: str = "auto",
 ) -> Pretrained | None:
     """Load the models that a run starts from.
 
@@ -83,6 +89,7 @@ def load_pretrained(
         task: what the recipe trains, Hugging Face's `pipeline_tag`.
         names: of the `.keras` files to load from a preset.
         with_tokenizer: load the tokenizer.json beside them, too.
+        devices: of the run, as `zoo.strategy` takes them, which a backend must know before it computes anything.
 
     Returns:
         `Pretrained`; None without a name.
@@ -103,7 +110,8 @@ def load_pretrained(
         if not single_file and not path.is_file() and preset.model_paths:
             found = ", ".join(path.name for path in preset.model_paths)
             raise UserError(f"{name} has no {file}, which this recipe starts from: it holds {found}.")
-    models = {file: model_files.load_model(path) for file, path in paths.items()}
+    with strategy(devices), outside_scope():
+        models = {file: model_files.load_model(path) for file, path in paths.items()}
     digests = {file: files.sha256(path) for file, path in paths.items()}
     tokenizer = None
     if with_tokenizer:
@@ -215,9 +223,9 @@ def init_weights(
     Args:
         model: built, with initial weights; or {name of a file: the model that starts from it}.
         pretrained: what the run starts from; None does nothing.
-        row_names: {name of a layer: (what the file's rows stand for, what this model's stand for)}, tokens or classes as
-            strings; rows of an embedding, else columns and biases. None for the file's if that is not known: then their
-            number must be the same.
+        row_names: {name of a layer: (what rows of the file stand for, what those of this model do)}, tokens or classes
+            as strings; rows of an embedding, else columns and biases. None for those of the file if that is not
+            known: then their number must be the same.
         new_head: allow entries that the file does not have; they keep their initial weights.
         fresh: regular expression of the names of layers that keep their initial weights whatever the file has.
 
@@ -274,9 +282,10 @@ def init_classifier(
     if pretrained is None:
         return {}
     old = pretrained.card.get("class_names")
-    logits = _by_name(pretrained.model).get("logits")
-    columns = logits.weights[-1].shape[-1] if logits is not None and logits.weights else None
-    if old is None and not new_head and columns not in (None, len(class_names)):
+    layers = _weighted_layers(pretrained.model)
+    columns = layers["logits"].weights[-1].shape[-1] if "logits" in layers else None
+    same_kind = layers.keys() == _weighted_layers(model).keys()
+    if old is None and not new_head and same_kind and columns != len(class_names):
         raise UserError(
             f"The head of {pretrained.name} does not fit, since it has {columns} classes and this data "
             f"{len(class_names)}: add --new-head to start it from fresh weights."
@@ -410,10 +419,10 @@ def _check_layers(name, old, new):
     """Raise UserError if the layers with weights are not the same."""
     if old == new:
         return
-    if not old & new:
+    if len(old & new) < 2:  # "logits" is in many
         raise UserError(
-            f"{name} is another kind of model: it has the layers {_listed(old)}, this one {_listed(new)}, and none of "
-            "them is the same."
+            f"{name} is another kind of model: it has the layers {_listed(old)}, this one {_listed(new)}: start from a "
+            "model of this recipe."
         )
     whose, other, names = (name, "this model", old - new) if old - new else ("This model", name, new - old)
     raise UserError(
