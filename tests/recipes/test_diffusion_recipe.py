@@ -183,7 +183,7 @@ def test_published(finished, tmp_path):
     shutil.copytree(finished()[0], run)
 
     def publish():
-        cli.run(["publish", str(run), "--output", str(target), "--data-license", "none"])
+        cli.run(["publish", str(run), "--output", str(target), "--license", "MIT", "--data-license", "none"])
 
     with pytest.raises(UserError, match="lacks scores: finish and score the run"):
         publish()
