@@ -50,6 +50,9 @@ def main(args):
     flags.check(args)
     folder = diffusion.run_folder(args, "encoder.keras", "decoder.keras", "text_encoder.keras", "tokenizer.json")
 
+    with zoo.strategy(args.devices):
+        pass  # which a backend must know before the encoders compute anything
+
     # Data: latents (B, 12, 12, 4), encoded once, with noise; timesteps (B,); contexts (B, 16, d) of all captions.
     dataset = diffusion.load_dataset(args)
     components = {name: load_model(folder / f"{name}.keras") for name in ("text_encoder", "encoder", "decoder")}
