@@ -578,7 +578,7 @@ def _state_dict_entries(model, name, use_linear_projection):
     for layer in model.layers:
         for variable in layer.weights:
             kind = "bias" if variable.name in ("bias", "beta") else "weight"
-            key = f"{_layer_key(model, layer.name, name)}.{kind}"
+            key = f"{layer_key(model, layer.name, name)}.{kind}"
             axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[len(variable.shape)]
             if variable.name == "embeddings":
                 axes = (0, 1)
@@ -595,8 +595,20 @@ def _state_dict_entries(model, name, use_linear_projection):
     return entries
 
 
-def _layer_key(model, layer_name, name):
-    """The name of a layer in a state dict, without ".weight" or ".bias"."""
+def layer_key(model: keras.Model, layer_name: str, name: str) -> str:
+    """The name of a layer in a state dict, without ".weight" or ".bias".
+
+    Args:
+        model: one of COMPONENT_BUILDERS.
+        layer_name: of one of its layers.
+        name: which of COMPONENT_BUILDERS it is.
+
+    Returns:
+        e.g. "mid_block.attentions.0.proj_in".
+
+    Raises:
+        UserError: if diffusers has no such layer.
+    """
     path, rest = [], layer_name
     patterns = {block: re.compile(block.replace("#", r"(\d+)") + "_") for block in BLOCK_MAP}
     while found := next(((block, m) for block, pattern in patterns.items() if (m := pattern.match(rest))), None):
