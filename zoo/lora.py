@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from zoo.compat.keras import flatten_layers, lora_base_kernel, remove_lora
+from zoo.converters.stable_diffusion import is_conv1x1
 from zoo.converters.stable_diffusion_lora import (
     OTHER_KINDS,
     component_of,
@@ -131,12 +132,16 @@ def merge_lora(model: keras.Model) -> None:
     _note_changes(model)
 
 
-def save_lora(model: keras.Model | Sequence[keras.Model], path: StrPath) -> None:
+def save_lora(
+    model: keras.Model | Sequence[keras.Model], path: StrPath, *, use_linear_projection: bool = False
+) -> None:
     """Write A and B to a file of their own, in the layout above.
 
     Args:
         model: with LoRA; or several, the denoiser and the text encoder of a Stable Diffusion, for one file.
         path: of the file, which ends with .safetensors.
+        use_linear_projection: whether the projections around a denoiser's transformers are linear layers in diffusers
+            (Stable Diffusion 2) or 1x1 convolutions; it matters where they have an adapter.
 
     Raises:
         UserError: if a model has no LoRA, or weights beside A and B are trainable, which the file does not hold.
@@ -160,7 +165,8 @@ def save_lora(model: keras.Model | Sequence[keras.Model], path: StrPath) -> None
         names = {id(layer): name for name, layer in _modules(one).items()}
         by_name = {names[id(layer)]: layer for layer in adapted.values()}
         for name, layer in by_name.items():
-            down, up = _to_file(layer)
+            is_convolution = bool(prefix) and is_conv1x1(layer.name, component_of(one) or "", use_linear_projection)
+            down, up = _to_file(layer, is_convolution)
             tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"] = down, up
         config |= _config(by_name, prefix)
         bases[prefix.rstrip(".") or "model"] = _base(one)
@@ -339,11 +345,13 @@ def _modules(model: Any) -> dict[str, Any]:
     return module_names(model, component) if component else _layers_with_kernel(model)
 
 
-def _to_file(layer):
+def _to_file(layer, is_conv1x1):
     """(A, B) of a layer as a file holds them."""
-    a, b = _array(layer.lora_kernel_a), _array(layer.lora_kernel_b)
+    a, up = _array(layer.lora_kernel_a), _array(layer.lora_kernel_b).T
+    if is_conv1x1:
+        a = a[None, None]
     down = np.moveaxis(a, (-1, -2), (0, 1)) if a.ndim == 4 else np.moveaxis(a, -1, 0)
-    return np.ascontiguousarray(down), np.ascontiguousarray(b.T.reshape(*b.T.shape, *[1] * (a.ndim == 4) * 2))
+    return np.ascontiguousarray(down), np.ascontiguousarray(up[:, :, None, None] if a.ndim == 4 else up)
 
 
 def _config(layers, prefix):

@@ -161,11 +161,16 @@ def test_what_is_written_is_read_by_diffusers(tmp_path, monkeypatch):
     task, rng = TextToImage.from_preset(folder()), np.random.default_rng(0)
     models = [task.components["text_encoder"], task.components["denoiser"]]
     for model, alpha in zip(models, (2, 6)):
-        lora.add_lora(model, rank=2, alpha=alpha, targets=".*(query|value|inner|conv1|in)")
+        lora.add_lora(model, rank=2, alpha=alpha, targets=".*(query|value|inner|conv1|in|shortcut)")
         for variable in model.trainable_variables:
             variable.assign(0.3 * rng.normal(size=variable.shape))
     applied = task.generate(PROMPT, **OPTIONS).astype(int)  # by what was compiled for the base, if anything was
     lora.save_lora(models, tmp_path / "a.safetensors")
+    written = of_diffusers(tmp_path / "a.safetensors")
+    for (component, name), (down, up, _) in written.items():  # peft loads no other shapes
+        weight = getattr(tiny_pipeline(4), component).get_submodule(name).weight
+        assert (down.shape, up.shape) == ((2, *weight.shape[1:]), (weight.shape[0], 2, *[1] * (weight.ndim - 2)))
+    assert {len(down.shape) for down, _, _ in written.values()} == {2, 4} and len(written) > 20
     expected = expected_image(monkeypatch, {tmp_path / "a.safetensors": 1.0})[0].astype(int)
     assert np.abs(applied - expected).max() <= 2 and np.abs(expected - base_image()).max() >= 10
     with pytest.raises(UserError, match="has LoRA layers, which a .keras file does not keep apart"):

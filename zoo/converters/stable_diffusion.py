@@ -583,7 +583,7 @@ def _state_dict_entries(model, name, use_linear_projection):
             if variable.name == "embeddings":
                 axes = (0, 1)
             shape = tuple(variable.shape[axis] for axis in axes)
-            if variable.name == "kernel" and len(shape) == 2 and _is_conv1x1(layer.name, name, use_linear_projection):
+            if variable.name == "kernel" and len(shape) == 2 and is_conv1x1(layer.name, name, use_linear_projection):
                 shape += (1, 1)
             keys: tuple[str, ...] = (key,)
             if name == "text_encoder":
@@ -623,8 +623,17 @@ def layer_key(model: keras.Model, layer_name: str, name: str) -> str:
     return ".".join([*([name] if part == "vae" else []), *path, KEY_MAP[part][rest]])
 
 
-def _is_conv1x1(layer_name, name, use_linear_projection):
-    """Whether a dense layer is a 1x1 convolution in diffusers."""
+def is_conv1x1(layer_name: str, name: str, use_linear_projection: bool) -> bool:
+    """Whether a dense layer is a 1x1 convolution in diffusers.
+
+    Args:
+        layer_name: of the layer.
+        name: which of COMPONENT_BUILDERS its model is.
+        use_linear_projection: as in `to_diffusers`.
+
+    Returns:
+        True if it is.
+    """
     if name == "denoiser" and re.search(r"attention_\d+_(in|out)$", layer_name):
         return not use_linear_projection
     return layer_name.endswith(("shortcut", "quant_conv"))
