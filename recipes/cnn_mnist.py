@@ -27,7 +27,7 @@ from zoo.evaluation.reports import evaluate_classifier
 from zoo.io.images import write_png
 from zoo.models.cnn import cnn
 from zoo.models.preprocessing import attach_preprocessing, preprocessing
-from zoo.training import flags
+from zoo.training import fine_tuning, flags
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.optimizers import TorchAdam
 from zoo.training.run import Run, print_wrapped, save_metrics
@@ -38,7 +38,7 @@ def parse_args(argv=None):
     parser = flags.parser(__doc__)
     flags.add(parser, "dataset", "data_dir", epochs=5, batch_size=64)
     flags.add(parser, optimizer="adam", learning_rate=1e-3, schedule="cosine", weight_decay=1e-4)
-    flags.add(parser, *flags.RUN_FLAGS)
+    flags.add(parser, *flags.FINE_TUNING_FLAGS, *flags.RUN_FLAGS)
     flags.add_fallback(parser, "digits", epochs=10)
     return parser.parse_args(argv)
 
@@ -63,7 +63,8 @@ def main(args):
         model = zoo.ImageClassifier.from_preset(args.evaluate).model
         folder = folder / "evaluation"
         return save_metrics(folder, evaluate_classifier(model, dataset, folder, limit=args.limit))
-    run = Run(args, folder=folder, data_sha256=dataset.fingerprint())
+    pretrained = fine_tuning.load_pretrained(args.init_from, task="image-classification", devices=args.devices)
+    run = Run(args, folder=folder, data_sha256=dataset.fingerprint(), pretrained=pretrained)
     (x_train, y_train), (x_val, y_val) = data.split_validation(
         dataset, fraction=1 / 12, seed=args.seed, limit=args.limit
     )
@@ -74,6 +75,9 @@ def main(args):
         # Model: the CNN behind two pipelines that share its weights; the one for training augments.
         classifier = cnn(num_classes=len(dataset.class_names), dropout=0.0 if args.parity else 0.5)
         set_initial_weights(classifier, seed=args.seed, initializer="he")
+        run.fine_tuning |= fine_tuning.init_classifier(
+            classifier, pretrained, class_names=dataset.class_names, new_head=args.new_head
+        )
         classifier.summary()
         input_shape = (None, None, dataset.x_train.shape[-1])
         pipeline = preprocessing("test", input_shape=input_shape, seed=args.seed)
@@ -95,6 +99,7 @@ def main(args):
             learning_rate, weight_decay=args.weight_decay, decoupled_weight_decay=args.optimizer == "adamw"
         )
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        run.fine_tuning |= fine_tuning.set_trainable(training_model, freeze=args.freeze, train_only=args.train_only)
         training_model.compile(optimizer=optimizer, loss=loss, weighted_metrics=["accuracy"])
 
         run.prepare(training_model)
@@ -108,6 +113,7 @@ def main(args):
                 shuffle=False,
                 verbose=run.verbose,
             )
+        fine_tuning.unfreeze(training_model)
     return save_and_report(run, model, dataset)
 
 

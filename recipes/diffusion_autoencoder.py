@@ -29,7 +29,7 @@ from zoo.io.images import write_strip
 from zoo.io.model_files import load_model
 from zoo.models import variants
 from zoo.models.stable_diffusion import autoencoder
-from zoo.training import diffusion, flags
+from zoo.training import diffusion, fine_tuning, flags
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.optimizers import TorchAdam
 from zoo.training.run import Run
@@ -38,7 +38,7 @@ from zoo.training.schedules import limit_warmup, warmup_cosine
 
 def parse_args(argv=None):
     parser = flags.parser(__doc__)
-    flags.add(parser, *diffusion.RUN_FLAGS, epochs=1, batch_size=16, learning_rate=1e-3)
+    flags.add(parser, *flags.FINE_TUNING_FLAGS, *diffusion.RUN_FLAGS, epochs=1, batch_size=16, learning_rate=1e-3)
     flags.add(parser, "kl_weight", "perceptual_weight")
     flags.add_fallback(parser, "digits", epochs=2)
     return parser.parse_args(argv)
@@ -55,7 +55,13 @@ def main(args):
         diffusion.autoencoder_batches(dataset, split, args.batch_size, seed=args.seed, perceptual=perceptual)
         for split in ("train", "validation", "test")
     )
-    run = Run(args, folder=folder / "autoencoder", data_sha256=dataset.fingerprint())
+    pretrained = fine_tuning.load_pretrained(
+        args.init_from,
+        task="text-to-image",
+        names=("encoder.keras", "decoder.keras"),
+        devices=args.devices,
+    )
+    run = Run(args, folder=folder / "autoencoder", data_sha256=dataset.fingerprint(), pretrained=pretrained)
 
     with zoo.strategy(args.devices, parallel=args.parallel, precision=args.precision):
         # Model: encoder and decoder, joined by the sampled latents.
@@ -63,6 +69,7 @@ def main(args):
         encoder, decoder = autoencoder.encoder(**variant), autoencoder.decoder(**variant)
         set_initial_weights(encoder, seed=args.seed, initializer="transformer")
         set_initial_weights(decoder, seed=args.seed + 1, initializer="transformer")
+        run.fine_tuning |= fine_tuning.init_weights({"encoder.keras": encoder, "decoder.keras": decoder}, pretrained)
         classifier = load_model(folder / "classifier.keras") if perceptual else None
         model = diffusion.autoencoder_training_model(encoder, decoder, classifier)
 
@@ -75,6 +82,7 @@ def main(args):
         loss_weights = {"image": 1.0, "kl": args.kl_weight}
         if perceptual:
             loss["perceptual"], loss_weights["perceptual"] = diffusion.IdentityLoss(), args.perceptual_weight
+        run.fine_tuning |= fine_tuning.set_trainable(model, freeze=args.freeze, train_only=args.train_only)
         model.compile(optimizer=optimizer, loss=loss, loss_weights=loss_weights)
 
         run.prepare(model)
@@ -88,6 +96,7 @@ def main(args):
                 shuffle=False,
                 verbose=run.verbose,
             )
+        fine_tuning.unfreeze(model)
     return evaluate_and_save(run, encoder, decoder, test, dataset)
 
 

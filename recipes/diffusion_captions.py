@@ -45,7 +45,7 @@ def parse_args(argv=None):
     parser.add_argument(
         "--stage", choices=(*RECIPES, "all"), default="all", help="run one of the recipes (default: %(default)s)"
     )
-    flags.add(parser, *diffusion.RUN_FLAGS, "evaluate")
+    flags.add(parser, "init_from", "new_head", *diffusion.RUN_FLAGS, "evaluate")
     # What the command does not say is up to each recipe.
     names = ("epochs", "batch_size", "learning_rate", "kl_weight", "perceptual_weight", "conditioning_dropout_prob")
     names = (*names, "ema_decay", "num_eval_prompts", "guidance_scale", "num_steps")

@@ -26,7 +26,7 @@ from zoo.distribution.strategy import on_main_process, to_single_device
 from zoo.evaluation.diffusion_plots import plot_training_curves
 from zoo.fast_paths.layers import use_fast_paths
 from zoo.models.captioned_image_classifier import captioned_image_classifier
-from zoo.training import diffusion, flags
+from zoo.training import diffusion, fine_tuning, flags
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.optimizers import TorchAdam
 from zoo.training.run import Run
@@ -35,7 +35,7 @@ from zoo.training.schedules import limit_warmup, warmup_cosine
 
 def parse_args(argv=None):
     parser = flags.parser(__doc__)
-    flags.add(parser, *diffusion.RUN_FLAGS, epochs=3, batch_size=64, learning_rate=1e-3)
+    flags.add(parser, *flags.FINE_TUNING_FLAGS, *diffusion.RUN_FLAGS, epochs=3, batch_size=64, learning_rate=1e-3)
     flags.add_fallback(parser, "digits", epochs=8)
     return parser.parse_args(argv)
 
@@ -49,7 +49,10 @@ def main(args):
         diffusion.classifier_batches(dataset, split, args.batch_size, seed=args.seed)
         for split in ("train", "validation", "test")
     )
-    run = Run(args, folder=folder / "classifier", data_sha256=dataset.fingerprint())
+    pretrained = fine_tuning.load_pretrained(
+        args.init_from, task="text-to-image", names=["classifier.keras"], devices=args.devices
+    )
+    run = Run(args, folder=folder / "classifier", data_sha256=dataset.fingerprint(), pretrained=pretrained)
 
     with zoo.strategy(args.devices, parallel=args.parallel, precision=args.precision):
         # Model: the CNN behind its preprocessing.
@@ -57,6 +60,9 @@ def main(args):
             len(dataset.class_names), dropout=0.0 if args.parity else 0.25, seed=args.seed
         )
         set_initial_weights(model, seed=args.seed, initializer="he")
+        run.fine_tuning |= fine_tuning.init_classifier(
+            model, pretrained, class_names=dataset.class_names, new_head=args.new_head
+        )
         set_random_streams(model, seed=args.seed)
 
         steps = args.epochs * len(train)
@@ -64,6 +70,7 @@ def main(args):
         schedule = warmup_cosine(peak, steps=steps, warmup_steps=warmup_steps)
         optimizer = TorchAdam(schedule)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        run.fine_tuning |= fine_tuning.set_trainable(model, freeze=args.freeze, train_only=args.train_only)
         model.compile(optimizer=optimizer, loss=loss, weighted_metrics=["accuracy"])
 
         run.prepare(model)
@@ -77,6 +84,7 @@ def main(args):
                 shuffle=False,
                 verbose=run.verbose,
             )
+        fine_tuning.unfreeze(model)
     return evaluate_and_save(run, model, test, dataset)
 
 

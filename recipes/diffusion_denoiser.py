@@ -29,7 +29,7 @@ from zoo.generation.diffusion.noise_sampler import alphas_cumprod_from_config
 from zoo.io.model_files import load_model
 from zoo.models import variants
 from zoo.models.stable_diffusion import denoiser
-from zoo.training import diffusion, flags
+from zoo.training import diffusion, fine_tuning, flags
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.optimizers import TorchAdam
 from zoo.training.run import Run
@@ -40,7 +40,7 @@ GENERATION_CONFIG = {"num_steps": 20, "guidance_scale": 2.0}  # until the evalua
 
 def parse_args(argv=None):
     parser = flags.parser(__doc__)
-    flags.add(parser, *diffusion.RUN_FLAGS, epochs=8, batch_size=64, learning_rate=1e-3)
+    flags.add(parser, *flags.FINE_TUNING_FLAGS, *diffusion.RUN_FLAGS, epochs=8, batch_size=64, learning_rate=1e-3)
     flags.add(parser, "conditioning_dropout_prob", "ema_decay")
     flags.add_fallback(parser, "digits", epochs=12, ema_decay=0.99)
     return parser.parse_args(argv)
@@ -75,7 +75,10 @@ def main(args):
         )
         for cache in (latents, validation_latents)
     )
-    run = Run(args, folder=folder / "denoiser", data_sha256=dataset.fingerprint())
+    pretrained = fine_tuning.load_pretrained(
+        args.init_from, task="text-to-image", names=["denoiser.keras"], devices=args.devices
+    )
+    run = Run(args, folder=folder / "denoiser", data_sha256=dataset.fingerprint(), pretrained=pretrained)
 
     # After each epoch, samples of the averaged weights.
     variant = variants.DENOISER["tiny"] | {"cross_attention_dim": contexts.shape[-1]}
@@ -99,11 +102,13 @@ def main(args):
     ):
         model = denoiser.denoiser(**variant)
         set_initial_weights(model, seed=args.seed, initializer="transformer")
+        run.fine_tuning |= fine_tuning.init_weights(model, pretrained)
 
         steps = args.epochs * len(train)
         peak, warmup_steps = limit_warmup(args.learning_rate, steps=steps, warmup_steps=500)
         schedule = warmup_cosine(peak, steps=steps, warmup_steps=warmup_steps)
         optimizer = TorchAdam(schedule, use_ema=True, ema_momentum=args.ema_decay)
+        run.fine_tuning |= fine_tuning.set_trainable(model, freeze=args.freeze, train_only=args.train_only)
         model.compile(optimizer=optimizer, loss=keras.losses.MeanSquaredError())
 
         run.prepare(model)

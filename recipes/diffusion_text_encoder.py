@@ -30,7 +30,7 @@ from zoo.io.model_files import load_model
 from zoo.models import variants
 from zoo.models.captioned_image_classifier import feature_extractor
 from zoo.models.stable_diffusion import text_encoder
-from zoo.training import diffusion, flags
+from zoo.training import diffusion, fine_tuning, flags
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.optimizers import TorchAdam
 from zoo.training.run import Run
@@ -39,7 +39,7 @@ from zoo.training.schedules import limit_warmup, warmup_cosine
 
 def parse_args(argv=None):
     parser = flags.parser(__doc__)
-    flags.add(parser, *diffusion.RUN_FLAGS, epochs=1, batch_size=128, learning_rate=1e-3)
+    flags.add(parser, *flags.FINE_TUNING_FLAGS, *diffusion.RUN_FLAGS, epochs=1, batch_size=128, learning_rate=1e-3)
     flags.add_fallback(parser, "digits", epochs=8)
     return parser.parse_args(argv)
 
@@ -55,7 +55,14 @@ def main(args):
         diffusion.clip_batches(dataset, split, args.batch_size, seed=args.seed, tokenizer=tokenizer)
         for split in ("train", "validation")
     )
-    run = Run(args, folder=folder / "text_encoder", data_sha256=dataset.fingerprint())
+    pretrained = fine_tuning.load_pretrained(
+        args.init_from,
+        task="text-to-image",
+        names=["text_encoder.keras"],
+        with_tokenizer=True,
+        devices=args.devices,
+    )
+    run = Run(args, folder=folder / "text_encoder", data_sha256=dataset.fingerprint(), pretrained=pretrained)
 
     with contextlib.ExitStack() as scopes:
         devices = scopes.enter_context(zoo.strategy(args.devices, parallel=args.parallel, precision=args.precision))
@@ -66,6 +73,10 @@ def main(args):
         variant = variants.TEXT_ENCODER["tiny"] | {"max_length": diffusion.MAX_LENGTH}
         encoder = text_encoder.text_encoder(vocabulary_size=tokenizer.get_vocab_size(), **variant)
         set_initial_weights(encoder, seed=args.seed, initializer="transformer")
+        words = (fine_tuning.tokens(pretrained.tokenizer) if pretrained else None, fine_tuning.tokens(tokenizer))
+        run.fine_tuning |= fine_tuning.init_weights(
+            encoder, pretrained, row_names={"token_embedding": words}, new_head=args.new_head
+        )
         image_encoder = feature_extractor(load_model(folder / "classifier.keras"))
         model = diffusion.clip_model(encoder, image_encoder, end_id=tokenizer.token_to_id("<end>"))
         rng = np.random.default_rng(args.seed)
@@ -76,6 +87,7 @@ def main(args):
         steps = args.epochs * len(train)
         peak, warmup_steps = limit_warmup(args.learning_rate, steps=steps, warmup_steps=500)
         schedule = warmup_cosine(peak, steps=steps, warmup_steps=warmup_steps)
+        run.fine_tuning |= fine_tuning.set_trainable(model, freeze=args.freeze, train_only=args.train_only)
         model.compile(optimizer=TorchAdam(schedule), loss=diffusion.ClipLoss())
 
         run.prepare(model)
@@ -89,6 +101,7 @@ def main(args):
                 shuffle=False,
                 verbose=run.verbose,
             )
+        fine_tuning.unfreeze(model)
     return evaluate_and_save(run, model, encoder, tokenizer, dataset)
 
 

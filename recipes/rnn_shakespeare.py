@@ -29,14 +29,16 @@ from zoo.errors import UserError
 from zoo.evaluation.language import plot_training_curves
 from zoo.evaluation.reports import evaluate_language_model
 from zoo.io import files
-from zoo.models.rnn_language_model import copy_weights, rnn_language_model
+from zoo.models.rnn_language_model import copy_weights, infer_config, rnn_language_model
 from zoo.tokenizers.text import encode, train_tokenizer
-from zoo.training import flags
+from zoo.training import fine_tuning, flags
 from zoo.training.callbacks import BestCheckpoint, ResetStates, SampleText
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.optimizers import TorchAdam
 from zoo.training.run import Run, print_wrapped, save_metrics
 from zoo.training.schedules import InverseSquareRoot, limit_warmup, warmup_cosine
+
+SIZES = ("cell", "embedding_dim", "units", "num_layers", "tie_embeddings")
 
 
 def parse_args(argv=None):
@@ -45,7 +47,7 @@ def parse_args(argv=None):
     flags.add(parser, cell="lstm", embedding_dim=64, units=512, num_layers=2, dropout=0.5, tie_embeddings=False)
     flags.add(parser, epochs=20, batch_size=32, sequence_length=64, stateless=False, patience=4)
     flags.add(parser, optimizer="adamw", learning_rate=2e-3, schedule="cosine", weight_decay=0.0, global_clipnorm=1.0)
-    flags.add(parser, *flags.RUN_FLAGS)
+    flags.add(parser, *flags.FINE_TUNING_FLAGS, *flags.RUN_FLAGS)
     flags.add_fallback(parser, "Python's help texts", units=256, epochs=5, dropout=0.2)
     return parser.parse_args(argv)
 
@@ -67,9 +69,14 @@ def main(args):
         task = zoo.CausalLM.from_preset(args.evaluate)
         folder = folder / "evaluation"
         return save_metrics(folder, evaluate_language_model(task.model, task.tokenizer, dataset, folder))
-    run = Run(args, folder=folder, data_sha256=dataset.fingerprint())
+    pretrained = fine_tuning.load_pretrained(
+        args.init_from, task="text-generation", with_tokenizer=True, devices=args.devices
+    )
+    fine_tuning.adopt_config(args, pretrained, infer_config, *SIZES)
+    tokenizer = fine_tuning.adopt_tokenizer(args, pretrained, dataset.text)
+    run = Run(args, folder=folder, data_sha256=dataset.fingerprint(), pretrained=pretrained)
     # Characters are those of the whole text; words and byte-pair pieces are learned from the training part.
-    tokenizer = train_tokenizer(
+    tokenizer = tokenizer or train_tokenizer(
         dataset.text if args.tokenizer == "char" else dataset.split("train"),
         args.tokenizer,
         vocabulary_size=args.vocabulary_size,
@@ -85,7 +92,7 @@ def main(args):
         # and one to use, of any batch size; their weights are equal.
         config = {
             "vocabulary_size": tokenizer.get_vocab_size(),
-            **{key: getattr(args, key) for key in ("cell", "embedding_dim", "units", "num_layers", "tie_embeddings")},
+            **{key: getattr(args, key) for key in SIZES},
             "dropout": 0.0 if args.parity else args.dropout,
             "seed": args.seed,
         }
@@ -100,6 +107,7 @@ def main(args):
         except ValueError as error:
             raise UserError(str(error)) from error
         set_initial_weights(model, seed=args.seed, initializer="recurrent")
+        run.fine_tuning |= fine_tuning.init_language_model(model, pretrained, tokenizer, new_head=args.new_head)
         copy_weights(model, training_model)
         set_random_streams(training_model, seed=args.seed)
         model.summary()
@@ -118,6 +126,7 @@ def main(args):
             global_clipnorm=args.global_clipnorm or None,  # recurrent gradients explode now and then
         )
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        run.fine_tuning |= fine_tuning.set_trainable(training_model, freeze=args.freeze, train_only=args.train_only)
         training_model.compile(optimizer=optimizer, loss=loss)
 
         prompt = dataset.split("validation").strip().partition("\n")[0][:80] + "\n"

@@ -32,9 +32,9 @@ from zoo.errors import UserError
 from zoo.evaluation.reports import evaluate_translator
 from zoo.evaluation.translation import bleu, plot_training_curves
 from zoo.models import variants
-from zoo.models.transformer import TENSOR_PARALLEL_LAYOUT_MAP, transformer
+from zoo.models.transformer import TENSOR_PARALLEL_LAYOUT_MAP, infer_config, transformer
 from zoo.tokenizers.shared_bpe import SharedBPETokenizer
-from zoo.training import flags
+from zoo.training import fine_tuning, flags
 from zoo.training.callbacks import CheckpointAveraging, ValidationScore
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.losses import LabelSmoothingCrossEntropy
@@ -51,7 +51,7 @@ def parse_args(argv=None):
     flags.add(parser, *SIZES, "pre_norm", variant="tiny", dropout=0.3)
     flags.add(parser, epochs=30, batch_tokens=2048, label_smoothing=0.1, average_checkpoints=5)
     flags.add(parser, learning_rate=2e-3, schedule="inverse-sqrt", warmup_steps=1000)
-    flags.add(parser, *flags.RUN_FLAGS)
+    flags.add(parser, *flags.FINE_TUNING_FLAGS, "init_encoder_only", *flags.RUN_FLAGS)
     small = {"num_layers": 2, "intermediate_dim": 512, "vocabulary_size": 400, "warmup_steps": 300, "dropout": 0.1}
     flags.add_fallback(parser, "number words", epochs=4, **small)
     return parser.parse_args(argv)
@@ -80,8 +80,13 @@ def main(args):
         check_languages(translator.card, dataset)
         folder = folder / "evaluation"
         return save_metrics(folder, evaluate_translator(translator, dataset, folder))
-    run = Run(args, folder=folder, data_sha256=dataset.fingerprint())
-    tokenizer = SharedBPETokenizer.train(
+    pretrained = fine_tuning.load_pretrained(
+        args.init_from, task="translation", with_tokenizer=True, devices=args.devices
+    )
+    fine_tuning.adopt_config(args, pretrained, infer_config, *SIZES, "pre_norm")
+    tokenizer = fine_tuning.adopt_tokenizer(args, pretrained)
+    run = Run(args, folder=folder, data_sha256=dataset.fingerprint(), pretrained=pretrained)
+    tokenizer = tokenizer or SharedBPETokenizer.train(
         [sentence for pair in dataset.train for sentence in pair], vocabulary_size=args.vocabulary_size
     )
     print(f"shared byte-pair tokenizer with {tokenizer.vocabulary_size:,} entries", flush=True)
@@ -108,6 +113,8 @@ def main(args):
         except ValueError as error:
             raise UserError(str(error)) from error
         set_initial_weights(model, seed=args.seed, initializer="transformer")
+        run.fine_tuning |= fine_tuning.init_translator(model, pretrained, tokenizer, args)
+        run.fine_tuning |= fine_tuning.set_trainable(model, freeze=args.freeze, train_only=args.train_only)
         set_random_streams(model, seed=args.seed)
         lengths = {"source": (16,), "target": (16,)}  # for the work of a pair of 16 tokens
         print(zoo.ledger(model, input_shape=lengths).to_text(width=80), flush=True)
@@ -143,6 +150,7 @@ def main(args):
                 verbose=run.verbose,
             )
         average.restore(model, epochs=args.epochs)
+        fine_tuning.unfreeze(model)
     return save_and_report(run, model, tokenizer, dataset, average)
 
 

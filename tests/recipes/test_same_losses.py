@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 from tests.conftest import BACKENDS, write_verses
+from tests.recipes.test_fine_tuned_runs import write_language_model, write_translator
 from tests.recipes.test_translation_recipe import write_pairs
 
+RECIPES = ["cnn_mnist", "rnn_shakespeare", "transformer_multi30k"]
 CNN = "--dataset digits --limit 160 --batch-size 8".split()
 RNN = "--cell lstm --units 16 --embedding-dim 8 --sequence-length 16 --batch-size 8".split()
 TRANSFORMER = "--num-layers 1 --hidden-dim 32 --intermediate-dim 32 --num-heads 2 --vocabulary-size 300".split()
@@ -31,7 +33,7 @@ class FirstLosses(run.LossRecorder):
 run.LossRecorder = FirstLosses
 recipes, folder, found = json.loads(sys.argv[1]), sys.argv[2], {}
 for name, arguments in recipes.items():
-    recipe = importlib.import_module(f"recipes.{name}")
+    recipe = importlib.import_module(f"recipes.{name.partition(' ')[0]}")
     try:
         recipe.main(recipe.parse_args([*arguments, "--parity", "--epochs", "1", "--output", f"{folder}/{name}"]))
     except Enough as enough:
@@ -41,6 +43,10 @@ if os.environ["KERAS_BACKEND"] != "tensorflow":
     cnn_mnist.main(cnn_mnist.parse_args(arguments))
 print(json.dumps([found, "tensorflow" in sys.modules]))
 """
+
+
+def fine_tuned(folder):
+    return ["--init-from", str(folder), "--new-head", "--freeze", "embedding", "--freeze", "lstm_0|encoder_.*bias"]
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +59,11 @@ def everywhere(tmp_path_factory, run):
         "cnn_mnist": CNN,
         "rnn_shakespeare": [*RNN, "--text", str(verses)],
         "transformer_multi30k": [*TRANSFORMER, "--pairs", str(pairs)],
+        "rnn_shakespeare fine-tuned": [*RNN, "--text", str(verses), *fine_tuned(write_language_model(folder / "rnn"))],
+        "transformer_multi30k fine-tuned": [
+            *("--vocabulary-size", "290", "--batch-tokens", "128", "--pairs", str(pairs)),
+            *fine_tuned(write_translator(folder / "transformer")),
+        ],
     }
     found = {}
     for backend in BACKENDS:
@@ -64,7 +75,7 @@ def everywhere(tmp_path_factory, run):
 
 @pytest.mark.once
 @pytest.mark.heavy
-@pytest.mark.parametrize("name", ["cnn_mnist", "rnn_shakespeare", "transformer_multi30k"])
+@pytest.mark.parametrize("name", [*RECIPES, *(f"{name} fine-tuned" for name in RECIPES[1:])])
 def test_same_losses_on_every_backend(everywhere, name):
     losses = {backend: found[0][name] for backend, found in everywhere.items()}
     assert len(losses["jax"]) == 20 and losses["jax"][-1] < losses["jax"][0]

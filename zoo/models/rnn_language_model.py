@@ -170,7 +170,10 @@ def copy_weights(source: keras.Model, target: keras.Model) -> None:
         source: has the weights.
         target: gets them.
     """
-    for old, new in zip(source.trainable_variables, target.trainable_variables, strict=True):
+    old_weights, new_weights = (
+        [weight for weight in model.weights if weight.name != "rnn_state"] for model in (source, target)
+    )
+    for old, new in zip(old_weights, new_weights, strict=True):
         new.assign(np.array(ops.convert_to_numpy(old)))
 
 

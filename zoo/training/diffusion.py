@@ -627,10 +627,11 @@ class SampleGrid(keras.callbacks.Callback):
         self.path, self.ema_model, self.generate, self.plot = pathlib.Path(path), ema_model, generate, plot
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        for variable, average in zip(
-            self.ema_model.trainable_variables, ema_weights(self.model.optimizer), strict=True
-        ):
-            variable.assign(ops.cast(ops.convert_to_numpy(average), "float32"))
+        trained = map(id, self.model.trainable_variables)
+        averages = dict(zip(trained, ema_weights(self.model.optimizer), strict=True))
+        for variable, weight in zip(self.ema_model.weights, self.model.weights, strict=True):
+            value = averages.get(id(weight), weight)  # what is frozen has no average
+            variable.assign(ops.cast(ops.convert_to_numpy(value), "float32"))
         store, rows = self.path.with_suffix(".npz"), []
         if epoch and store.is_file():
             with store.open("rb") as file, np.load(file, allow_pickle=False) as stored:

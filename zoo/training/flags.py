@@ -11,7 +11,9 @@ flags.settings(args)                                                 # what defi
 
 import argparse
 import dataclasses
+import re
 import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 from zoo.data import IMAGE_DATASETS
@@ -92,6 +94,31 @@ FLAGS = {
     "tie_embeddings": _flag("use the token embeddings as output weights too", False, type=bool),
     "pre_norm": _flag("normalise the input of each sublayer instead of its output", False, type=bool),
     "dropout": _flag("dropout rate", 0.5, type=float, minimum=0, exclusive_maximum=1),
+    # fine-tuning
+    "init_from": _flag(
+        "start from the weights of a trained model: a preset's name, folder or .keras file",
+        metavar="MODEL",
+        defines_run=False,
+        no_default="random weights",
+    ),
+    "new_head": _flag(
+        "allow classes, tokens or languages that the model of --init-from lacks: they start from fresh weights",
+        False,
+        type=bool,
+    ),
+    "init_encoder_only": _flag("take the encoder of --init-from alone; the decoder starts fresh", False, type=bool),
+    "freeze": _flag(
+        "do not train weights that this regular expression is found in the paths of; may be repeated",
+        metavar="PATTERN",
+        no_default="none",
+        action="append",
+    ),
+    "train_only": _flag(
+        "train only weights that this regular expression is found in the paths of; may be repeated",
+        metavar="PATTERN",
+        no_default="all",
+        action="append",
+    ),
     # optimization
     "epochs": _flag("number of epochs", type=int, minimum=1),
     "batch_size": _flag("examples of a batch, over all devices", type=int, minimum=1),
@@ -150,10 +177,12 @@ FLAGS = {
 }
 
 RUN_FLAGS = ("seed", "limit", "parity", "devices", "parallel", "precision", "output", "resume", "overwrite", "evaluate")
+FINE_TUNING_FLAGS = ("init_from", "new_head", "freeze", "train_only")
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose result has in `args.fallback` the fallback defaults of the flags that were not given."""
+    """A parser whose result has in `args.given` the names of the flags that were given, in `args.fallback` the fallback
+    defaults of the others."""
 
     def __init__(self, **options):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
@@ -161,9 +190,10 @@ class _Parser(argparse.ArgumentParser):
 
     def parse_args(self, args=None, namespace=None):
         parsed = super().parse_args(args, namespace)
-        not_given = object()
-        given = super().parse_args(args, argparse.Namespace(**dict.fromkeys(self.actions, not_given)))
-        parsed.fallback = {name: value for name, value in self.fallback.items() if getattr(given, name) is not_given}
+        not_given: list[str] = []  # a list, for flags that may be repeated, which copy it
+        seen = super().parse_args(args, argparse.Namespace(**dict.fromkeys(self.actions, not_given)))
+        parsed.given = {name for name in self.actions if getattr(seen, name) is not not_given}
+        parsed.fallback = {name: value for name, value in self.fallback.items() if name not in parsed.given}
         return parsed
 
 
@@ -230,6 +260,25 @@ def use_fallback(args: argparse.Namespace) -> None:
         setattr(args, name, value)
 
 
+def adopt(args: argparse.Namespace, values: Mapping[str, Any], origin: str, *, hint: str = "") -> None:
+    """Set flags to what a file says, which the command may leave out.
+
+    Args:
+        args: parsed flags, changed in place.
+        values: {name: value}.
+        origin: name of the file.
+        hint: what else the user may do where the command says otherwise; the end of the sentence.
+
+    Raises:
+        UserError: if the command gives a flag another value.
+    """
+    for name, value in values.items():
+        if name in args.given and getattr(args, name) != value:
+            found = _spelling(name) if getattr(args, name) is True else f"{_spelling(name)} {getattr(args, name)}"
+            raise UserError(f"{found} does not fit {origin}, which has {value}: leave the flag out{hint}.")
+        setattr(args, name, value)
+
+
 def check(args: argparse.Namespace) -> None:
     """Check the range of every value, and that the packages are installed which a run reports with at its end.
 
@@ -237,9 +286,21 @@ def check(args: argparse.Namespace) -> None:
         args: parsed flags.
 
     Raises:
-        UserError: if a value is out of range, or a package is missing.
+        UserError: if a value is out of range, a pattern is no regular expression, a flag lacks the one that it belongs
+            to, or a package is missing.
     """
     require(*EXTRAS["train"], what="A recipe")
+    for name in ("new_head", "init_encoder_only"):
+        if getattr(args, name, False) and args.init_from is None:
+            raise UserError(f"{_spelling(name)} belongs to --init-from: name the model to start from.")
+    for name in ("freeze", "train_only"):
+        for pattern in getattr(args, name, None) or ():
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise UserError(
+                    f"{_spelling(name)} {pattern} is not a regular expression ({error}): see Python's module re."
+                ) from error
     for name, value in vars(args).items():
         flag = FLAGS.get(name)
         if flag is None or value is None or flag.minimum is None:

@@ -21,6 +21,8 @@ In a recipe:
     run.save_metrics({"test_accuracy": ...}, ["zoo", "classify", ...])  # metrics.json; the command to type next
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import pathlib
@@ -30,7 +32,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
@@ -45,6 +47,9 @@ from zoo.training.callbacks import LossRecorder, Progress, SetEpoch, StopOnInter
 from zoo.training.checkpoints import load_checkpoint
 from zoo.typing import StrPath
 
+if TYPE_CHECKING:
+    from zoo.training.fine_tuning import Pretrained
+
 set_compiler_flags()  # before JAX starts
 
 CHECKPOINT_FILE, METRICS_FILE = "checkpoint.npz", "metrics.json"
@@ -57,23 +62,31 @@ class Run:
         args: the recipe's flags, `zoo.training.flags`.
         folder: output folder; made if it does not exist.
         data_sha256: fingerprint of the data; with the flags that define a run it makes `settings`.
+        pretrained: what the run starts from, `zoo.training.fine_tuning.load_pretrained`; None for random weights. The
+            sha256 of its files belong to `settings`.
 
     Attributes:
         folder: `pathlib.Path`.
         settings: dict; a checkpoint is resumed only under equal settings.
         history: list of one dict an epoch, as in `history.csv`.
         verbose: for `fit`: 0, the callbacks show the progress.
+        fine_tuning: dict for `metrics`, of what was taken from a file and how much is trained.
 
     Raises:
         UserError: if the folder cannot be written to, or holds a run that is neither to be resumed nor replaced.
     """
 
-    def __init__(self, args: argparse.Namespace, *, folder: StrPath, data_sha256: str) -> None:
+    def __init__(
+        self, args: argparse.Namespace, *, folder: StrPath, data_sha256: str, pretrained: Pretrained | None = None
+    ) -> None:
         self.args = args
         self.folder = files.prepare_folder(folder)
         if not args.resume and not args.overwrite:
             check_no_run(self.folder)
         self.settings = flags.settings(args) | {"data": data_sha256}
+        if pretrained is not None:
+            self.settings["init_sha256"] = pretrained.sha256
+        self.fine_tuning: dict[str, Any] = {}
         self.history = []
         self.verbose = 0
         self._start_time = time.perf_counter()
@@ -152,6 +165,7 @@ class Run:
         return {
             **{key: value for key, value in self.settings.items() if key != "data"},
             "data_sha256": self.settings["data"],
+            **self.fine_tuning,
             "epochs_trained": len(self.history),
             "first_losses": self.first_losses,
             "wall_seconds": round(time.perf_counter() - self._start_time, 1),
