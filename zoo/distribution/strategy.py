@@ -344,6 +344,7 @@ def to_single_device(model: keras.Model) -> keras.Model:
                 new.lora_alpha = old.lora_alpha
         for new, old in zip(_stateless_weights(copy), _stateless_weights(model), strict=True):
             new.assign(np.array(keras.ops.convert_to_numpy(old)))
+            new.trainable = old.trainable
     return copy
 
 
