@@ -21,6 +21,7 @@ import keras
 from tokenizers import Tokenizer
 
 import zoo
+from zoo import lora
 from zoo.distribution.launch import run_recipe
 from zoo.distribution.strategy import on_main_process, prepare_devices
 from zoo.evaluation.diffusion import loss_by_timestep
@@ -40,7 +41,8 @@ GENERATION_CONFIG = {"num_steps": 20, "guidance_scale": 2.0}  # until the evalua
 
 def parse_args(argv=None):
     parser = flags.parser(__doc__)
-    flags.add(parser, *flags.FINE_TUNING_FLAGS, *diffusion.RUN_FLAGS, epochs=8, batch_size=64, learning_rate=1e-3)
+    flags.add(parser, *flags.FINE_TUNING_FLAGS, *flags.LORA_FLAGS, *diffusion.RUN_FLAGS)
+    flags.add(parser, epochs=8, batch_size=64, learning_rate=1e-3)
     flags.add(parser, "conditioning_dropout_prob", "ema_decay")
     flags.add_fallback(parser, "digits", epochs=12, ema_decay=0.99)
     return parser.parse_args(argv)
@@ -85,6 +87,8 @@ def main(args):
     # After each epoch, samples of the averaged weights.
     variant = variants.DENOISER["tiny"] | {"cross_attention_dim": contexts.shape[-1]}
     ema_model = denoiser.denoiser(**variant)
+    if args.lora_rank:
+        lora.add_lora(ema_model, args.lora_rank, args.lora_alpha)
     task = zoo.TextToImage(
         components | {"denoiser": ema_model}, tokenizer, pipeline_config, generation_config=GENERATION_CONFIG
     )
@@ -111,6 +115,7 @@ def main(args):
         schedule = warmup_cosine(peak, steps=steps, warmup_steps=warmup_steps)
         optimizer = TorchAdam(schedule, use_ema=True, ema_momentum=args.ema_decay)
         run.fine_tuning |= fine_tuning.set_trainable(model, freeze=args.freeze, train_only=args.train_only)
+        run.fine_tuning |= fine_tuning.add_lora(model, args)
         model.compile(optimizer=optimizer, loss=keras.losses.MeanSquaredError())
 
         run.prepare(model)
@@ -133,6 +138,7 @@ def main(args):
 def evaluate_and_save(run, task, validation, dataset):
     """Loss by timestep."""
     model, config = task.components["denoiser"], task.pipeline_config
+    fine_tuning.save_lora(model, run.args, run.folder)
     losses = loss_by_timestep(model, validation, config["noise_schedule"]["num_train_timesteps"])
     plot_loss_by_timestep(run.folder / "loss_by_timestep.png", losses)
     plot_training_curves(run.folder / "training_curves.png", run.history)

@@ -51,7 +51,7 @@ def parse_args(argv=None):
     flags.add(parser, *SIZES, "pre_norm", variant="tiny", dropout=0.3)
     flags.add(parser, epochs=30, batch_tokens=2048, label_smoothing=0.1, average_checkpoints=5)
     flags.add(parser, learning_rate=2e-3, schedule="inverse-sqrt", warmup_steps=1000)
-    flags.add(parser, *flags.FINE_TUNING_FLAGS, "init_encoder_only", *flags.RUN_FLAGS)
+    flags.add(parser, *flags.FINE_TUNING_FLAGS, "init_encoder_only", *flags.LORA_FLAGS, *flags.RUN_FLAGS)
     small = {"num_layers": 2, "intermediate_dim": 512, "vocabulary_size": 400, "warmup_steps": 300, "dropout": 0.1}
     flags.add_fallback(parser, "number words", epochs=4, **small)
     return parser.parse_args(argv)
@@ -119,6 +119,8 @@ def main(args):
         lengths = {"source": (16,), "target": (16,)}  # for the work of a pair of 16 tokens
         print(zoo.ledger(model, input_shape=lengths).to_text(width=80), flush=True)
 
+        run.fine_tuning |= fine_tuning.add_lora(model, args)
+
         steps = args.epochs * len(train)
         peak, warmup_steps = limit_warmup(args.learning_rate, steps=steps, warmup_steps=args.warmup_steps)
         learning_rate = {
@@ -150,7 +152,6 @@ def main(args):
                 verbose=run.verbose,
             )
         average.restore(model, epochs=args.epochs)
-        fine_tuning.unfreeze(model)
     return save_and_report(run, model, tokenizer, dataset, average)
 
 
@@ -172,7 +173,10 @@ def check_languages(card, dataset):
 
 @distribution.on_main_process
 def save_and_report(run, model, tokenizer, dataset, average):
-    translator = zoo.Translator(distribution.to_single_device(model), tokenizer)
+    model = distribution.to_single_device(model)
+    fine_tuning.save_lora(model, run.args, run.folder)
+    fine_tuning.unfreeze(model)
+    translator = zoo.Translator(model, tokenizer)
     plot_training_curves(run.folder / "training_curves.png", run.history)
     metrics = run.metrics() | evaluate_translator(translator, dataset, run.folder)
     metrics["validation_bleu"] = run.history[-1]["val_bleu"]

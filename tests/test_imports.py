@@ -17,6 +17,7 @@ TIERS = (
     {"models", "data", "tokenizers", "parameter_ledger"},
     {"fast_paths", "parity", "presets"},
     {"generation", "converters", "exporters", "distribution"},
+    {"lora"},
     {"tasks"},
     {"evaluation", "training"},
     {"cli", "recipes"},

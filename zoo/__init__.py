@@ -15,12 +15,13 @@ Work with models:
     zoo.verify(preset or file)            whether it computes the same numbers on every backend
     zoo.convert(kind, source, folder)     published weights in other formats to a preset
     with zoo.strategy(devices):           build and train on several devices
+    zoo.lora.add_lora(model, rank=8)      train few weights beside frozen ones
 
 The rooms, from the top: `zoo.tasks` what users call; `zoo.training` and `zoo.evaluation` what recipes share;
-`zoo.generation` from a model's outputs to text or images; `zoo.converters` other formats; `zoo.distribution` several
-devices; `zoo.fast_paths` speed; `zoo.parity` the same numbers everywhere; `zoo.presets` models by name; `zoo.models`
-functions that build them; `zoo.data` data sets; `zoo.tokenizers`; `zoo.parameter_ledger`; `zoo.blocks` and `zoo.io`
-parts of all these; `zoo.backends`; `zoo.compat`; `zoo.errors`; `zoo.typing`.
+`zoo.lora` low-rank adapters; `zoo.generation` from a model's outputs to text or images; `zoo.converters` other formats;
+`zoo.distribution` several devices; `zoo.fast_paths` speed; `zoo.parity` the same numbers everywhere; `zoo.presets`
+models by name; `zoo.models` functions that build them; `zoo.data` data sets; `zoo.tokenizers`; `zoo.parameter_ledger`;
+`zoo.blocks` and `zoo.io` parts of all these; `zoo.backends`; `zoo.compat`; `zoo.errors`; `zoo.typing`.
 
 `import zoo` loads no framework: each part is imported when it is first used, with Keras on the backend that
 `KERAS_BACKEND` names.
@@ -42,6 +43,7 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
         fast_paths,
         generation,
         io,
+        lora,
         models,
         parameter_ledger,
         parity,
@@ -89,6 +91,7 @@ __all__ = [
     "list_models",
     "load_model",
     "load_task",
+    "lora",
     "models",
     "parameter_ledger",
     "parity",

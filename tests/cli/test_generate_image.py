@@ -164,7 +164,7 @@ def task():
 )
 def test_mistakes_are_reported_before_anything_is_generated(arguments, words, task, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(TextToImage, "from_preset", lambda *arguments: task)
+    monkeypatch.setattr(TextToImage, "from_preset", lambda *arguments, **options: task)
     with pytest.raises(UserError, match=words):
         cli.run(["generate", str(folder()), "a fox", *arguments])
     assert not list(tmp_path.iterdir())

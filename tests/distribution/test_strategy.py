@@ -27,10 +27,10 @@ from zoo.training.checkpoints import load_checkpoint
 from zoo.training.optimizers import TorchAdam
 
 PROGRAM = "tests/distribution/distributed_cases.py"
-CASES = ("cnn", "rnn", "transformer", "denoiser")
+CASES = ("cnn", "rnn", "transformer", "denoiser", "lora")
 BACKEND = keras.backend.backend()
 # JAX compiles the U-Net for 45 s, TensorFlow traces it for 40; JAX has the transformer with divided weights.
-QUICK = CASES[: {"jax": 2, "tensorflow": 2, "torch": 4}[BACKEND]]
+QUICK = CASES[: {"jax": 2, "tensorflow": 2, "torch": 5}[BACKEND]]
 PLAIN_FIT = "plain_fit@cpu:2" if BACKEND == "torch" else "plain_fit+short@cpu:2"
 COUNT = 4 if BACKEND == "jax" else 2  # TensorFlow traces, and PyTorch starts, what JAX compiles once for all devices
 RECIPE = "recipes/rnn_shakespeare.py --units 16 --embedding-dim 8 --sequence-length 16 --batch-size 8".split()
@@ -112,7 +112,7 @@ def several(tmp_path_factory):
 @pytest.mark.heavy
 @pytest.mark.parametrize("case", QUICK)
 def test_several_devices_give_the_run_of_one(trained, several, case):
-    """The CNN with a last batch that nothing divides, an RNN with states, the transformer, the denoiser."""
+    """The CNN with a last batch that nothing divides, an RNN with states, the transformer, the denoiser, LoRA."""
     found = results(several[0], f"{case}@cpu:{COUNT}")
     assert found["count"] == COUNT
     assert_same(trained(case), found)

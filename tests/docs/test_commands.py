@@ -149,7 +149,18 @@ def stable_diffusion(folder):
     tiny_pipeline(4).save_pretrained(folder)
 
 
+def unet_adapter(path):
+    """LoRA of the model that `stable_diffusion` writes, by Kohya's names."""
+    from safetensors.numpy import save_file
+
+    name, rng = "lora_unet_mid_block_attentions_0_proj_in", np.random.default_rng(0)
+    down, up = rng.normal(size=(2, 2, 16)).astype("float32")
+    save_file({f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": np.ascontiguousarray(up.T)}, path)
+
+
 READERS_FILES = {
+    "style.safetensors": unet_adapter,
+    "detail.safetensors": unet_adapter,
     "photo.png": image,
     "mask.png": image,
     "my_model.keras": model,

@@ -176,6 +176,17 @@ def safetensors(folder):
     return path, lambda path: build_model(read_state_dict(path))
 
 
+def lora(folder):
+    from zoo.lora import add_lora, load_lora, save_lora
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path, model = folder / "lora.safetensors", _small_model()
+    add_lora(model, rank=2, alpha=3, targets=".*")
+    save_lora(model, path)
+    base = _small_model()
+    return path, lambda path: load_lora(base, path, check_base=False)
+
+
 def labels(folder):
     from zoo.io.labels import read_labels
 
@@ -196,5 +207,6 @@ SOURCES = {
     "parity": parity_record,
     "state dict": state_dict,
     "safetensors": safetensors,
+    "lora": lora,
     "labels": labels,
 }

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import zoo
+from zoo import cli, lora
 from zoo.errors import UserError
 from zoo.models.transformer import transformer
 from zoo.tokenizers.shared_bpe import SharedBPETokenizer
@@ -51,6 +52,29 @@ def test_seeds_and_greedy(translator):
     assert translate(temperature=2.0, seed=None) != translate(temperature=2.0, seed=None)
     assert translate(num_beams=1) == translate(greedy=True) == translate(temperature=0) == translate(top_k=1, seed=4)
     assert translate() == translate(seed=5)
+
+
+@pytest.mark.slow("tensorflow", "jax")
+def test_lora_of_a_preset(translator, tmp_path, capsys):
+    """Added at load it gives what the adapter gives that is kept apart, in the class and in the command."""
+    preset, file, texts = translator.save_to_preset(tmp_path / "preset"), tmp_path / "a.safetensors", TEXTS[:2]
+    adapted, rng = zoo.Translator.from_preset(preset), np.random.default_rng(1)
+    before = adapted.translate(texts)
+    lora.add_lora(adapted.model, rank=2, alpha=4)
+    for variable in adapted.model.trainable_variables:
+        variable.assign(rng.normal(0, 0.5, variable.shape))
+    lora.save_lora(adapted.model, file)
+    expected = adapted.translate(texts)
+    assert expected != before
+    assert zoo.Translator.from_preset(preset, lora=file).translate(texts) == expected
+    assert zoo.Translator.from_preset(preset, lora=[(file, 0.25), (file, 0.75)]).translate(texts) == expected
+    assert zoo.Translator.from_preset(preset, lora=(file, 0.0)).translate(texts) == before
+    assert cli.run(["translate", str(preset), *texts, "--lora", str(file)]) == 0
+    assert capsys.readouterr().out.splitlines() == expected
+    with pytest.raises(UserError, match="transformer has LoRA layers, .*merge_lora"):
+        adapted.save_to_preset(tmp_path / "other")
+    with pytest.raises(UserError, match="There is no file at .*b.safetensors: .*Did you mean 'a.safetensors'"):
+        zoo.Translator.from_preset(preset, lora=tmp_path / "b.safetensors")
 
 
 @pytest.mark.slow("tensorflow", "jax")

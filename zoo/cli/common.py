@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import keras
 
     from zoo.presets import Preset
+    from zoo.typing import StrPath
 
 MODEL_HELP = "a name from `zoo list`, the folder of a preset, hf://owner/name, or the path of a .keras file"
 
@@ -49,6 +50,23 @@ def at_least(minimum: int) -> Callable[[str], int]:
         return value
 
     return integer
+
+
+def add_lora_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --lora to a parser."""
+    parser.add_argument(
+        "--lora",
+        action="append",
+        metavar="FILE[:SCALE]",
+        help="LoRA file to add to the model, at a scale, 1 unless said; may be repeated; default none",
+    )
+
+
+def lora_files(args: argparse.Namespace) -> list[StrPath | tuple[StrPath, float]] | None:
+    """What --lora names, for `from_preset`; None where it is not given."""
+    from zoo.lora import parse_file_and_scale
+
+    return [parse_file_and_scale(text) for text in args.lora] if args.lora else None
 
 
 def log(text: str) -> None:

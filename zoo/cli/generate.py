@@ -6,7 +6,15 @@ import sys
 import time
 import warnings
 
-from zoo.cli.common import MODEL_HELP, at_least, image_size, log, note_unlisted_files
+from zoo.cli.common import (
+    MODEL_HELP,
+    add_lora_argument,
+    at_least,
+    image_size,
+    log,
+    lora_files,
+    note_unlisted_files,
+)
 from zoo.errors import UserError, did_you_mean
 
 HELP = "generate text or images from a prompt"
@@ -31,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("model", help=MODEL_HELP)
     add("prompt", help="text to continue, or what the image shows")
     add("--seed", type=at_least(0), default=0, metavar="N", help="seed of the random numbers; default 0")
+    add_lora_argument(parser)
 
     add = parser.add_argument_group("text generation").add_argument
     add("--max-new-tokens", type=at_least(1), metavar="N", help="tokens to generate; default the preset's, or 400")
@@ -121,7 +130,7 @@ def _refuse(args, names, why):
 def _generate_text(args, preset):
     from zoo.tasks.causal_lm import CausalLM
 
-    model = CausalLM.from_preset(preset)
+    model = CausalLM.from_preset(preset, lora=lora_files(args))
     note_unlisted_files(preset)
     if args.top_tokens is not None:
         for token, probability in model.top_next_tokens(args.prompt, count=args.top_tokens):
@@ -152,7 +161,7 @@ def _generate_images(args, preset):
     )
     settings = {name: getattr(args, name) for name in (*names, "save_strip", "save_gif")}
     settings["width"], settings["height"] = args.size or (None, None)
-    model = TextToImage.from_preset(preset)
+    model = TextToImage.from_preset(preset, lora=lora_files(args))
     note_unlisted_files(preset)
     with warnings.catch_warnings():
         warnings.simplefilter("always", UserWarning)

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from zoo.cli.common import MODEL_HELP, at_least, note_unlisted_files
+from zoo.cli.common import MODEL_HELP, add_lora_argument, at_least, lora_files, note_unlisted_files
 from zoo.errors import UserError, require
 
 HELP = "translate sentences"
@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="exponent of the length that divides a score, above 0 favours longer texts; default the preset's, or 1",
     )
+    add_lora_argument(parser)
     add("--save-attention", metavar="FILE", help="write a plot of the cross-attention weights (one sentence)")
 
 
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
         backends.import_keras()
     from zoo.tasks.translator import Translator
 
-    translator = Translator.from_preset(preset)
+    translator = Translator.from_preset(preset, lora=lora_files(args))
     note_unlisted_files(preset)
     settings = {"num_beams": args.num_beams, "length_penalty": args.length_penalty}
     if not args.sentence:

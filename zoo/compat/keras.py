@@ -140,6 +140,26 @@ def track_variables(layer: keras.layers.Layer, variables: Iterable[keras.Variabl
     tracker.lock()
 
 
+def lora_base_kernel(layer: keras.layers.Layer) -> keras.Variable:
+    """The kernel of a layer, without the low-rank product that `enable_lora` adds to it.
+
+    Since Keras 3.0, where `layer.kernel` is the variable, or after `enable_lora` the sum, a tensor. Public way: none.
+    """
+    return private(layer, "_kernel")
+
+
+def remove_lora(layer: keras.layers.Layer) -> None:
+    """Undo `enable_lora` but for the values of the kernel: the layer is as it was built, and saved as such.
+
+    Since Keras 3.0. Public way: `del layer.lora_kernel_a`, which collects garbage for each.
+    """
+    untrack = private(layer, "_untrack_variable")
+    for name in ("lora_kernel_a", "lora_kernel_b"):
+        untrack(getattr(layer, name))
+        vars(layer).pop(name)
+    layer.lora_enabled, layer.lora_rank, layer.lora_alpha = False, None, None
+
+
 class GraphCall:
     """One call in the graph of a functional model.
 

@@ -578,12 +578,12 @@ def _state_dict_entries(model, name, use_linear_projection):
     for layer in model.layers:
         for variable in layer.weights:
             kind = "bias" if variable.name in ("bias", "beta") else "weight"
-            key = f"{_layer_key(model, layer.name, name)}.{kind}"
+            key = f"{layer_key(model, layer.name, name)}.{kind}"
             axes = {4: (3, 2, 0, 1), 2: (1, 0), 1: (0,)}[len(variable.shape)]
             if variable.name == "embeddings":
                 axes = (0, 1)
             shape = tuple(variable.shape[axis] for axis in axes)
-            if variable.name == "kernel" and len(shape) == 2 and _is_conv1x1(layer.name, name, use_linear_projection):
+            if variable.name == "kernel" and len(shape) == 2 and is_conv1x1(layer.name, name, use_linear_projection):
                 shape += (1, 1)
             keys: tuple[str, ...] = (key,)
             if name == "text_encoder":
@@ -595,8 +595,20 @@ def _state_dict_entries(model, name, use_linear_projection):
     return entries
 
 
-def _layer_key(model, layer_name, name):
-    """The name of a layer in a state dict, without ".weight" or ".bias"."""
+def layer_key(model: keras.Model, layer_name: str, name: str) -> str:
+    """The name of a layer in a state dict, without ".weight" or ".bias".
+
+    Args:
+        model: one of COMPONENT_BUILDERS.
+        layer_name: of one of its layers.
+        name: which of COMPONENT_BUILDERS it is.
+
+    Returns:
+        e.g. "mid_block.attentions.0.proj_in".
+
+    Raises:
+        UserError: if diffusers has no such layer.
+    """
     path, rest = [], layer_name
     patterns = {block: re.compile(block.replace("#", r"(\d+)") + "_") for block in BLOCK_MAP}
     while found := next(((block, m) for block, pattern in patterns.items() if (m := pattern.match(rest))), None):
@@ -611,8 +623,17 @@ def _layer_key(model, layer_name, name):
     return ".".join([*([name] if part == "vae" else []), *path, KEY_MAP[part][rest]])
 
 
-def _is_conv1x1(layer_name, name, use_linear_projection):
-    """Whether a dense layer is a 1x1 convolution in diffusers."""
+def is_conv1x1(layer_name: str, name: str, use_linear_projection: bool) -> bool:
+    """Whether a dense layer is a 1x1 convolution in diffusers.
+
+    Args:
+        layer_name: of the layer.
+        name: which of COMPONENT_BUILDERS its model is.
+        use_linear_projection: as in `to_diffusers`.
+
+    Returns:
+        True if it is.
+    """
     if name == "denoiser" and re.search(r"attention_\d+_(in|out)$", layer_name):
         return not use_linear_projection
     return layer_name.endswith(("shortcut", "quant_conv"))

@@ -354,8 +354,12 @@ def to_single_device(model: keras.Model) -> keras.Model:
     with outside_scope(), zero_weight_init():
         copy = type(model).from_config(config)
     with outside_scope():
+        for new, old in zip(flatten_layers(copy), flatten_layers(model), strict=True):
+            if getattr(old, "lora_enabled", False):  # `Dense` forgets it when it is built from its config
+                new.lora_alpha = old.lora_alpha
         for new, old in zip(_stateless_weights(copy), _stateless_weights(model), strict=True):
             new.assign(np.array(keras.ops.convert_to_numpy(old)))
+            new.trainable = old.trainable
     return copy
 
 

@@ -6,6 +6,7 @@ _MODULES = {
     "compile_function": "compile",
     "inference_call": "layers",
     "inference_function": "compile",
+    "recompile_functions": "compile",
     "set_compiler_flags": "layers",
     "use_fast_paths": "layers",
 }

@@ -11,6 +11,16 @@ import keras
 from zoo.fast_paths.layers import inference_call
 
 _MAX_TRACED_SECONDS = 0.5  # in longer calls on PyTorch, the time in Python does not matter
+_num_changes = 0  # of layers, see `recompile_functions`
+
+
+def recompile_functions() -> None:
+    """Have every compiled function compiled again at its next call, since layers have gained or lost weights.
+
+    `zoo.lora` calls it; so should who calls `enable_lora` or `quantize` of a layer.
+    """
+    global _num_changes
+    _num_changes += 1
 
 
 def inference_function(model: keras.Model) -> Callable[[Any], Any]:
@@ -25,18 +35,23 @@ def inference_function(model: keras.Model) -> Callable[[Any], Any]:
     Returns:
         function of the inputs, arrays or tensors in the structure that the model takes, that returns tensors.
     """
-    run = compile_function(inference_call(model), model.variables)
+    run = compile_function(inference_call(model), lambda: model.variables)
     return lambda inputs: run(keras.tree.map_structure(keras.ops.convert_to_tensor, inputs))
 
 
 def compile_function(
-    function: Callable[..., Any], variables: Sequence[keras.Variable], *, jit_compile: bool = False, trace: bool = True
+    function: Callable[..., Any],
+    variables: Sequence[keras.Variable] | Callable[[], Sequence[keras.Variable]],
+    *,
+    jit_compile: bool = False,
+    trace: bool = True,
 ) -> Callable[..., Any]:
     """Compile a function. Several threads may call the result.
 
     Args:
         function: takes and returns tensors, or nests of them; it calls models.
-        variables: those of the models. Weights are read at each call.
+        variables: those of the models, or a function that gives them, where layers may gain some: it is called before
+            the function is compiled, and again after `recompile_functions`. Weights are read at each call.
         jit_compile: on TensorFlow, compile with XLA too, which speeds up a loop of small steps.
         trace: on PyTorch, record the operations of a call with tensors of certain shapes, if the one before it was
             short, and from then on run them without Keras' Python around each layer. (While it records, PyTorch keeps
@@ -45,6 +60,20 @@ def compile_function(
     Returns:
         a function with the same arguments; gradients are not kept.
     """
+    latest = None
+
+    def run(*args):
+        nonlocal latest
+        current = latest
+        if current is None or current[0] != _num_changes:
+            found = variables() if callable(variables) else variables
+            latest = current = _num_changes, _compile(function, found, jit_compile, trace)
+        return current[1](*args)
+
+    return run
+
+
+def _compile(function, variables, jit_compile, trace):
     backend = keras.backend.backend()
     if backend == "jax":
         import jax

@@ -27,8 +27,9 @@ from typing import Any
 import keras
 from keras import layers
 
-from zoo.compat.keras import flatten_layers, functional_graph, graph_calls, run_graph
+from zoo.compat.keras import flatten_layers, functional_graph, graph_calls, lora_base_kernel, run_graph
 from zoo.fast_paths.recurrent import fast_inner_loop
+from zoo.typing import Tensor
 
 
 def use_fast_paths(model: keras.Model) -> None:
@@ -55,7 +56,7 @@ def inference_call(model: keras.Model) -> Callable[[Any], Any]:
 
     Nothing in the model is replaced, weights are read at each call, and several threads may call it. On PyTorch, the
     kernels of convolutions are put into the order in memory in which they are used (their shapes and values stay),
-    which saves a copy at every call. After `quantize` or `enable_lora`, make a new function.
+    which saves a copy at every call. After `quantize`, make a new function.
 
     Args:
         model: built `keras.Model`.
@@ -85,7 +86,7 @@ def _graph_call(graph, paths):
         same_dtype = bool(one.inputs) and one.inputs[0].dtype == getattr(operation, "compute_dtype", None)
         if fast and eligible(operation) and same_dtype:
             fast_calls[operation] = functools.partial(fast, operation)
-            if fast is _torch_convolution:
+            if fast is _torch_convolution and not operation.lora_enabled:
                 _reorder_kernel(operation.kernel)
         elif isinstance(operation, keras.Model) and (inner := functional_graph(operation)):
             fast_calls[operation] = _graph_call(inner, paths)
@@ -103,6 +104,19 @@ def _graph_call(graph, paths):
         return outputs[0] if isinstance(outputs, (list, tuple)) and len(outputs) == 1 else outputs
 
     return run
+
+
+def kernel_value(layer: keras.layers.Layer) -> Tensor:
+    """The kernel of a layer as a tensor, with the low-rank product of `enable_lora` if there is one.
+
+    Args:
+        layer: with a `kernel`.
+
+    Returns:
+        tensor, which on PyTorch shares the variable's memory without `enable_lora`.
+    """
+    kernel = layer.kernel
+    return kernel.value if isinstance(kernel, keras.Variable) else kernel
 
 
 def set_compiler_flags() -> None:
@@ -148,7 +162,7 @@ def _is_plain_convolution(layer):
 
 
 def _is_plain_dense(layer):
-    return not layer.lora_enabled and layer.quantization_mode is None and layer.compute_dtype == layer.variable_dtype
+    return layer.quantization_mode is None and layer.compute_dtype == layer.variable_dtype
 
 
 def _is_plain_pooling(layer):
@@ -166,7 +180,7 @@ def _is_plain_group_norm(layer):
 def _torch_convolution(layer, inputs):
     import torch
 
-    kernel = layer.kernel.value.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)  # HWIO -> OIHW
+    kernel = kernel_value(layer).permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)  # HWIO -> OIHW
     bias = layer.bias.value if layer.use_bias else None
     inputs, padding = inputs.permute(0, 3, 1, 2), [0, 0]  # (B, C, H, W)
     if layer.padding == "same" and set(layer.strides) == {1}:
@@ -199,7 +213,11 @@ def _torch_dense(layer, inputs, training=None):
     import torch
 
     bias = layer.bias.value if layer.use_bias else None
-    return layer.activation(torch.nn.functional.linear(inputs, layer.kernel.value.t(), bias))
+    outputs = torch.nn.functional.linear(inputs, lora_base_kernel(layer).value.t(), bias)
+    if layer.lora_enabled:  # x W + s (x A) B: no gradient of the size of W, which x (W + s A B) would need
+        low_rank = inputs @ layer.lora_kernel_a.value.to(inputs.dtype) @ layer.lora_kernel_b.value.to(inputs.dtype)
+        outputs = outputs + layer.lora_alpha / layer.lora_rank * low_rank
+    return layer.activation(outputs)
 
 
 def _torch_group_norm(layer, inputs):

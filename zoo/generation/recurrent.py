@@ -35,7 +35,7 @@ class RecurrentGenerator:
         infer_config(model)
         sizes = [layer.cell.state_size for layer in recurrent_layers(model)]
         self._state_sizes = keras.tree.flatten(sizes)
-        self._step = compile_function(torch_step(model) or _keras_step(model), model.variables, trace=False)
+        self._step = compile_function(torch_step(model) or _keras_step(model), lambda: model.variables, trace=False)
 
     def init_states(self, batch_size: int = 1) -> list[Tensor]:
         """States before the first token.

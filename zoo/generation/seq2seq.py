@@ -93,7 +93,7 @@ class Seq2SeqGenerator:
         self.num_steps = 0  # of the last call of `generate`
         self._eager = supports(model)  # nothing is compiled, so any shape is as good as another
         self._network = TorchTransformer(model) if self._eager else _KerasTransformer(model)
-        self._variables, self._loops = model.variables, {}
+        self._variables, self._loops = lambda: model.variables, {}
         self._encode = compile_function(self._network.encode, self._variables, jit_compile=True, trace=False)
 
     @overload

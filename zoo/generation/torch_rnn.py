@@ -5,6 +5,7 @@ from typing import Any
 
 import keras
 
+from zoo.fast_paths.layers import kernel_value
 from zoo.fast_paths.recurrent import fast_step
 from zoo.generation.torch_transformer import supports
 from zoo.models.rnn_language_model import recurrent_layers
@@ -40,7 +41,7 @@ def torch_step(model: keras.Model) -> Callable[..., list[Tensor]] | None:
         for recurrent_step in steps:
             new_states += recurrent_step(x, [left.pop(0) for _ in range(num_states)])
             x = new_states[-num_states]  # (B, h)
-        logits = x @ embedding.embeddings.value.T if tied else torch.addmm(head.bias.value, x, head.kernel.value)
+        logits = x @ embedding.embeddings.value.T if tied else torch.addmm(head.bias.value, x, kernel_value(head))
         return [logits, *new_states]
 
     return step

@@ -22,6 +22,7 @@ import numpy as np
 from zoo.blocks.attention import sinusoidal_embedding
 from zoo.compat.keras import flatten_layers
 from zoo.compat.torch import packed_linear, tensor_version
+from zoo.fast_paths.layers import kernel_value
 from zoo.models.transformer import infer_config
 from zoo.typing import Tensor
 
@@ -29,7 +30,7 @@ _VOCABULARY_BLOCK = 16_384  # entries of the vocabulary in a block: 10 MB of log
 
 
 def supports(model: keras.Model) -> bool:
-    """Whether this is the torch backend and the layers are plain float32: not quantised, no low-rank additions.
+    """Whether this is the torch backend and the layers are plain float32, not quantised.
 
     Args:
         model: a transformer.
@@ -38,9 +39,7 @@ def supports(model: keras.Model) -> bool:
         True if it is.
     """
     return keras.backend.backend() == "torch" and all(
-        layer.compute_dtype == "float32"
-        and not getattr(layer, "quantization_mode", None)
-        and not getattr(layer, "lora_enabled", False)
+        layer.compute_dtype == "float32" and not getattr(layer, "quantization_mode", None)
         for layer in flatten_layers(model)
     )
 
@@ -166,7 +165,7 @@ class TorchTransformer:
         }
         self.scale = math.sqrt(self.config["hidden_dim"]) if self.config["scale_embeddings"] else 1.0
         if "logits" in layers:
-            table, bias = layers["logits"].kernel.value.T, layers["logits"].bias.value  # (V, d), (V,)
+            table, bias = kernel_value(layers["logits"]).T, layers["logits"].bias.value  # (V, d), (V,)
         else:
             table = self.embeddings["decoder"]
             bias = layers["logits_bias"].embeddings.value[0] if "logits_bias" in layers else None
@@ -182,7 +181,7 @@ class TorchTransformer:
 
         def dense(*parts):
             kernels, biases = zip(
-                *((layers[f"{name}_{part}"].kernel.value, layers[f"{name}_{part}"].bias.value) for part in parts)
+                *((kernel_value(layers[f"{name}_{part}"]), layers[f"{name}_{part}"].bias.value) for part in parts)
             )
             return _linear(torch.cat([kernel.T for kernel in kernels]), torch.cat(biases))
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from zoo.compat.keras import (
     deserialize_model,
+    flatten_layers,
     load_weights,
     save_through_disk,
     without_tensorflow,
@@ -40,9 +41,17 @@ def save_model(model: keras.Model, path: StrPath) -> None:
     Args:
         model: a built model.
         path: of the `.keras` file.
+
+    Raises:
+        UserError: if a layer has LoRA, whose A and B a `.keras` file loses: Keras loads it with zeros in their places.
     """
     import keras
 
+    if any(getattr(layer, "lora_enabled", False) for layer in flatten_layers(model)):
+        raise UserError(
+            f"{model.name} has LoRA layers, which a .keras file does not keep apart: merge them into the weights with "
+            "zoo.lora.merge_lora(model), or save them alone with zoo.lora.save_lora(model, path)."
+        )
     model = keras.Model(model.input, model.output, name=model.name)
     with atomic_write(path) as temporary, without_tensorflow(), save_through_disk(LARGE_MODEL):
         model.save(temporary)

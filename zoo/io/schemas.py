@@ -542,6 +542,29 @@ class CheckpointMeta(Struct):
     history: list[dict[str, float | int | None]]
 
 
+Alpha = Annotated[float, Meta(ge=-1e6, le=1e6)]
+Rank = Annotated[int, Meta(ge=1, le=2**16)]
+
+
+class LoraConfig(Supported):
+    """What "lora_adapter_metadata" in a LoRA file says of one model: the defaults of peft's LoraConfig."""
+
+    r: Rank = 8
+    lora_alpha: Alpha = 8
+    alpha_pattern: dict[Text, Alpha] = {}
+    use_rslora: Flag = False  # divide alpha by the square root of the rank
+
+    ONLY = {"use_dora": (False,), "peft_type": ("LORA",), "fan_in_fan_out": (False,), "lora_bias": (False,)}
+
+
+class LoraBase(Struct):
+    """What "zoo" in a LoRA file says of the model that it was trained on."""
+
+    name: Text
+    structure: Sha256
+    weights: Sha256
+
+
 class ParityMetadata(Struct):
     """What a parity record says beside its arrays."""
 

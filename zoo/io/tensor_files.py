@@ -35,6 +35,7 @@ class TensorFile:
 
     Attributes:
         shapes: dict name -> shape.
+        metadata: dict of texts by name that a safetensors file may hold; {} for a torch file.
 
     Raises:
         UserError: if the file is missing, is damaged, holds code or anything but tensors by name, or if the package
@@ -71,6 +72,7 @@ class TensorFile:
         elif key is not None:
             raise UserError(f"{path} is a safetensors file, which holds tensors by name alone: leave out key={key!r}.")
         self._content, self._bytes_read = content, 0
+        self.metadata: dict[str, str] = (content.metadata() or {}) if self._safe else {}
         self.shapes = {
             name: tuple(content.get_slice(name).get_shape() if self._safe else content[name].shape)
             for name in content.keys()

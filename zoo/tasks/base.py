@@ -33,6 +33,23 @@ _VERBS = {
 }
 
 
+# A file, a file and its scale, or several of these.
+LoraFiles = StrPath | tuple[StrPath, float] | list[StrPath | tuple[StrPath, float]]
+
+
+def _adapters(lora):
+    """[(file, scale)] of `from_preset`'s lora; the files are looked into before a model is loaded, which takes time."""
+    if lora is None:
+        return []
+    from zoo.io.tensor_files import TensorFile
+
+    listed = lora if isinstance(lora, list) else [lora]
+    adapters = [one if isinstance(one, tuple) else (one, 1.0) for one in listed]
+    for path, _ in adapters:
+        TensorFile(path)
+    return adapters
+
+
 def task_class(task: str) -> type[Task]:
     """The class of a task.
 
@@ -102,6 +119,7 @@ class Task:
         revision: str | None = None,
         dtype: str | None = None,
         load_weights: bool = True,
+        lora: LoraFiles | None = None,
         **arguments: Any,
     ) -> Self:
         """Load a preset.
@@ -112,18 +130,27 @@ class Task:
             revision: branch, tag or commit of an "hf://" repository.
             dtype: dtype policy of the layers, e.g. "bfloat16"; as saved if None.
             load_weights: False for fresh initial weights.
+            lora: LoRA file whose adapter is added to the weights, a pair (file, scale), or a list of files and pairs;
+                see `zoo.lora.load_lora`.
             **arguments: of the class, in place of what the preset says.
 
         Returns:
             the task, an instance of this class.
 
         Raises:
-            UserError: if there is no such preset, it is one of another task, or a file is missing, altered or
-                unusable.
+            UserError: if there is no such preset, it is one of another task, or a file is missing, altered, unusable
+                or, of a LoRA, for another model.
         """
         found = find_preset(preset, revision=revision)
         cls._check_task(found)
-        return cls._from_preset(found, dtype=dtype, load_weights=load_weights, **arguments)
+        adapters = _adapters(lora)
+        task = cls._from_preset(found, dtype=dtype, load_weights=load_weights, **arguments)
+        if adapters:
+            from zoo.lora import load_lora
+
+            load_lora(task._adapted_models(), *zip(*adapters))
+            task.card["lora"] = [f"{pathlib.Path(path).name}:{scale:g}" for path, scale in adapters]
+        return task
 
     @classmethod
     def _check_task(cls, preset):
@@ -144,6 +171,10 @@ class Task:
         model = preset.load_model(dtype=dtype, load_weights=load_weights)
         read = {"card": preset.card, "generation_config": preset.generation_config}
         return cls(model, **read | cls._constructor_arguments(preset, model) | arguments)
+
+    def _adapted_models(self):
+        """The models that a LoRA file may be for."""
+        return [self.model]
 
     @classmethod
     def _constructor_arguments(cls, preset, model):

@@ -451,6 +451,8 @@ class TextToImage(Task):
         for name, value in (("image", image), ("mask_image", mask_image)):
             if value is not None:
                 metadata[name] = value if isinstance(value, (str, os.PathLike)) else type(value).__name__
+        if adapters := self.card.get("lora"):
+            metadata["lora"] = ", ".join(adapters)
         return metadata | {"Software": f"zoo {__version__}"}
 
     @classmethod
@@ -472,6 +474,9 @@ class TextToImage(Task):
             return cls(components, tokenizer, config, **read | arguments)
         except UserError as error:
             raise UserError(f"{preset.folder}: {error}") from error
+
+    def _adapted_models(self):
+        return [self.components["text_encoder"], self.components["denoiser"]]
 
     def _save_files(self, folder):
         for name, model in self.components.items():

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import pathlib
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
+from zoo import lora
 from zoo.distribution.strategy import prepare_devices
 from zoo.errors import UserError
 from zoo.io import cards, files, model_files
@@ -48,6 +50,7 @@ _COMPUTATION = (
     *("axis", "epsilon", "target_shape"),
 )
 _MAX_NAMES = 4  # of layers in a sentence
+LORA_FILE = "lora.safetensors"  # in a run's folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -557,6 +560,41 @@ def set_trainable(
     total = sum(int(np.prod(weight.shape)) for weight in _weights(model))
     print(f"Training {count:,} of {total:,} parameters.", flush=True)
     return {"trained_parameters": count, "frozen_parameters": total - count}
+
+
+def add_lora(model: keras.Model, args: argparse.Namespace) -> dict[str, int]:
+    """With --lora-rank, add LoRA to the projections of every attention and train nothing else.
+
+    Args:
+        model: built, with the weights of the file, not compiled.
+        args: the flags `lora_rank`, `lora_alpha` and `seed`.
+
+    Returns:
+        for metrics.json, as `set_trainable`; {} without --lora-rank.
+
+    Raises:
+        UserError: as `zoo.lora.add_lora`.
+    """
+    if args.lora_rank is None:
+        return {}
+    total = sum(int(np.prod(weight.shape)) for weight in _weights(model))
+    names = lora.add_lora(model, args.lora_rank, args.lora_alpha, seed=args.seed)
+    count = sum(int(np.prod(variable.shape)) for variable in model.trainable_variables)
+    print(f"Training LoRA of rank {args.lora_rank} in {len(names)} layers: {count:,} parameters beside {total:,}.")
+    return {"trained_parameters": count, "frozen_parameters": total}
+
+
+def save_lora(model: keras.Model, args: argparse.Namespace, folder: StrPath) -> None:
+    """With --lora-rank, write the adapter to lora.safetensors, then merge it, so that the model can be saved.
+
+    Args:
+        model: of `add_lora`, trained, on one device; changed in place.
+        args: the flag `lora_rank`.
+        folder: of the file.
+    """
+    if args.lora_rank is not None:
+        lora.save_lora(model, pathlib.Path(folder) / LORA_FILE)
+        lora.merge_lora(model)
 
 
 def unfreeze(model: keras.Model) -> None:

@@ -122,6 +122,13 @@ FLAGS = {
         no_default="all",
         action="append",
     ),
+    "lora_rank": _flag(
+        "train a low-rank adapter (LoRA) of this rank beside the weights of --init-from",
+        type=int,
+        minimum=1,
+        no_default="train the weights",
+    ),
+    "lora_alpha": _flag("scale of the adapter, which is multiplied by alpha / rank", type=float, no_default="the rank"),
     # optimization
     "epochs": _flag("number of epochs", type=int, minimum=1),
     "batch_size": _flag("examples of a batch, over all devices", type=int, minimum=1),
@@ -181,6 +188,7 @@ FLAGS = {
 
 RUN_FLAGS = ("seed", "limit", "parity", "devices", "parallel", "precision", "output", "resume", "overwrite", "evaluate")
 FINE_TUNING_FLAGS = ("init_from", "new_head", "freeze", "train_only")
+LORA_FLAGS = ("lora_rank", "lora_alpha")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -296,6 +304,16 @@ def check(args: argparse.Namespace) -> None:
     for name in ("new_head", "init_encoder_only"):
         if getattr(args, name, False) and args.init_from is None:
             raise UserError(f"{_spelling(name)} belongs to --init-from: name the model to start from.")
+    if getattr(args, "lora_rank", None) is not None:
+        if args.init_from is None:
+            raise UserError("--lora-rank adapts a trained model: name it with --init-from.")
+        for name in ("new_head", "init_encoder_only", "freeze", "train_only"):
+            if getattr(args, name, None):
+                raise UserError(
+                    f"--lora-rank trains A and B alone, beside all weights of --init-from: leave {_spelling(name)} out."
+                )
+    elif getattr(args, "lora_alpha", None) is not None:
+        raise UserError("--lora-alpha belongs to --lora-rank: give the rank.")
     for name in ("freeze", "train_only"):
         for pattern in getattr(args, name, None) or ():
             try:

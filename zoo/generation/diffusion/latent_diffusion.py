@@ -104,7 +104,7 @@ class LatentDiffusion:
         self._denoiser = inference_call(denoiser)
         self._text_encoder, self._decoder = inference_function(text_encoder), inference_function(decoder)
         self._encoder = None if encoder is None else inference_function(encoder)
-        self._denoising_step = compile_function(self._step, denoiser.variables)
+        self._denoising_step = compile_function(self._step, lambda: denoiser.variables)
 
     def plan(
         self, num_steps: int, *, sampler: str | None = None, strength: float = 1.0, eta: float = 0.0
