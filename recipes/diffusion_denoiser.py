@@ -23,7 +23,7 @@ from tokenizers import Tokenizer
 import zoo
 from zoo import lora
 from zoo.distribution.launch import run_recipe
-from zoo.distribution.strategy import on_main_process
+from zoo.distribution.strategy import on_main_process, prepare_devices
 from zoo.evaluation.diffusion import loss_by_timestep
 from zoo.evaluation.diffusion_plots import plot_grid, plot_loss_by_timestep, plot_training_curves
 from zoo.generation.diffusion.noise_sampler import alphas_cumprod_from_config
@@ -51,6 +51,8 @@ def parse_args(argv=None):
 def main(args):
     flags.check(args)
     folder = diffusion.run_folder(args, "encoder.keras", "decoder.keras", "text_encoder.keras", "tokenizer.json")
+
+    prepare_devices(args.devices)  # before the encoders compute anything
 
     # Data: latents (B, 12, 12, 4), encoded once, with noise; timesteps (B,); contexts (B, 16, d) of all captions.
     dataset = diffusion.load_dataset(args)

@@ -36,7 +36,7 @@ def require(*packages: str, what: str) -> None:
     """Check, before the work begins, that packages which the core does without are installed.
 
     Args:
-        *packages: names that the packages are imported by; each is one of `EXTRAS`.
+        *packages: names that the packages are imported by, of `EXTRAS` or of the core.
         what: what needs them, the subject of the sentence, e.g. "A plot".
 
     Raises:
@@ -46,7 +46,8 @@ def require(*packages: str, what: str) -> None:
         extras = [extra for extra, names in EXTRAS.items() if set(names) & set(missing)]
         names = " and ".join([", ".join(missing[:-1]), missing[-1]]).removeprefix(" and ")
         verb = "are" if len(missing) > 1 else "is"
-        raise UserError(f"{what} needs {names}, which {verb} not installed: {install_command(*extras)}.")
+        command = install_command(*extras) if extras else f"pip install {' '.join(missing)}"  # a package of the core
+        raise UserError(f"{what} needs {names}, which {verb} not installed: {command}.")
 
 
 def install_command(*extras: str) -> str:

@@ -183,7 +183,7 @@ def test_published(finished, tmp_path):
     shutil.copytree(finished()[0], run)
 
     def publish():
-        cli.run(["publish", str(run), "--output", str(target), "--data-license", "none"])
+        cli.run(["publish", str(run), "--output", str(target), "--license", "MIT", "--data-license", "none"])
 
     with pytest.raises(UserError, match="lacks scores: finish and score the run"):
         publish()
@@ -230,6 +230,20 @@ def test_killed_in_every_part_and_resumed_is_the_run_that_was_not(finished, tmp_
         weights = [model_files.load_model(folder / name).get_weights() for folder in (whole, tmp_path)]
         for one, other in zip(*weights, strict=True):
             np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.slow
+@pytest.mark.heavy
+@pytest.mark.skipif(os.environ["KERAS_BACKEND"] == "torch", reason="a program given as a string starts no processes")
+def test_the_denoiser_alone_on_two_devices(finished, tmp_path, run):
+    """It encodes its data before it trains: the devices must be known by then."""
+    folder, metrics = finished()
+    shutil.copytree(folder, tmp_path / "run")
+    flags = [*FLAGS, "--stage", "denoiser", "--overwrite", "--devices", "cpu:2", "--output", tmp_path / "run"]
+    ended = run(["-c", PROGRAM, *flags])
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    stored = json.loads((tmp_path / "run" / "denoiser" / "metrics.json").read_text())
+    np.testing.assert_allclose(stored["first_losses"], metrics["denoiser"]["first_losses"], atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -1,21 +1,24 @@
-"""zoo publish: a finished training run as a preset with a card and a parity record."""
+"""zoo publish: a finished training run as a preset with a card, a README and parity records; to the Hub with --push."""
 
 import argparse
 import json
 import pathlib
+import re
 import shlex
 import shutil
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from zoo.errors import UserError
+from zoo.errors import UserError, error_summary, require
 from zoo.io.cards import DIFFUSION_PARTS
 from zoo.typing import StrPath
 
 HELP = "turn the folder of a finished training run into a preset"
 EPILOG = """example:
-  zoo publish runs/cnn_mnist-mnist --data-license "CC BY-SA 3.0" \\
-      --output my_cnn"""
+  zoo publish runs/cnn_mnist-mnist --output my_cnn \\
+      --license MIT --data-license "CC BY-SA 3.0"
+  zoo publish runs/cnn_mnist-mnist --output my_cnn \\
+      --license MIT --data-license "CC BY-SA 3.0" --push me/my_cnn"""
 
 _RUN = (
     *("command", "backend", "versions", "machine", "dataset", "data_sha256", "seed", "epochs", "learning_rate"),
@@ -39,6 +42,11 @@ CARD_KEYS = {
         *("average_checkpoints", "validation_bleu", "test_bleu_beam_1", "test_bleu_beam_5", "signature", "test_pairs"),
     ),
 }
+# What a card takes over where a run was fine-tuned.
+FINE_TUNING_KEYS = (
+    *("init_from", "init_sha256", "init_weights", "new_head", "init_encoder_only", "freeze", "train_only"),
+    *("trained_parameters", "frozen_parameters"),
+)
 # A latent diffusion: the parts that its card must describe, and the files of its preset.
 COMPONENTS = tuple(DIFFUSION_PARTS)
 COMPONENT_FILES = tuple(name for names in DIFFUSION_PARTS.values() for name in names)
@@ -62,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("run_folder", metavar="RUN_FOLDER", help="folder that a recipe wrote")
     add("--output", metavar="FOLDER", help="preset folder to write; default saved_models/ and the run folder's name")
     add("--input", metavar="TEXT", help="what the model takes, for the card; default as the run's card says")
+    add("--license", required=True, metavar="TEXT", help="license of the model, e.g. MIT or CC-BY-4.0, for the card")
     add("--data-license", required=True, metavar="TEXT", help="license or terms of the training data, for the card")
+    add("--push", metavar="OWNER/NAME", help="repository of the Hugging Face Hub to upload to; default none")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -72,34 +82,84 @@ def run(args: argparse.Namespace) -> None:
     target = pathlib.Path(args.output or pathlib.Path("saved_models", run_folder.resolve().name))
     if target.suffix == ".keras" or target.resolve() == run_folder.resolve():
         raise UserError(f"--output is {target}: give another folder to write, such as saved_models/cnn_mnist.")
+    if args.push is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", args.push):
+        raise UserError(f"--push is {args.push!r}: write OWNER/NAME, the repository on the Hugging Face Hub.")
+    if not args.license.strip():
+        raise UserError("--license is empty: name the license of the model, e.g. MIT, or none.")
+    require("huggingface_hub", what="A model card for the Hugging Face Hub")
     card, names = _read_run(run_folder)
     takes = args.input or card.get("input")
     if not takes:
         raise UserError(f"The card of {run_folder} does not say what the model takes: give it with --input.")
-    card |= {"input": takes, "data_license": args.data_license}
+    card |= {"input": takes, "license": args.license, "data_license": args.data_license}
     backends.import_keras()
-    publish(run_folder, target, card, names)
+    publish(run_folder, target, card, names, repository=args.push)
+    if args.push:
+        print(f"{target} is at {push(target, args.push)}.")
 
 
-def publish(run_folder: StrPath, target: StrPath, card: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Copy files of a run into a preset folder, write its card and, for one model, its parity record."""
+def publish(
+    run_folder: StrPath,
+    target: StrPath,
+    card: Mapping[str, Any],
+    names: Iterable[str],
+    *,
+    repository: str | None = None,
+) -> None:
+    """Copy files of a run into a preset folder; write its card, its README and a parity record of each model."""
+    from zoo.cli.model_card import README_FILE, model_card
     from zoo.io import cards, files
-    from zoo.parity.records import write_parity_record
+    from zoo.parity.records import parity_path, write_parity_record
 
     run_folder, target = pathlib.Path(run_folder), files.prepare_folder(target)
-    for name in (cards.CARD_FILE, cards.PARITY_FILE, cards.GENERATION_CONFIG_FILE):  # of what was published before
+    names = list(names)
+    models = [name for name in names if name.endswith(".keras")]
+    records = {name: parity_path(target / name) for name in models}
+    # Of what was published before.
+    for name in (cards.CARD_FILE, README_FILE, cards.GENERATION_CONFIG_FILE):
         files.remove(target / name)
+    for path in records.values():
+        files.remove(path)
     config = [cards.GENERATION_CONFIG_FILE] if (run_folder / cards.GENERATION_CONFIG_FILE).is_file() else []
     for name in (*names, *config):
         with files.atomic_write(target / name) as temporary:
             shutil.copyfile(run_folder / name, temporary)
     cards.write_card(target, {"name": target.resolve().name, **card}, names)
-    record = ""
-    if cards.MODEL_FILE in names:
-        write_parity_record(target / cards.MODEL_FILE, _parity_inputs(target, card))
-        record = f", its parity record {cards.PARITY_FILE}"
+    for name in models:
+        inputs = _parity_inputs(target, card) if name == cards.MODEL_FILE else None
+        write_parity_record(target / name, inputs)
+    files.write_text(target / README_FILE, model_card(cards.read_card(target), target, repository=repository))
     size = sum(path.stat().st_size for path in target.iterdir())
-    print(f"{target} ({size / 1e6:.1f} MB){record} and its card {cards.CARD_FILE} are in place.")
+    parity = "its parity record" if len(models) == 1 else f"{len(models)} parity records"
+    print(f"{target} ({size / 1e6:.1f} MB): {parity}, its card {cards.CARD_FILE} and {README_FILE} are in place.")
+
+
+def push(folder: StrPath, repository: str) -> str:
+    """Upload a preset folder to a repository of the Hugging Face Hub, which is made if there is none.
+
+    Files and folders of the repository that the preset does not have stay.
+
+    Raises:
+        UserError: if the user is not logged in, or the Hub or the network refuses.
+    """
+    import huggingface_hub
+
+    api = huggingface_hub.HfApi()
+    try:
+        url = api.create_repo(repository, repo_type="model", exist_ok=True)
+        api.upload_folder(
+            repo_id=repository,
+            repo_type="model",
+            folder_path=str(folder),
+            ignore_patterns=[".*"],
+            commit_message="zoo publish",
+        )
+    except Exception as error:  # the hub, the network and the disk raise many kinds
+        raise UserError(
+            f"{folder} cannot be uploaded to {repository} ({error_summary(error)}): log in with `hf auth login` and "
+            "check the name and the network; the folder itself is complete."
+        ) from error
+    return str(url)
 
 
 def _read_run(run_folder):
@@ -149,7 +209,8 @@ def _read_metrics(path):
         raise UserError(f"{path} holds {len(kinds)} of {', '.join(CARD_KEYS)}: one says which card is to be written.")
     if missing := [key for key in kinds[0] if key not in metrics]:
         raise UserError(f"{path} lacks {', '.join(missing)}: run the recipe again.")
-    return {key: metrics[key] for key in kinds[0]}
+    found = {key: metrics[key] for key in kinds[0]}
+    return found | {key: metrics[key] for key in FINE_TUNING_KEYS if metrics.get(key)}
 
 
 def _with_clean_command(entry):

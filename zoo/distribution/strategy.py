@@ -113,6 +113,21 @@ def strategy(
             _current = before
 
 
+def prepare_devices(devices: str | int = "auto") -> None:
+    """Let the backend know the devices of a later `strategy`, before anything is computed.
+
+    TensorFlow and JAX decide how many CPU devices there are when they compute for the first time.
+
+    Args:
+        devices: as of `strategy`.
+
+    Raises:
+        UserError: if there are fewer devices.
+    """
+    with strategy(devices):
+        pass
+
+
 def _enter(devices):
     """Open the scope of `Devices`: where variables lie, their precision, `fit` and `evaluate`."""
     with contextlib.ExitStack() as stack:

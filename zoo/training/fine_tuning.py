@@ -28,7 +28,7 @@ import keras
 import numpy as np
 
 from zoo import lora
-from zoo.distribution.strategy import outside_scope, strategy
+from zoo.distribution.strategy import prepare_devices
 from zoo.errors import UserError
 from zoo.io import cards, files, model_files
 from zoo.presets import find_preset
@@ -113,8 +113,8 @@ def load_pretrained(
         if not single_file and not path.is_file() and preset.model_paths:
             found = ", ".join(path.name for path in preset.model_paths)
             raise UserError(f"{name} has no {file}, which this recipe starts from: it holds {found}.")
-    with strategy(devices), outside_scope():
-        models = {file: model_files.load_model(path) for file, path in paths.items()}
+    prepare_devices(devices)
+    models = {file: model_files.load_model(path) for file, path in paths.items()}
     digests = {file: files.sha256(path) for file, path in paths.items()}
     tokenizer = None
     if with_tokenizer:
