@@ -17,8 +17,9 @@ import time
 import numpy as np
 import pytest
 
-from recipes import cnn_mnist, rnn_shakespeare, transformer_multi30k
+from recipes import cnn_image_folder, cnn_mnist, rnn_shakespeare, transformer_multi30k
 from tests.conftest import write_verses
+from tests.data.test_image_folder import write_pictures
 from tests.recipes.test_translation_recipe import write_pairs
 from zoo.errors import UserError
 from zoo.io import files, model_files
@@ -27,6 +28,7 @@ pytestmark = [pytest.mark.once, pytest.mark.heavy]
 EPOCHS = 2
 RECIPES = {
     "cnn_mnist": (cnn_mnist, "--dataset digits --limit 64 --batch-size 32".split()),
+    "cnn_image_folder": (cnn_image_folder, "--stream always --limit 64 --batch-size 32".split()),
     "rnn_shakespeare": (
         rnn_shakespeare,
         "--units 8 --embedding-dim 4 --batch-size 8 --sequence-length 10 --patience 1".split(),
@@ -44,6 +46,8 @@ def recipe(request, tmp_path_factory):
     """(function that trains in a folder, weights of the run that was not killed, seconds that it took)."""
     module, arguments = RECIPES[request.param]
     folder = tmp_path_factory.mktemp(request.param)
+    if module is cnn_image_folder:
+        arguments = [*arguments, "--train-dir", str(write_pictures(folder / "pictures", count=200))]
     if module is rnn_shakespeare:
         arguments = [*arguments, "--text", str(write_verses(folder / "verses.txt", words=900, characters=4000))]
     if module is transformer_multi30k:

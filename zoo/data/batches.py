@@ -1,7 +1,17 @@
 """Deterministic batches: the order is a function of (seed, epoch) alone, the same on every backend."""
 
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import threading
+from typing import TYPE_CHECKING
+
 import keras
 import numpy as np
+
+if TYPE_CHECKING:
+    from zoo.data.image_folder import ImageFiles
 
 
 def epoch_order(count: int, *, seed: int, epoch: int) -> np.ndarray:
@@ -24,7 +34,7 @@ class Batches(keras.utils.PyDataset):
     `set_epoch` sets the order of an epoch; the callback `zoo.training.callbacks.SetEpoch` calls it.
 
     Args:
-        x: inputs, array (N, …).
+        x: inputs, array (N, …), or `zoo.data.ImageFiles`, which are decoded batch by batch.
         y: targets, array (N, …).
         batch_size: examples in a batch.
         seed: seed of the order; None keeps the order of the arrays (validation).
@@ -33,7 +43,7 @@ class Batches(keras.utils.PyDataset):
         ValueError: if the arrays differ in length, are empty, or `batch_size` is below 1.
     """
 
-    def __init__(self, x: np.ndarray, y: np.ndarray, *, batch_size: int, seed: int | None = 0) -> None:
+    def __init__(self, x: np.ndarray | ImageFiles, y: np.ndarray, *, batch_size: int, seed: int | None = 0) -> None:
         super().__init__(workers=1, use_multiprocessing=False)
         if len(x) != len(y):
             raise ValueError(f"x and y must have the same length, got {len(x)} and {len(y)}.")
@@ -57,5 +67,74 @@ class Batches(keras.utils.PyDataset):
         return -(-len(self.x) // self.batch_size)
 
     def __getitem__(self, index):
-        indices = self.order[index * self.batch_size : (index + 1) * self.batch_size]
-        return self.x[indices], self.y[indices]
+        return self._take(self._rows(index))
+
+    def _rows(self, index):
+        return self.order[index * self.batch_size : (index + 1) * self.batch_size]
+
+    def _take(self, rows):
+        return self.x[rows], self.y[rows]
+
+
+class PrefetchedBatches(Batches):
+    """`Batches` that threads make ahead of their use, for images that are decoded from files while a step runs.
+
+    The threads are this object's own: the workers of a `keras.utils.PyDataset` begin an epoch before its callbacks have
+    set the order, and on JAX and PyTorch several of them change it. A batch has its rows from the moment it is asked
+    for, so that its content depends on (seed, epoch) and its index alone, whichever thread makes it.
+
+    Args:
+        x: inputs, `zoo.data.ImageFiles` or array (N, …).
+        y: targets, array (N, …).
+        batch_size: examples in a batch.
+        seed: seed of the order; None keeps the order of the arrays (validation).
+        workers: number of threads; one for each processor, at most 8, if None.
+        prefetch: number of batches ahead, at most; twice the threads if None.
+
+    Raises:
+        ValueError: as `Batches`.
+    """
+
+    _KEPT = 2  # batches behind the last that was asked for: a callback may look at the one that a step has just used
+
+    def __init__(
+        self,
+        x: np.ndarray | ImageFiles,
+        y: np.ndarray,
+        *,
+        batch_size: int,
+        seed: int | None = 0,
+        workers: int | None = None,
+        prefetch: int | None = None,
+    ) -> None:
+        self.num_threads = workers or min(8, os.cpu_count() or 1)
+        self.prefetch = prefetch or 2 * self.num_threads
+        self._lock = threading.Lock()
+        self._pool = concurrent.futures.ThreadPoolExecutor(self.num_threads, thread_name_prefix="zoo-prefetch")
+        self._made: dict[int, concurrent.futures.Future] = {}
+        self._position = 0  # the furthest index of this pass that was asked for
+        super().__init__(x, y, batch_size=batch_size, seed=seed)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Set the order of an epoch, and drop what was made in another.
+
+        Args:
+            epoch: its number, from 0.
+        """
+        with self._lock:
+            for future in self._made.values():
+                future.cancel()
+            self._made, self._position = {}, 0
+            super().set_epoch(epoch)
+
+    def __getitem__(self, index):
+        with self._lock:
+            if index == 0 or index >= self._position:  # else a look back, which moves nothing
+                self._position = index
+                for i in range(index, min(index + 1 + self.prefetch, len(self))):
+                    if i not in self._made:
+                        self._made[i] = self._pool.submit(self._take, self._rows(i))
+                for i in [i for i in self._made if i < index - self._KEPT]:
+                    del self._made[i]
+            future, rows = self._made.get(index), self._rows(index)
+        return self._take(rows) if future is None else future.result()

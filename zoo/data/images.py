@@ -15,6 +15,7 @@ import gzip
 import hashlib
 import os
 import pathlib
+import re
 import shutil
 import socket
 import subprocess
@@ -143,19 +144,34 @@ def split_validation(
     """
     labels = dataset.y_train
     groups = np.arange(len(labels)) if dataset.group_train is None else dataset.group_train
-    rng = np.random.default_rng([seed, len(labels)])
-    held_out = []
-    for label in np.unique(labels):
-        members = np.unique(groups[labels == label])
-        count = 0 if len(members) < 2 else max(1, round(fraction * len(members)))
-        held_out.append(rng.permutation(members)[:count])
-    validation = np.isin(groups, np.concatenate(held_out))
+    validation = hold_out(labels, groups, fraction=fraction, seed=seed)
     splits = []
     for rows in (np.flatnonzero(~validation), np.flatnonzero(validation)):
         if limit is not None:
             rows = np.sort(np.random.default_rng([seed, len(rows)]).permutation(rows)[:limit])
         splits.append((dataset.x_train[rows], labels[rows]))
     return splits[0], splits[1]
+
+
+def hold_out(labels: np.ndarray, groups: np.ndarray, *, fraction: float, seed: int = 0) -> np.ndarray:
+    """Choose whole groups, within each class the same fraction of them, at least one of two or more.
+
+    Args:
+        labels: of the examples, (N,) int.
+        groups: number of the group that each belongs to, (N,) int.
+        fraction: fraction of the groups of each class to hold out.
+        seed: seed of the choice.
+
+    Returns:
+        (N,) bool, True for what is held out.
+    """
+    rng = np.random.default_rng([seed, len(labels)])
+    held_out = [np.empty(0, groups.dtype)]
+    for label in np.unique(labels):
+        members = np.unique(groups[labels == label])
+        count = 0 if len(members) < 2 else max(1, round(fraction * len(members)))
+        held_out.append(rng.permutation(members)[:count])
+    return np.isin(groups, np.concatenate(held_out))
 
 
 # ---------------------------------------------------------------------------------------------- tensorflow-datasets
@@ -210,16 +226,16 @@ def _load_mnist(name, folder):
     return ImageDataset(name=name, class_names=names, source=str(folder / name), **data)
 
 
-def _export(name, folder, prepared):
+def _export(name, folder, prepared, *options):
     """The arrays of a tensorflow-datasets data set: from the cache, else read by a child process."""
-    cached = _cache_file(name, folder) if prepared else None
+    cached = _cache_file(name, folder, *options) if prepared else None
     if cached and (data := _read_arrays(cached)):
         return data
     require("tensorflow_datasets", what=f"Reading {name} in {folder}")
     with tempfile.TemporaryDirectory() as scratch:
         arrays = pathlib.Path(scratch) / "arrays.npz"
         child = subprocess.run(
-            [sys.executable, "-P", pathlib.Path(__file__).with_name("tfds_export.py"), name, folder, arrays],
+            [sys.executable, "-P", pathlib.Path(__file__).with_name("tfds_export.py"), name, folder, arrays, *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if prepared else None,  # a download shows its progress
             text=True,
@@ -230,7 +246,7 @@ def _export(name, folder, prepared):
                 f"{name} in {folder} cannot be read ({reason[-1][:200]}): the folder is incomplete or damaged, "
                 f"prepare it again or name another with --data-dir."
             )
-        cached = cached or _cache_file(name, folder)  # of what the child has prepared
+        cached = cached or _cache_file(name, folder, *options)  # of what the child has prepared
         with contextlib.suppress(OSError, UserError):  # a cache that cannot be written is none
             cached.parent.mkdir(parents=True, exist_ok=True)
             with files.atomic_write(cached) as temporary:
@@ -238,13 +254,13 @@ def _export(name, folder, prepared):
         return _read_arrays(arrays)
 
 
-def _cache_file(name, folder):
+def _cache_file(name, folder, *options):
     """Where the arrays of a data set are kept: a name made from the content of its files, wherever they lie."""
     digest = hashlib.sha256()
     for path in sorted((folder / name).rglob("*")):
         if path.is_file():
             digest.update(f"{path.name} {files.sha256(path)}\n".encode())
-    return files.cache_dir() / "data" / f"{name}-{digest.hexdigest()[:16]}.npz"
+    return files.cache_dir() / "data" / "-".join([name, *options[:1], f"{digest.hexdigest()[:16]}.npz"])
 
 
 def _read_arrays(path):
@@ -285,6 +301,39 @@ def _read_idx(path):
         return np.frombuffer(raw, np.uint8, offset=4 + 4 * rank).reshape(shape)
     except (OSError, EOFError, IndexError, ValueError, zlib.error) as error:
         raise UserError(f"{path} is not a whole idx file ({error}): fetch it again.") from error
+
+
+def read_tfds_images(
+    name: str, data_dir: StrPath | None, *, image_size: int, most_bytes: int
+) -> tuple[dict[str, np.ndarray], str]:
+    """The arrays of any tensorflow-datasets data set with one image and one class label an example.
+
+    Args:
+        name: of the data set, e.g. "cats_vs_dogs".
+        data_dir: tensorflow-datasets folder; the default one if None.
+        image_size: height and width in pixels of images that differ in size.
+        most_bytes: upper bound of the arrays.
+
+    Returns:
+        ({"x_train", "y_train", "class_names", and "x_validation", "y_validation", "x_test", "y_test" where it has
+        them}, where it was).
+
+    Raises:
+        UserError: if it is neither prepared nor reachable, is no such data set, or is larger.
+    """
+    folder = _tfds_dir(data_dir)
+    if not re.fullmatch(r"[a-z0-9_]+", name):
+        raise UserError(f"{name!r} is no name of a tensorflow-datasets data set: give one such as cats_vs_dogs.")
+    prepared = _is_prepared(name, folder)
+    if not prepared and not _server_reachable():
+        raise UserError(
+            f"{name} is not in {folder} and the data server cannot be reached: put the tensorflow-datasets folder "
+            f"there (it holds {name}/<version>/dataset_info.json), or name another with --data-dir or TFDS_DATA_DIR."
+        )
+    data = _export(name, folder, prepared, str(image_size), str(most_bytes))
+    if "message" in data:
+        raise UserError(f"{name} {data['message']}")
+    return data, str(folder / name)
 
 
 def read_tfds_text(name: str, data_dir: StrPath | None) -> str | None:

@@ -19,13 +19,18 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import numpy as np
 
 
-def main(name: str, folder: StrPath, target: StrPath) -> None:
+def main(
+    name: str, folder: StrPath, target: StrPath, image_size: str | None = None, most_bytes: str | None = None
+) -> None:
     """Write the arrays of a data set.
 
     Args:
         name: of the tensorflow-datasets data set.
         folder: tensorflow-datasets folder.
         target: `.npz` file to write.
+        image_size: height and width in pixels of images that differ in size, for any data set of image classification;
+            None for one that has images of one size, called "image" and "label".
+        most_bytes: upper bound of the arrays then.
     """
     import tensorflow_datasets as tfds
     from PIL import Image
@@ -36,6 +41,9 @@ def main(name: str, folder: StrPath, target: StrPath) -> None:
     if "text" in builder.info.features:
         parts = (example["text"].bytes_list.value for split in builder.info.splits for example in _read(builder, split))
         np.savez(target, text=np.frombuffer(b"".join(text for values in parts for text in values), np.uint8))
+        return
+    if image_size is not None:
+        np.savez(target, **_classification(builder, int(image_size), int(most_bytes or 0)))
         return
     shape = builder.info.features["image"].shape
     arrays = {"class_names": np.array(builder.info.features["label"].names)}
@@ -53,6 +61,48 @@ def main(name: str, folder: StrPath, target: StrPath) -> None:
             raise SystemExit(f"{split} holds {read} of {count} images")
         arrays |= {f"x_{split}": x, f"y_{split}": y}
     np.savez(target, **arrays)  # type: ignore[arg-type]  # as if for allow_pickle, too
+
+
+def _classification(builder, image_size, most_bytes):
+    """{name: array} of the splits train, validation and test, or {"message": what is wrong}."""
+    import tensorflow_datasets as tfds
+    from PIL import Image
+
+    from zoo.io.images import load_image
+
+    features = dict(builder.info.features)
+    images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
+    keys = builder.info.supervised_keys
+    if isinstance(keys, tuple) and len(keys) == 2 and keys[0] in images and keys[1] in labels:
+        images, labels = [keys[0]], [keys[1]]
+    if len(images) != 1 or len(labels) != 1:
+        found = f"{len(images)} images and {len(labels)} class labels"
+        return {"message": np.array(f"has {found} an example: image classification needs one of each.")}
+    if "train" not in builder.info.splits:
+        return {"message": np.array(f"has the splits {', '.join(builder.info.splits)}: training needs train.")}
+    shape = features[images[0]].shape
+    resized = None in shape or shape[-1] not in (1, 3)
+    shape = (image_size, image_size, 3) if resized else shape
+    splits = [split for split in ("train", "validation", "test") if split in builder.info.splits]
+    size = sum(builder.info.splits[split].num_examples for split in splits) * int(np.prod(shape))
+    if size > most_bytes:
+        return {"message": np.array(f"has {size:,} bytes of images, more than {most_bytes:,}: use a smaller one.")}
+    arrays = {"class_names": np.array(features[labels[0]].names)}
+    for split in splits:
+        x, y = [], []
+        for example in _read(builder, split):
+            label = example[labels[0]].int64_list.value[0]
+            if label < 0:  # as tensorflow-datasets marks a test split whose labels are not published
+                continue
+            image: Image.Image = Image.open(io.BytesIO(example[images[0]].bytes_list.value[0]))
+            if resized:
+                image = Image.fromarray(load_image(image)).resize(shape[:2], Image.Resampling.BILINEAR)
+            x.append(np.asarray(image).reshape(shape))
+            y.append(label)
+        if x:
+            arrays |= {f"x_{split}": np.stack(x).astype(np.uint8), f"y_{split}": np.array(y, np.int32)}
+    return arrays
 
 
 def _read(builder, split):

@@ -1,13 +1,18 @@
 """Evaluation of a classifier: loss, accuracy, report by class, plots of the confusion matrix and of mistakes."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zoo.errors import require
 from zoo.evaluation.figures import new_figure, save_figure, set_epoch_axis
 from zoo.typing import StrPath
+
+if TYPE_CHECKING:
+    from zoo.data import ImageFiles
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -102,7 +107,7 @@ def plot_confusion_matrix(path: StrPath, labels: np.ndarray, logits: np.ndarray,
 
 def plot_worst_mistakes(
     path: StrPath,
-    images: np.ndarray,
+    images: np.ndarray | ImageFiles,
     labels: np.ndarray,
     logits: np.ndarray,
     class_names: Sequence[str],
@@ -112,7 +117,7 @@ def plot_worst_mistakes(
 
     Args:
         path: PNG file.
-        images: (N, H, W, C) uint8.
+        images: (N, H, W, C) uint8, an array or `zoo.data.ImageFiles`.
         labels: (N,) int.
         logits: (N, K).
         class_names: K names.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
+from zoo.data.batches import PrefetchedBatches
 from zoo.errors import UserError
 from zoo.evaluation import classification, language, translation
 from zoo.fast_paths.layers import use_fast_paths
@@ -20,18 +21,18 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import tokenizers
 
-    from zoo.data import ImageDataset, PairDataset, TextDataset
+    from zoo.data import ImageDataset, ImageFolder, PairDataset, TextDataset
     from zoo.tasks.translator import Translator
 
 
 def evaluate_classifier(
-    model: keras.Model, dataset: ImageDataset, folder: StrPath, *, limit: int | None = None
+    model: keras.Model, dataset: ImageDataset | ImageFolder, folder: StrPath, *, limit: int | None = None
 ) -> dict[str, Any]:
     """Evaluate on the test images, or the first `limit`.
 
     Args:
         model: an image classifier, from raw images (N, H, W, C) to logits (N, K).
-        dataset: `zoo.data.ImageDataset`.
+        dataset: `zoo.data.ImageDataset` or `zoo.data.ImageFolder`.
         folder: where report.txt, confusion_matrix.png and worst_mistakes.png go.
         limit: most images; None for all.
 
@@ -50,7 +51,11 @@ def evaluate_classifier(
     folder = files.prepare_folder(folder)
     images, labels = dataset.x_test[:limit], dataset.y_test[:limit]
     use_fast_paths(model)
-    logits = np.asarray(model.predict(images, batch_size=250, verbose=0))
+    if not isinstance(images, np.ndarray):  # files: decoded batch by batch
+        images_in_batches = PrefetchedBatches(images, labels, batch_size=250, seed=None)
+        logits = np.asarray(model.predict(images_in_batches, verbose=0))
+    else:
+        logits = np.asarray(model.predict(images, batch_size=250, verbose=0))
     scores = classification.scores(labels, logits)
     report = classification.format_report(labels, logits, dataset.class_names)
     print(f"\n{report}\nTest loss {scores['loss']:.4f}, test accuracy {scores['accuracy']:.2%}", flush=True)

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.data import IMAGE_DATASETS
+from zoo.data.image_folder import ON_BROKEN, STREAM
 from zoo.distribution.devices import PARALLEL, PRECISIONS
 from zoo.errors import EXTRAS, UserError, require
 from zoo.models.rnn_language_model import CELLS
@@ -64,6 +65,33 @@ FLAGS = {
     "dataset": _flag(f"one of {', '.join(IMAGE_DATASETS)}", no_default="the recipe's own", defines_run=False),
     "data_dir": _flag(
         "folder of the data set", no_default="where it is usually kept, if at all", metavar="FOLDER", defines_run=False
+    ),
+    "train_dir": _flag(
+        "folder with a sub-folder of pictures for each class, or of the pictures that --labels names",
+        metavar="FOLDER",
+        defines_run=False,
+    ),
+    "validation_dir": _flag(
+        "such a folder for validation", metavar="FOLDER", no_default="a tenth of the others", defines_run=False
+    ),
+    "test_dir": _flag(
+        "such a folder for testing", metavar="FOLDER", no_default="a tenth of the others", defines_run=False
+    ),
+    "labels": _flag(
+        "CSV file with a column file and a column label", metavar="CSV", no_default="sub-folders", defines_run=False
+    ),
+    "group_column": _flag(
+        "column of --labels; pictures of one group stay on one side of the split", metavar="NAME", defines_run=False
+    ),
+    "on_broken": _flag("what to do with broken pictures", "skip", choices=ON_BROKEN, defines_run=False),
+    "stream": _flag(
+        "decode pictures while training: auto: where they take more than 1 GiB",
+        "auto",
+        choices=STREAM,
+        defines_run=False,
+    ),
+    "tfds": _flag(
+        "image classification data set of tensorflow-datasets, in --data-dir", metavar="NAME", defines_run=False
     ),
     "text": _flag(
         "UTF-8 text of your own to train on: a file, or a folder of .txt files",
