@@ -29,7 +29,7 @@ from zoo.evaluation.reports import evaluate_classifier
 from zoo.io.images import write_png
 from zoo.models.cnn import cnn
 from zoo.models.preprocessing import attach_preprocessing, preprocessing
-from zoo.training import flags
+from zoo.training import fine_tuning, flags
 from zoo.training.initial_weights import set_initial_weights
 from zoo.training.optimizers import TorchAdam
 from zoo.training.run import Run, print_wrapped, save_metrics
@@ -51,7 +51,7 @@ def parse_args(argv=None):
     flags.add(parser, "train_dir", "validation_dir", "test_dir", "labels", "group_column", "on_broken", "stream")
     flags.add(parser, "tfds", "data_dir", epochs=20, batch_size=64)
     flags.add(parser, optimizer="adamw", learning_rate=1e-3, schedule="cosine", weight_decay=1e-4)
-    flags.add(parser, *flags.RUN_FLAGS)
+    flags.add(parser, *flags.FINE_TUNING_FLAGS, *flags.RUN_FLAGS)
     return parser.parse_args(argv)
 
 
@@ -80,7 +80,8 @@ def main(args):
         model = zoo.ImageClassifier.from_preset(args.evaluate).model
         folder = folder / "evaluation"
         return save_metrics(folder, evaluate_classifier(model, dataset, folder))
-    run = Run(args, folder=folder, data_sha256=dataset.fingerprint())
+    pretrained = fine_tuning.load_pretrained(args.init_from, task="image-classification", devices=args.devices)
+    run = Run(args, folder=folder, data_sha256=dataset.fingerprint(), pretrained=pretrained)
     batches = data.PrefetchedBatches if dataset.is_streamed else data.Batches
     train = batches(dataset.x_train, dataset.y_train, batch_size=args.batch_size, seed=args.seed)
     validation = batches(dataset.x_val, dataset.y_val, batch_size=256, seed=None) if len(dataset.x_val) else None
@@ -89,6 +90,9 @@ def main(args):
         # Model: the CNN behind two pipelines that share its weights; the one for training augments.
         classifier = cnn(num_classes=len(dataset.class_names), dropout=0.0 if args.parity else 0.5)
         set_initial_weights(classifier, seed=args.seed, initializer="glorot")
+        run.fine_tuning |= fine_tuning.init_classifier(
+            classifier, pretrained, class_names=dataset.class_names, new_head=args.new_head
+        )
         classifier.summary()
         options = PREPROCESSING | {"input_shape": (None, None, dataset.x_train.shape[-1]), "seed": args.seed}
         pipeline = preprocessing("test", **options)
@@ -109,6 +113,7 @@ def main(args):
             learning_rate, weight_decay=args.weight_decay, decoupled_weight_decay=args.optimizer == "adamw"
         )
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        run.fine_tuning |= fine_tuning.set_trainable(training_model, freeze=args.freeze, train_only=args.train_only)
         training_model.compile(optimizer=optimizer, loss=loss, weighted_metrics=["accuracy"])
 
         run.prepare(training_model)
@@ -122,6 +127,7 @@ def main(args):
                 shuffle=False,
                 verbose=run.verbose,
             )
+        fine_tuning.unfreeze(training_model)
     return save_and_report(run, model, dataset)
 
 
