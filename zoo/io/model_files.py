@@ -279,7 +279,8 @@ def _unknown(item):
 
 
 def _needs(path, missing):
-    names = ", ".join(f"{name} (of {module})" if module else name for name, module in missing.items())
+    listed = [f"{name} (of {module})"[:120] if module else str(name)[:120] for name, module in missing.items()]
+    names = ", ".join(listed[:6]) + (f", … ({len(listed)} in all)" if len(listed) > 6 else "")
     one = len(missing) == 1
     return (
         f"{path} needs the custom {'class' if one else 'classes'} {names}, which this process does not know: import "
