@@ -62,6 +62,7 @@ class ImageFiles:
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
+        """(N, size, size, 3)."""
         return (len(self.paths), self.image_size, self.image_size, 3)
 
     def __len__(self):
