@@ -91,6 +91,11 @@ CASES = [
     ("keras", in_archive("config.json", replaced(b'"units": 4', b'"units": 400000000')), "more weights than the file"),
     ("keras", in_archive("config.json", lambda content: content[:-1] + b" " * 2**27 + b"}"), "description of 134,"),
     ("keras", in_archive("config.json", replaced(b'"Conv2D"', b'"Lambda"')), ""),
+    (
+        "keras",
+        in_archive("config.json", replaced(b'"module": "keras.initializers"', b'"module": [' + b"1, " * 999 + b"1]")),
+        "needs the custom class",
+    ),
     ("marian", deep("config.json"), "is not valid JSON"),
     ("marian", deep("generation_config.json", 200), "nested more than 64 deep"),
     ("marian", entry("config.json", "encoder_layers", value=10**6), "at most 512"),
