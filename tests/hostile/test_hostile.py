@@ -87,13 +87,14 @@ def other_model(folder):
 
 
 GROWS = {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1000}
+LONG_CLASS = b'"module": [' + b"1, " * 999 + b'1], "class_name": "Dense"'
 CASES = [
     ("keras", in_archive("config.json", replaced(b'"units": 4', b'"units": 400000000')), "more weights than the file"),
     ("keras", in_archive("config.json", lambda content: content[:-1] + b" " * 2**27 + b"}"), "description of 134,"),
     ("keras", in_archive("config.json", replaced(b'"Conv2D"', b'"Lambda"')), ""),
     (
         "keras",
-        in_archive("config.json", replaced(b'"module": "keras.initializers"', b'"module": [' + b"1, " * 999 + b"1]")),
+        in_archive("config.json", replaced(b'"module": "keras.layers", "class_name": "Dense"', LONG_CLASS)),
         "needs the custom class",
     ),
     ("marian", deep("config.json"), "is not valid JSON"),
