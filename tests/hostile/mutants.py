@@ -10,6 +10,7 @@ those that failed are kept in the folder that the last line names.
 import argparse
 import collections
 import contextlib
+import faulthandler
 import io
 import json
 import math
@@ -267,6 +268,7 @@ def _read(use, path):
     limit = pages * resource.getpagesize() + 2**31
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(SECONDS), resource.RLIM_INFINITY))
+    faulthandler.disable()  # pytest's, which would write of each crash
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
