@@ -112,6 +112,10 @@ def cases(backend):
         "zoo convert": (zoo("convert", "marian", "marian", "converted"), "convert"),
         "recipes/cnn_mnist.py": (recipe("cnn_mnist", *SMALL, "--data-dir", "idx", "--output", "cnn"), "train"),
         "recipes/cnn_gtsrb.py": (recipe("cnn_gtsrb", *SMALL, "--data-dir", "gtsrb.npz", "--output", "gtsrb"), "train"),
+        "recipes/cnn_image_folder.py": (
+            recipe("cnn_image_folder", *SMALL, "--train-dir", "pictures", "--output", "folder"),
+            "train",
+        ),
         "recipes/rnn_shakespeare.py": (
             recipe("rnn_shakespeare", "--text", "text.txt", "--epochs", "1", "--output", "rnn", *SMALL_RNN),
             "train",
@@ -125,7 +129,18 @@ def cases(backend):
             "train",
         ),
         "zoo publish": (
-            zoo("publish", "cnn", "--output", "published", "--input", "images", "--data-license", "none"),
+            zoo(
+                "publish",
+                "cnn",
+                "--output",
+                "published",
+                "--input",
+                "images",
+                "--license",
+                "mit",
+                "--data-license",
+                "none",
+            ),
             "train",
         ),
     }
@@ -138,6 +153,7 @@ SENTENCE_ONLY, EXTRAS_ONLY = ("a data set of tensorflow-datasets",), ("zoo publi
 def write_data(folder):
     """What the cases read: idx files of random images, a tensorflow-datasets folder, a text, sentence pairs."""
     import numpy as np
+    from PIL import Image
 
     rng = np.random.default_rng(0)
     for name in ("mnist", "fashion_mnist"):
@@ -150,6 +166,10 @@ def write_data(folder):
     names = np.array([f"sign {k}" for k in range(4)])
     images = {f"x_{split}": rng.integers(0, 256, (48, 48, 48, 3), "uint8") for split in ("train", "test")}
     labels = {f"y_{split}": np.arange(48) % 4 for split in ("train", "test")}
+    for k in range(48):
+        place = folder / "pictures" / "ab"[k % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype="uint8")).save(place / f"{k}.png")
     np.savez(folder / "gtsrb.npz", **images, **labels, track_train=np.arange(48), class_names=names)
     (folder / "prepared" / "mnist" / "3.0.1").mkdir(parents=True)
     (folder / "prepared" / "mnist" / "3.0.1" / "dataset_info.json").write_text("{}")
