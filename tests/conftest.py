@@ -1,6 +1,7 @@
 """Fixtures, and which tests a process runs: one process tests one backend; `once` tests run apart."""
 
 import collections
+import contextlib
 import gc
 import math
 import os
@@ -165,3 +166,21 @@ def run():
         return subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=900)
 
     return start
+
+
+@contextlib.contextmanager
+def interrupted_in_second_epoch():
+    """Ctrl-C in a run of a recipe, which says that the first epoch is kept."""
+    import keras
+
+    from zoo.training import run
+
+    class Interrupt(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "TerminateOnNaN", Interrupt)
+        with pytest.raises(KeyboardInterrupt, match="epoch 1 to 1 kept"):
+            yield

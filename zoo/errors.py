@@ -76,6 +76,21 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def listed(names: Iterable[object], *, most: int, between: str = ", ") -> str:
+    """Names as a part of a sentence, the first of them where there are many.
+
+    Args:
+        names: what to list.
+        most: how many are shown.
+        between: what stands between two.
+
+    Returns:
+        e.g. "a, b, … (9 in all)".
+    """
+    words = [str(name) for name in names]
+    return between.join(words[:most]) + (f"{between}… ({len(words)} in all)" if len(words) > most else "")
+
+
 def error_summary(error: BaseException) -> str:
     """The message of an exception of Keras or a backend as one short line, without frames and colours.
 

@@ -43,7 +43,7 @@ from zoo.converters.stable_diffusion_lora import (
     module_names,
     parse_key,
 )
-from zoo.errors import UserError, did_you_mean, require
+from zoo.errors import UserError, did_you_mean, listed, require
 from zoo.io import files, schemas
 from zoo.io.tensor_files import TensorFile, read_float_tensor
 from zoo.typing import StrPath
@@ -100,7 +100,7 @@ def add_lora(
     layers = _layers_with_kernel(model)
     chosen = {path: layer for path, layer in layers.items() if pattern.fullmatch(path)}
     if not chosen:
-        known = f"its layers are {_some(layers)}" if layers else "it has no layer that can be adapted"
+        known = f"its layers are {listed(layers, most=6)}" if layers else "it has no layer that can be adapted"
         raise UserError(
             f"targets {targets!r} matches no layer of {model.name}: {known}.{did_you_mean(targets, layers)}"
         )
@@ -128,8 +128,18 @@ def merge_lora(model: keras.Model) -> None:
         scale = layer.lora_alpha / layer.lora_rank
         _add_to_kernel(layer, _Adapter(_array(layer.lora_kernel_a), _array(layer.lora_kernel_b), scale))
         remove_lora(layer)
-    _unfreeze(model)
+    unfreeze(model)
     _note_changes(model)
+
+
+def unfreeze(model: keras.Model) -> None:
+    """Make all of a model trainable that it was built with as such, as whoever loads its file expects it.
+
+    Args:
+        model: changed in place.
+    """
+    model.trainable = False  # on TensorFlow, setting what a model has already does not reach its layers
+    model.trainable = True
 
 
 def save_lora(
@@ -159,8 +169,8 @@ def save_lora(
         own = {id(part) for layer in adapted.values() for part in (layer.lora_kernel_a, layer.lora_kernel_b)}
         if others := [variable.path for variable in one.trainable_variables if id(variable) not in own]:
             raise UserError(
-                f"Weights of {one.name} beside its LoRA are trainable ({_some(others)}), which a LoRA file does not "
-                "hold: freeze them, or merge the LoRA with merge_lora and save the whole model."
+                f"Weights of {one.name} beside its LoRA are trainable ({listed(others, most=6)}), which a LoRA file "
+                "does not hold: freeze them, or merge the LoRA with merge_lora and save the whole model."
             )
         names = {id(layer): name for name, layer in _modules(one).items()}
         by_name = {names[id(layer)]: layer for layer in adapted.values()}
@@ -288,7 +298,7 @@ def _enable(model, chosen):
         if layer.quantization_mode or layer.kernel_constraint:
             what = "is quantized" if layer.quantization_mode else "has a kernel constraint"
             raise UserError(f"{path} of {model.name} {what}, which LoRA cannot be added to: leave it out of targets.")
-    _unfreeze(model)  # else Keras freezes A and B too
+    unfreeze(model)  # else Keras freezes A and B too
     adapted = {id(layer) for layer, _, _ in chosen.values()}
     for layer in flatten_layers(model, include_self=False):
         if id(layer) not in adapted and not flatten_layers(layer, include_self=False):
@@ -298,12 +308,6 @@ def _enable(model, chosen):
     for layer, rank, alpha in chosen.values():
         layer.enable_lora(rank, lora_alpha=alpha, a_initializer="zeros")
     _note_changes(model)
-
-
-def _unfreeze(model):
-    """Make trainable what a model was built with as such."""
-    model.trainable = False  # on TensorFlow, an attribute that is set to the value it has stays untouched
-    model.trainable = True
 
 
 def _note_changes(model):
@@ -484,8 +488,3 @@ def _check_base(file, model, check_weights):
             f"{base.weights[:12]}… (sha256), and {model.name} here has {here['weights'][:12]}…: load the model it was "
             "trained on."
         )
-
-
-def _some(names, most=6):
-    listed = list(names)
-    return ", ".join(listed[:most]) + (f", … ({len(listed)} in all)" if len(listed) > most else "")

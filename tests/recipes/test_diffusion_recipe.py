@@ -48,6 +48,11 @@ FLAGS = ["--limit", "32", "--epochs", "2", "--batch-size", "8", "--data-dir", "/
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
+    make_small(monkeypatch)
+
+
+def make_small(monkeypatch):
+    """Small networks for the rest of a test, and no look for the data server."""
     monkeypatch.setattr("zoo.data.images._server_reachable", lambda: False)
     for name in ("AUTOENCODER", "DENOISER", "TEXT_ENCODER"):
         sizes = getattr(variants, name)

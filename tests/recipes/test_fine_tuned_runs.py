@@ -9,19 +9,17 @@ import pytest
 
 import zoo
 from recipes import cnn_mnist, rnn_shakespeare, transformer_multi30k
-from tests.conftest import write_verses
+from tests.conftest import interrupted_in_second_epoch, write_verses
 from tests.recipes.test_diffusion_recipe import FLAGS as DIFFUSION
-from tests.recipes.test_diffusion_recipe import SMALL
+from tests.recipes.test_diffusion_recipe import make_small
 from tests.recipes.test_translation_recipe import write_pairs
 from zoo.errors import UserError
 from zoo.io import files, model_files
-from zoo.models import variants
 from zoo.models.cnn import cnn
 from zoo.models.rnn_language_model import rnn_language_model
 from zoo.models.transformer import transformer
 from zoo.tokenizers.shared_bpe import SharedBPETokenizer
 from zoo.tokenizers.text import train_tokenizer
-from zoo.training import run as run_module
 from zoo.training.initial_weights import set_initial_weights
 
 RNN = "--sequence-length 16 --batch-size 8 --epochs 2 --new-head --freeze lstm_0 --freeze embedding".split()
@@ -98,15 +96,8 @@ def test_what_a_run_says_of_its_beginning(finished, text, language_model):
 
 @pytest.mark.heavy
 def test_interrupted_and_resumed_is_bit_for_bit_the_uninterrupted_run(finished, text, language_model, tmp_path):
-    class Interrupt(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 1:
-                raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "TerminateOnNaN", Interrupt)
-        with pytest.raises(KeyboardInterrupt, match="epoch 1 to 1 kept"):
-            fine_tune(text, language_model, tmp_path)
+    with interrupted_in_second_epoch():
+        fine_tune(text, language_model, tmp_path)
     with pytest.raises(UserError, match="was written by a run with freeze="):
         fine_tune(text, language_model, tmp_path, "--resume", "--freeze", "lstm_1")
     other = write_language_model(tmp_path / "other")
@@ -184,11 +175,7 @@ def test_images_of_other_classes(tmp_path):
 @pytest.mark.slow("tensorflow", "jax")
 def test_parts_of_a_latent_diffusion(tmp_path, monkeypatch):
     """Each part starts from its own files of another run, and the average of a frozen weight is the weight."""
-    monkeypatch.setattr("zoo.data.images._server_reachable", lambda: False)
-    for name in ("AUTOENCODER", "DENOISER", "TEXT_ENCODER"):
-        sizes = getattr(variants, name)
-        monkeypatch.setattr(variants, name, {key: dict(value) for key, value in sizes.items()})
-    exec(SMALL)
+    make_small(monkeypatch)
     recipe = importlib.import_module("recipes.diffusion_captions")
     for stage in recipe.RECIPES:
         if stage != "evaluation":

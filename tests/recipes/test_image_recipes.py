@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from recipes import cnn_gtsrb, cnn_mnist
+from tests.conftest import interrupted_in_second_epoch
 from zoo.distribution.launch import run_recipe
 from zoo.errors import TrainingError, UserError
 from zoo.io import files, model_files
-from zoo.training import run as run_module
 
 RECIPE = "recipes/cnn_mnist.py"
 TINY = ["--dataset", "digits", "--limit", "128", "--epochs", "1", "--batch-size", "32"]
@@ -128,15 +128,8 @@ def unfinished(tmp_path_factory):
     """A folder with the checkpoint of a run that was interrupted in its second epoch."""
     folder = tmp_path_factory.mktemp("unfinished")
 
-    class Interrupt(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 1:
-                raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "TerminateOnNaN", Interrupt)
-        with pytest.raises(KeyboardInterrupt, match="epoch 1 to 1 kept"):
-            train(folder, "--epochs", "2")
+    with interrupted_in_second_epoch():
+        train(folder, "--epochs", "2")
     return folder
 
 

@@ -11,15 +11,14 @@ from safetensors.numpy import load_file
 
 import zoo
 from recipes import cnn_mnist, diffusion_denoiser, transformer_multi30k
+from tests.conftest import interrupted_in_second_epoch
 from tests.recipes.test_diffusion_recipe import FLAGS as DIFFUSION
-from tests.recipes.test_diffusion_recipe import SMALL
+from tests.recipes.test_diffusion_recipe import make_small
 from tests.recipes.test_fine_tuned_runs import weights, write_translator
 from tests.recipes.test_translation_recipe import write_pairs
 from zoo import lora
 from zoo.errors import UserError
 from zoo.io import model_files
-from zoo.models import variants
-from zoo.training import run as run_module
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +68,8 @@ def test_the_adapter_beside_its_base_is_the_model_of_the_run(folder, finished):
 @pytest.mark.heavy
 @pytest.mark.slow("tensorflow", "jax")
 def test_interrupted_and_resumed_is_bit_for_bit_the_uninterrupted_run(folder, finished, tmp_path):
-    class Interrupt(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch, logs=None):
-            if epoch == 1:
-                raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "TerminateOnNaN", Interrupt)
-        with pytest.raises(KeyboardInterrupt, match="epoch 1 to 1 kept"):
-            train(folder, tmp_path, "--parity")
+    with interrupted_in_second_epoch():
+        train(folder, tmp_path, "--parity")
     with pytest.raises(UserError, match="was written by a run with lora_rank=2, this one has lora_rank=3"):
         train(folder, tmp_path, "--parity", "--resume", "--lora-rank", 3)
     train(folder, tmp_path, "--parity", "--resume")
@@ -104,11 +96,7 @@ def test_two_devices_take_the_steps_of_one(folder, finished, tmp_path, run):
 @pytest.mark.slow("tensorflow", "jax")
 def test_the_denoiser(tmp_path, monkeypatch):
     """The moving average of A and B, with the samples after each epoch."""
-    monkeypatch.setattr("zoo.data.images._server_reachable", lambda: False)
-    for name in ("AUTOENCODER", "DENOISER", "TEXT_ENCODER"):
-        sizes = getattr(variants, name)
-        monkeypatch.setattr(variants, name, {key: dict(value) for key, value in sizes.items()})
-    exec(SMALL)
+    make_small(monkeypatch)
     recipe = importlib.import_module("recipes.diffusion_captions")
     for stage in ("classifier", "autoencoder", "text-encoder", "denoiser"):
         flags = [*DIFFUSION, "--output", str(tmp_path), "--stage", stage, "--epochs", "1"]

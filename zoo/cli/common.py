@@ -87,7 +87,7 @@ def note_unlisted_files(preset: Preset) -> None:
     from zoo.io import cards
 
     for path in preset.model_paths:
-        if path.name not in cards.read_card(path).get("files", {}):
+        if path.name not in preset.card.get("files", {}):
             print(
                 f"note: nothing vouches for {path}: no {cards.CARD_FILE} beside it has its sha256, so that an altered "
                 "file would not be noticed.",

@@ -12,29 +12,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from zoo.io import cards
+from zoo.tasks.base import TASK_CLASSES
 from zoo.typing import StrPath
 
 README_FILE = "README.md"
 # Identifiers of https://huggingface.co/docs/hub/repositories-licenses; what is none of them is "other" with its name.
-LICENSES = (
-    *("apache-2.0", "mit", "openrail", "creativeml-openrail-m", "bigscience-openrail-m", "afl-3.0", "artistic-2.0"),
-    *("bsl-1.0", "bsd", "bsd-2-clause", "bsd-3-clause", "cc", "cc0-1.0", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0"),
-    *("cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0"),
-    *("cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "ecl-2.0", "epl-1.0", "epl-2.0"),
-    *(
-        "eupl-1.1",
-        "eupl-1.2",
-        "agpl-3.0",
-        "gpl",
-        "gpl-2.0",
-        "gpl-3.0",
-        "lgpl",
-        "lgpl-2.1",
-        "lgpl-3.0",
-        "isc",
-        "mpl-2.0",
-    ),
-    *("odc-by", "odbl", "osl-3.0", "postgresql", "unlicense", "wtfpl", "zlib"),
+LICENSES = frozenset(
+    "apache-2.0 mit openrail creativeml-openrail-m bigscience-openrail-m afl-3.0 artistic-2.0 bsl-1.0 bsd "
+    "bsd-2-clause bsd-3-clause cc cc0-1.0 cc-by-2.0 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 "
+    "cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 "
+    "ecl-2.0 epl-1.0 epl-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc mpl-2.0 "
+    "odc-by odbl osl-3.0 postgresql unlicense wtfpl zlib".split()
 )
 # {key of the card: (the Hub's name of the metric, what it is)}.
 METRICS = {
@@ -50,11 +38,11 @@ PROMPTS = {
     "seen": "class and colors as prompted, trained combinations",
     "held_out": "class and colors as prompted, held-out combinations",
 }
-_USE = {
-    "image-classification": ("ImageClassifier", 'classify("photo.png", top_k=3)'),
-    "text-generation": ("CausalLM", 'generate("Once ", max_new_tokens=100)'),
-    "translation": ("Translator", 'translate("…")'),
-    "text-to-image": ("TextToImage", 'generate("a red seven on white")'),
+_CALLS = {
+    "image-classification": 'classify("photo.png", top_k=3)',
+    "text-generation": 'generate("Once ", max_new_tokens=100)',
+    "translation": 'translate("…")',
+    "text-to-image": 'generate("a red seven on white")',
 }
 
 
@@ -135,7 +123,7 @@ def _slug(text):
 def _body(card, folder, repository, scores):
     """The Markdown: use, results, training, files, licenses."""
     where = f"hf://{repository}" if repository else pathlib.Path(folder).name
-    task, call = _USE[card["task"]]
+    (_, task), call = TASK_CLASSES[card["task"]], _CALLS[card["task"]]
     versions = ", ".join(f"{name} {version}" for name, version in (card.get("versions") or {}).items())
     trained = {
         "data": card.get("dataset"),

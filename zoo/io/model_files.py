@@ -22,7 +22,7 @@ from zoo.compat.keras import (
     without_tensorflow,
     zero_weight_init,
 )
-from zoo.errors import UserError, did_you_mean, error_summary
+from zoo.errors import UserError, did_you_mean, error_summary, listed
 from zoo.io.cards import check_file
 from zoo.io.files import atomic_write
 from zoo.io.foreign_files import explain_foreign_file
@@ -279,11 +279,10 @@ def _unknown(item):
 
 
 def _needs(path, missing):
-    listed = [f"{name} (of {module})"[:120] if module else str(name)[:120] for name, module in missing.items()]
-    names = ", ".join(listed[:6]) + (f", … ({len(listed)} in all)" if len(listed) > 6 else "")
+    words = [f"{name} (of {module})"[:120] if module else str(name)[:120] for name, module in missing.items()]
     one = len(missing) == 1
     return (
-        f"{path} needs the custom {'class' if one else 'classes'} {names}, which this process does not know: import "
-        f"the module that defines {'it' if one else 'them'} (registered with keras.saving.register_keras_serializable)"
-        ", then load the file again."
+        f"{path} needs the custom {'class' if one else 'classes'} {listed(words, most=6)}, which this process does not "
+        f"know: import the module that defines {'it' if one else 'them'} (registered with "
+        "keras.saving.register_keras_serializable), then load the file again."
     )

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from zoo.errors import UserError, did_you_mean, error_summary, require
+from zoo.errors import UserError, did_you_mean, error_summary, listed, require
 from zoo.io import schemas
 from zoo.io.foreign_files import explain_foreign_file
 from zoo.typing import StrPath
@@ -205,15 +205,11 @@ def check_state_dict(
         for name, shape in expected.items()
         if name in found and tuple(found[name]) != tuple(shape)
     ]
-    differences = [f"missing {_some(missing)}"] if missing else []
-    differences += [f"unexpected {_some(unexpected)}"] if unexpected else []
-    differences += [_some(wrong, "; ", most=4)] if wrong else []
+    differences = [f"missing {listed(missing, most=8)}"] if missing else []
+    differences += [f"unexpected {listed(unexpected, most=8)}"] if unexpected else []
+    differences += [listed(wrong, most=4, between="; ")] if wrong else []
     if differences:
         raise UserError(f"The state dict does not fit {owner}: {'; '.join(differences)}: {advice}.")
-
-
-def _some(words, between=", ", most=8):
-    return between.join(words[:most]) + (f"{between}… ({len(words)} in all)" if len(words) > most else "")
 
 
 def _open_safetensors(path):
@@ -252,7 +248,7 @@ def _tensors_by_name(path, content, key):
     advice = "save the state dict itself, torch.save(model.state_dict(), path)"
     if inside:
         advice = f"read those under one of its keys, key={' or key='.join(map(repr, inside))}"
-    raise UserError(f"{path} holds {_some(others) or 'nothing'}, not only tensors by name: {advice}.")
+    raise UserError(f"{path} holds {listed(others, most=8) or 'nothing'}, not only tensors by name: {advice}.")
 
 
 def _are_tensors(value):
@@ -276,5 +272,7 @@ def _shards(path):
     shards = schemas.load(path, schemas.WeightIndex, "the index of the weights").weight_map
     paths = [path.with_name(name) for name in sorted(set(shards.values()))]
     if missing := [shard.name for shard in paths if not shard.is_file()]:
-        raise UserError(f"{path} names {_some(missing)}, which {path.parent} does not hold: fetch all of its files.")
+        raise UserError(
+            f"{path} names {listed(missing, most=8)}, which {path.parent} does not hold: fetch all of its files."
+        )
     return paths

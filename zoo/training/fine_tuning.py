@@ -31,6 +31,7 @@ from zoo import lora
 from zoo.distribution.strategy import prepare_devices
 from zoo.errors import UserError
 from zoo.io import cards, files, model_files
+from zoo.lora import unfreeze as unfreeze  # what ends `set_trainable`
 from zoo.presets import find_preset
 from zoo.tokenizers import load_tokenizer
 from zoo.tokenizers.marian import MarianTokenizer
@@ -595,13 +596,3 @@ def save_lora(model: keras.Model, args: argparse.Namespace, folder: StrPath) -> 
     if args.lora_rank is not None:
         lora.save_lora(model, pathlib.Path(folder) / LORA_FILE)
         lora.merge_lora(model)
-
-
-def unfreeze(model: keras.Model) -> None:
-    """Make all of a model trainable again, as whoever loads its file expects it.
-
-    Args:
-        model: changed in place.
-    """
-    model.trainable = False  # on TensorFlow, setting what a model has already does not reach its layers
-    model.trainable = True
