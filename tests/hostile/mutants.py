@@ -11,6 +11,7 @@ import argparse
 import collections
 import contextlib
 import faulthandler
+import gc
 import io
 import json
 import math
@@ -272,6 +273,7 @@ def _read(use, path):
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
+    gc.freeze()  # what the parent left to be collected does not hide what the reader takes
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         use(path)
