@@ -49,7 +49,7 @@ def parse_args(argv=None):
     parser = flags.parser(__doc__)
     flags.add(parser, "pairs", "data_dir", source_lang="de", target_lang="en", vocabulary_size=8000)
     flags.add(parser, *SIZES, "pre_norm", variant="tiny", dropout=0.3)
-    flags.add(parser, epochs=30, batch_tokens=2048, label_smoothing=0.1, average_checkpoints=5)
+    flags.add(parser, "bpe_dropout", epochs=30, batch_tokens=2048, label_smoothing=0.1, average_checkpoints=5)
     flags.add(parser, learning_rate=2e-3, schedule="inverse-sqrt", warmup_steps=1000)
     flags.add(parser, *flags.FINE_TUNING_FLAGS, "init_encoder_only", *flags.LORA_FLAGS, *flags.RUN_FLAGS)
     small = {"num_layers": 2, "intermediate_dim": 512, "vocabulary_size": 400, "warmup_steps": 300, "dropout": 0.1}
@@ -91,7 +91,14 @@ def main(args):
     )
     print(f"shared byte-pair tokenizer with {tokenizer.vocabulary_size:,} entries", flush=True)
     options = {"batch_tokens": args.batch_tokens, "pad_id": tokenizer.pad_id, "start_id": tokenizer.start_id}
-    train = data.BucketedBatches(encode_pairs(tokenizer, dataset.train), **options, seed=args.seed)
+    encode_train = encode_pairs(tokenizer, dataset.train)
+    if args.bpe_dropout:  # other splits of the words in each epoch
+
+        def encode_train(epoch):
+            seed = f"{args.seed}, epoch {epoch}"
+            return encode_pairs(tokenizer, dataset.train, dropout=args.bpe_dropout, seed=seed)
+
+    train = data.BucketedBatches(encode_train, **options, seed=args.seed)
     validation = data.BucketedBatches(encode_pairs(tokenizer, dataset.validation), **options)
 
     with zoo.strategy(
@@ -155,9 +162,9 @@ def main(args):
     return save_and_report(run, model, tokenizer, dataset, average)
 
 
-def encode_pairs(tokenizer, pairs):
-    """Token ids of both sides of each pair, end tokens included."""
-    sources, targets = (tokenizer.encode_batch([pair[side] for pair in pairs]) for side in (0, 1))
+def encode_pairs(tokenizer, pairs, **options):
+    """Token ids of both sides of each pair, end tokens included; `options` are those of `encode_batch`."""
+    sources, targets = (tokenizer.encode_batch([pair[side] for pair in pairs], **options) for side in (0, 1))
     return list(zip(sources, targets))
 
 

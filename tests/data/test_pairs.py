@@ -155,6 +155,25 @@ def test_order_is_a_function_of_seed_and_epoch():
     assert batches(seed=None).batches[0][2].tolist() == batches(seed=None).batches[0][2].tolist()
 
 
+def test_pairs_may_differ_by_epoch():
+    """As with BPE-dropout: longer ones, as many batches as in the first epoch, the same for the same epoch."""
+
+    def longer(epoch):
+        return [(source * (1 + epoch), target) for source, target in PAIRS]
+
+    made = data.BucketedBatches(longer, batch_tokens=96, pad_id=0, start_id=1, seed=0)
+    plain = batches()
+    assert [b[2].tolist() for b in made.batches] == [b[2].tolist() for b in plain.batches]
+    for epoch in (2, 1, 0):
+        made.set_epoch(epoch)
+        assert len(made) == len(plain)
+        fixed = data.BucketedBatches(longer(epoch), batch_tokens=96, pad_id=0, start_id=1, seed=0)
+        fixed.set_epoch(epoch)
+        for k in range(len(made)):
+            for a, b in zip(np.broadcast_arrays(*made[k][0]), np.broadcast_arrays(*fixed[k % len(fixed)][0])):
+                np.testing.assert_array_equal(a, b)
+
+
 def test_the_first_two_batches_show_that_widths_change():
     for seed in (None, 0, 1, 2):
         made = batches(seed=seed)

@@ -69,3 +69,24 @@ def test_a_file_says_of_what_kind_it_is(tmp_path):
     assert isinstance(loaded, SharedBPETokenizer) and loaded.encode("a Mann") == tokenizer.encode("a Mann")
     tokenizers.save_tokenizer(tokenizers.train_tokenizer(TEXT, "bpe"), tmp_path / "t.json")
     assert not isinstance(load_tokenizer(tmp_path / "t.json"), SharedBPETokenizer)
+
+
+def test_bpe_dropout_splits_as_the_package_tokenizers_does():
+    """Without a drop the same pieces; with drops pieces of the same distribution, the same ones for a seed."""
+    tokenizer = SharedBPETokenizer.train([TEXT], vocabulary_size=330)
+    texts = TEXT.splitlines() + ["", "Žluťoučký kůň"]
+    never = 1e-300
+    assert tokenizer.encode_batch(texts, dropout=never) == tokenizer.encode_batch(texts)
+    one, same, other = (tokenizer.encode_batch(texts, dropout=0.5, seed=seed) for seed in (0, 0, 1))
+    assert one == same != other
+    assert [tokenizer.decode(ids) for ids in one] == [text.strip() for text in texts]
+    always = tokenizer.encode_batch(["speak"], dropout=1 - 1e-16)[0]
+    assert len(always) == len(" speak") + 1  # characters, and the end
+
+    text, count = "proceed", 4000
+    ours = [len(tokenizer.encode_batch([text], dropout=0.3, seed=seed)[0]) - 1 for seed in range(count)]
+    tokenizer.tokenizer.model.dropout = 0.3
+    theirs = [len(tokenizer.tokenizer.encode(text).ids) for _ in range(count)]
+    for length in range(1, 9):
+        share, expected = (lengths.count(length) / count for lengths in (ours, theirs))
+        assert abs(share - expected) < 5 * (0.5 / count) ** 0.5, (length, share, expected)

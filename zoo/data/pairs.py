@@ -6,7 +6,7 @@ import dataclasses
 import gzip
 import hashlib
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -20,6 +20,8 @@ MULTI30K = {"train": "train", "validation": "val", "test": "test_2016_flickr"}
 # Padded widths of batches: few, so that a backend compiles few programs.
 BUCKET_WIDTHS = (8, 12, 16, 20, 24, 28, 32, 40, 48, 64, 96, 128, 192, 256, 384, 512)
 _NUM_NUMERAL_PAIRS = 12_000  # of the number words
+
+TokenPair = tuple[list[int], list[int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +218,9 @@ class BucketedBatches(keras.utils.PyDataset):
     tokens, 0 at padding, and 1 on average.
 
     Args:
-        pairs: list of (source ids with the end token, target ids with the end token).
+        pairs: list of (source ids with the end token, target ids with the end token), or a function that returns one
+            for the number of an epoch, from 0, the same for the same number (BPE-dropout). An epoch has as many
+            batches as the first one: where lengths make them more or fewer, some are left out or come twice.
         batch_tokens: upper bound of rows x width of a batch (at least one row).
         pad_id: id of the padding token.
         start_id: id of the start token.
@@ -228,7 +232,7 @@ class BucketedBatches(keras.utils.PyDataset):
 
     def __init__(
         self,
-        pairs: Sequence[tuple[list[int], list[int]]],
+        pairs: Sequence[TokenPair] | Callable[[int], Sequence[TokenPair]],
         *,
         batch_tokens: int,
         pad_id: int,
@@ -236,18 +240,11 @@ class BucketedBatches(keras.utils.PyDataset):
         seed: int | None = None,
     ) -> None:
         super().__init__(workers=1, use_multiprocessing=False)
-        if not pairs:
-            raise UserError("There are no sentence pairs to make batches of.")
-        self.pairs, self.batch_tokens, self.seed = pairs, batch_tokens, seed
-        self.pad_id, self.start_id = pad_id, start_id
-        lengths = np.array([max(len(source), len(target)) for source, target in pairs])
-        if lengths.max() > BUCKET_WIDTHS[-1]:
-            raise UserError(
-                f"Pair {lengths.argmax() + 1} has {lengths.max()} tokens, at most {BUCKET_WIDTHS[-1]} fit: shorten it."
-            )
-        self.widths = np.array(BUCKET_WIDTHS)[np.searchsorted(BUCKET_WIDTHS, lengths)]  # (pairs,)
-        self.target_tokens = sum(len(target) for _, target in pairs)
+        self.pairs_of_epoch = pairs if callable(pairs) else lambda epoch: pairs
+        self.batch_tokens, self.seed, self.pad_id, self.start_id = batch_tokens, seed, pad_id, start_id
+        self._batches_per_epoch = 0  # those of the first
         self.set_epoch(0)
+        self._batches_per_epoch, self.target_tokens = len(self.batches), sum(len(target) for _, target in self.pairs)
 
     def set_epoch(self, epoch: int) -> None:
         """Set the order of an epoch.
@@ -255,16 +252,26 @@ class BucketedBatches(keras.utils.PyDataset):
         Args:
             epoch: its number, from 0.
         """
+        self.pairs = self.pairs_of_epoch(epoch)
+        if not self.pairs:
+            raise UserError("There are no sentence pairs to make batches of.")
+        lengths = np.array([max(len(source), len(target)) for source, target in self.pairs])
+        if lengths.max() > BUCKET_WIDTHS[-1]:
+            raise UserError(
+                f"Pair {lengths.argmax() + 1} has {lengths.max()} tokens, at most {BUCKET_WIDTHS[-1]} fit: shorten it."
+            )
+        widths = np.array(BUCKET_WIDTHS)[np.searchsorted(BUCKET_WIDTHS, lengths)]  # (pairs,)
         count = len(self.pairs)
         order = np.arange(count) if self.seed is None else epoch_order(count, seed=self.seed, epoch=epoch)
         self.batches = []  # (width, rows, indices of pairs)
-        for width in np.unique(self.widths):
-            indices = order[self.widths[order] == width]
+        for width in np.unique(widths):
+            indices = order[widths[order] == width]
             rows = max(1, self.batch_tokens // int(width))
             self.batches += [(int(width), rows, indices[k : k + rows]) for k in range(0, len(indices), rows)]
         if self.seed is not None:
             shuffled = epoch_order(len(self.batches), seed=self.seed + 1, epoch=epoch)
             self.batches = [self.batches[k] for k in shuffled]
+        self.batches = (2 * self.batches)[: self._batches_per_epoch or len(self.batches)]
         # Keras on TensorFlow compares the shapes of the first two batches to see which sizes change: make them differ.
         other = [k for k, batch in enumerate(self.batches) if batch[0] != self.batches[0][0]]
         if other:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import collections
+import json
+import random
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Self
 
@@ -13,6 +16,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 PAD_TOKEN, START_TOKEN, END_TOKEN = "<pad>", "<s>", "</s>"
+SPLITS_PER_WORD = 8  # of BPE-dropout, in a call
 
 
 class SharedBPETokenizer:
@@ -92,18 +96,41 @@ class SharedBPETokenizer:
         """
         return self.encode_batch([text])[0]
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], *, dropout: float = 0.0, seed: int | str = 0) -> list[list[int]]:
         """`encode` each of several texts, much faster than one at a time.
 
         Args:
             texts: the sentences.
+            dropout: probability of leaving a merge of two pieces out where it could be made, in [0, 1): BPE-dropout
+                (Provilkov et al. 2020, algorithm 1), for training. A word is split anew up to 8 times; if it occurs
+                more often, its occurrences share these.
+            seed: of the dropout; the package `tokenizers` has BPE-dropout too, without a seed.
 
         Returns:
             token ids of each.
         """
+        if dropout:
+            return self._encode_with_dropout(texts, dropout, random.Random(seed).random)
         encodings = self.tokenizer.encode_batch(texts, add_special_tokens=False)
         special = {self.pad_id, self.start_id, self.end_id}
         return [[id_ for id_ in encoding.ids if id_ not in special] + [self.end_id] for encoding in encodings]
+
+    def _encode_with_dropout(self, texts, dropout, draw):
+        model = json.loads(self.tokenizer.to_str())["model"]
+        ids = model["vocab"]
+        ranks = {tuple(pair): rank for rank, pair in enumerate(model["merges"])}
+        splits, uses = collections.defaultdict(list), collections.Counter()
+        encoded = []
+        for text in texts:
+            encoded.append([])
+            for word, _ in self.tokenizer.pre_tokenizer.pre_tokenize_str(text):
+                known = splits[word]
+                if len(known) < SPLITS_PER_WORD:
+                    known.append([ids[piece] for piece in _split(word, ranks, dropout, draw)])
+                encoded[-1] += known[uses[word] % SPLITS_PER_WORD]
+                uses[word] += 1
+            encoded[-1].append(self.end_id)
+        return encoded
 
     encode_target = encode  # both languages share one vocabulary
 
@@ -138,3 +165,18 @@ class SharedBPETokenizer:
             path: of the file.
         """
         files.write_text(path, self.tokenizer.to_str(pretty=True) + "\n")
+
+
+def _split(word, ranks, dropout, draw):
+    """Pieces of a word: the first of the merges that are not dropped, again and again."""
+    pieces = list(word)
+    while True:
+        merges = [
+            (rank, place)
+            for place, pair in enumerate(zip(pieces, pieces[1:]))
+            if (rank := ranks.get(pair)) is not None and draw() >= dropout
+        ]
+        if not merges:
+            return pieces
+        _, place = min(merges)
+        pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]

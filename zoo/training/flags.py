@@ -171,6 +171,13 @@ FLAGS = {
     "warmup_steps": _flag("steps until the peak learning rate, at most a quarter of all", type=int, minimum=1),
     "weight_decay": _flag("strength of the weight decay", 0.0, type=float, minimum=0),
     "global_clipnorm": _flag("upper bound of the norm of all gradients together; 0 for none", type=float, minimum=0),
+    "bpe_dropout": _flag(
+        "probability of leaving a merge of the tokenizer out in training, in [0, 1)",
+        0.0,
+        type=float,
+        minimum=0,
+        exclusive_maximum=1,
+    ),
     "label_smoothing": _flag("of the cross-entropy, in [0, 1)", 0.1, type=float, minimum=0, exclusive_maximum=1),
     "patience": _flag("stop after this many epochs without a better validation loss", type=int, minimum=1),
     "average_checkpoints": _flag("average the weights of the last N epochs", metavar="N", type=int, minimum=1),
