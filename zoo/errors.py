@@ -27,7 +27,7 @@ EXTRAS = {
     "jax": ("jax",),
     "torch": ("torch",),
     "data": ("tensorflow_datasets", "importlib_resources"),
-    "train": ("matplotlib", "sklearn", "sacrebleu", "num2words"),
+    "train": ("matplotlib", "sklearn", "sacrebleu", "sacremoses", "num2words"),
     "convert": ("safetensors", "sentencepiece"),
 }
 

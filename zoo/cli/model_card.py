@@ -32,6 +32,7 @@ METRICS = {
     "test_bits_per_character": ("bits_per_character", "test, bits per character"),
     "test_bleu_beam_1": ("bleu", "test BLEU, greedy"),
     "test_bleu_beam_5": ("bleu", "test BLEU, 5 beams"),
+    "test_moses_bleu_beam_5": ("bleu", "test BLEU, 5 beams, lower-cased, tokens of Moses"),
 }
 # {key of the scores of a latent diffusion: what it is}.
 PROMPTS = {

@@ -39,7 +39,8 @@ CARD_KEYS = {
     "test_bleu_beam_5": (
         *(*_RUN, "source_lang", "target_lang", "variant", "num_layers", "hidden_dim", "intermediate_dim"),
         *("num_heads", "pre_norm", "vocabulary_size", "batch_tokens", "warmup_steps", "dropout", "label_smoothing"),
-        *("average_checkpoints", "validation_bleu", "test_bleu_beam_1", "test_bleu_beam_5", "signature", "test_pairs"),
+        *("bpe_dropout", "average_checkpoints", "validation_bleu", "test_bleu_beam_1", "test_bleu_beam_5"),
+        *("test_bleu_beam_5_confidence", "signature", "test_moses_bleu_beam_5", "test_pairs"),
     ),
 }
 # What a card takes over where a run was fine-tuned.

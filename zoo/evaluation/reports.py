@@ -161,6 +161,8 @@ def evaluate_translator(translator: Translator, dataset: PairDataset, folder: St
         metrics[f"test_bleu_beam_{num_beams}"], metrics["signature"] = translation.bleu(translations, references)
         metrics[f"test_exact_beam_{num_beams}"] = exact
         metrics[f"sentences_per_second_beam_{num_beams}"] = round(len(sources) / seconds, 1)
+    metrics["test_bleu_beam_5_confidence"] = translation.bleu_confidence(translations, references)
+    metrics["test_moses_bleu_beam_5"] = translation.moses_bleu(translations, references, dataset.target_lang)
     report = translation.format_report(metrics, list(zip(sources, references, translations)))
     print("\n" + report, flush=True)
     files.write_text(folder / "report.txt", report + "\n")
