@@ -28,7 +28,9 @@ from zoo.io.images import write_png
 from zoo.models.cnn import cnn
 from zoo.models.preprocessing import attach_preprocessing, preprocessing
 from zoo.training import fine_tuning, flags
+from zoo.training.callbacks import CheckpointAveraging
 from zoo.training.initial_weights import set_initial_weights
+from zoo.training.losses import LabelSmoothingCrossEntropy
 from zoo.training.optimizers import TorchAdam
 from zoo.training.run import Run, print_wrapped, save_metrics
 from zoo.training.schedules import InverseSquareRoot, limit_warmup, warmup_cosine
@@ -50,6 +52,7 @@ def parse_args(argv=None):
     parser = flags.parser(__doc__)
     flags.add(parser, "dataset", "data_dir", epochs=30, batch_size=64)
     flags.add(parser, optimizer="adamw", learning_rate=1e-3, schedule="cosine", weight_decay=1e-4)
+    flags.add(parser, "random_erasing", label_smoothing=0.0, average_checkpoints=1)
     flags.add(parser, *flags.FINE_TUNING_FLAGS, *flags.RUN_FLAGS)
     flags.add_fallback(parser, "digits", epochs=10)
     return parser.parse_args(argv)
@@ -90,7 +93,7 @@ def main(args):
         classifier.summary()
         options = PREPROCESSING | {"input_shape": (None, None, dataset.x_train.shape[-1]), "seed": args.seed}
         pipeline = preprocessing("test", **options)
-        augmentation = preprocessing("test" if args.parity else "train", **options)
+        augmentation = preprocessing("test" if args.parity else "train", erasing=args.random_erasing, **options)
         model = attach_preprocessing(pipeline, classifier, name=f"{classifier.name}_{dataset.name}")
         training_model = attach_preprocessing(augmentation, classifier, name=f"{model.name}_train")
         set_random_streams(training_model, seed=args.seed)
@@ -106,32 +109,35 @@ def main(args):
         optimizer = TorchAdam(
             learning_rate, weight_decay=args.weight_decay, decoupled_weight_decay=args.optimizer == "adamw"
         )
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        loss = LabelSmoothingCrossEntropy(args.label_smoothing)
         run.fine_tuning |= fine_tuning.set_trainable(training_model, freeze=args.freeze, train_only=args.train_only)
         training_model.compile(optimizer=optimizer, loss=loss, weighted_metrics=["accuracy"])
 
         run.prepare(training_model)
+        average = CheckpointAveraging(run.folder, num_checkpoints=args.average_checkpoints)
         with run.interruptible():
             training_model.fit(
                 train,
                 validation_data=validation,
                 epochs=args.epochs,
                 initial_epoch=run.initial_epoch,
-                callbacks=run.callbacks(train, examples=len(x_train)),
+                callbacks=[average, *run.callbacks(train, examples=len(x_train))],
                 shuffle=False,
                 verbose=run.verbose,
             )
+        average.restore(training_model, epochs=args.epochs)
         fine_tuning.unfreeze(training_model)
-    return save_and_report(run, model, dataset)
+    return save_and_report(run, model, dataset, average)
 
 
 @on_main_process
-def save_and_report(run, model, dataset):
+def save_and_report(run, model, dataset, average):
     model = to_single_device(model)
     plot_training_curves(run.folder / "training_curves.png", run.history)
     metrics = run.metrics() | evaluate_classifier(model, dataset, run.folder, limit=run.args.limit)
     metrics["validation_accuracy"] = run.history[-1].get("val_accuracy")
     zoo.ImageClassifier(model, class_names=dataset.class_names).save_to_preset(run.folder, card=metrics)
+    average.remove()
     image = run.folder / "test_image.png"
     write_png(image, dataset.x_test[0].squeeze(), {"class": dataset.class_names[dataset.y_test[0]]})
     return run.save_metrics(metrics, ["zoo", "classify", str(image), "--model", str(run.folder)])

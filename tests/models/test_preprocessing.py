@@ -4,6 +4,7 @@ import torch
 from keras import ops
 from PIL import Image
 
+from zoo.blocks.random_streams import random_streams
 from zoo.models.preprocessing import MNIST_MEAN, MNIST_STD, preprocessing
 
 DIGITS = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1)).astype("uint8")
@@ -52,6 +53,24 @@ def test_train_is_test_at_inference_and_random_in_training():
     assert np.abs(first - second).max() > 0.1
     lowest, highest = (0 - MNIST_MEAN) / MNIST_STD, (1 - MNIST_MEAN) / MNIST_STD
     assert first.min() >= lowest - 1e-4 and first.max() <= highest + 1e-4
+
+
+def test_erasing_greys_one_rectangle_of_some_images():
+    images = np.full((400, 48, 48, 3), 255, "uint8")
+    plain = dict(rotation=0, brightness=0, contrast=0, mean=0.0, std=1.0, input_shape=(None, None, 3))
+    erase = preprocessing("train", erasing=0.25, **plain)
+    out = ops.convert_to_numpy(erase(images, training=True))
+    grey = (out == 0.5).all(axis=-1)  # (B, H, W)
+    assert (grey | (out == 1.0).all(axis=-1)).all()
+    touched = grey.any(axis=(1, 2))
+    assert abs(touched.mean() - 0.25) < 5 * (0.25 * 0.75 / 400) ** 0.5
+    for mask in grey[touched]:
+        rows, columns = mask.any(axis=1), mask.any(axis=0)
+        assert (mask == np.outer(rows, columns)).all() and mask.sum() < 0.36 * 48**2
+        for line in (rows, columns):  # without a gap
+            assert np.abs(np.diff(np.pad(line.astype(int), 1))).sum() == 2
+    np.testing.assert_array_equal(erase.predict(images[:2], verbose=0), images[:2] / 255)  # only in training
+    assert len(random_streams(erase)) == 1  # which a checkpoint keeps
 
 
 def test_per_image_normalisation():

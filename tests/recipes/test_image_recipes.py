@@ -67,10 +67,12 @@ def test_traffic_signs(tmp_path):
         "class_names": np.array([f"sign {i}" for i in range(43)]),
     }
     np.savez(tmp_path / "signs.npz", **arrays)
-    arguments = ["--data-dir", str(tmp_path), "--epochs", "1", "--output", str(tmp_path / "run")]
+    arguments = ["--data-dir", str(tmp_path), "--epochs", "2", "--output", str(tmp_path / "run")]
+    arguments += ["--average-checkpoints", "2", "--label-smoothing", "0.1", "--random-erasing", "0.5"]
     metrics = cnn_gtsrb.main(cnn_gtsrb.parse_args(arguments))
     assert metrics["parameters"] == 9_553_003 and metrics["test_images"] == 43
     assert "taken for" in (tmp_path / "run" / "report.txt").read_text()
+    assert not list((tmp_path / "run").glob("epoch_*"))
 
 
 # --------------------------------------------------------------------------------------------------------- resuming

@@ -27,8 +27,8 @@ _RUN = (
 # What a card takes over from metrics.json, in this order, by the score that the recipe measured.
 CARD_KEYS = {
     "test_accuracy": (
-        *(*_RUN, "batch_size", "weight_decay", "optimizer", "test_images", "test_accuracy", "test_loss"),
-        *("validation_accuracy", "class_names"),
+        *(*_RUN, "batch_size", "weight_decay", "optimizer", "label_smoothing", "random_erasing"),
+        *("average_checkpoints", "test_images", "test_accuracy", "test_loss", "validation_accuracy", "class_names"),
     ),
     "test_bits_per_character": (
         *(*_RUN, "batch_size", "weight_decay", "epochs_trained", "sequence_length", "dropout", "global_clipnorm"),

@@ -3,7 +3,7 @@
 Three modes:
 
     base    resize to 48x48 (bilinear; pixels are averaged where it shrinks), grey to three channels, rescale to [0, 1]
-    train   base, then random rotation, brightness and contrast, then normalization
+    train   base, then random affine map, brightness, contrast and erased rectangle, as asked, then normalization
     test    base, then normalization
 
 Grey images are augmented before the channel is copied to three, which gives the same values for a third of the work.
@@ -38,6 +38,7 @@ def preprocessing(
     translation: float = 0.0,
     scale: float = 0.0,
     shear: float = 0.0,
+    erasing: float = 0.0,
     seed: int = 0,
     name: str | None = None,
 ) -> keras.Model:
@@ -52,12 +53,13 @@ def preprocessing(
         per_image_standardization: subtract each image's own mean and divide by its own standard deviation, instead of
             `mean` and `std`.
         local_contrast_window: window in pixels of `local_contrast_normalization`; 0 for none.
-        rotation: maximal random rotation in either direction, degrees (train only, like the five below).
+        rotation: maximal random rotation in either direction, degrees (train only, like the six below).
         brightness: maximal random shift in either direction, as a fraction of the range.
         contrast: maximal random change of contrast in either direction, as a fraction.
         translation: largest random shift along each axis, as a fraction of the side.
         scale: largest random change of size; 0.1 means a factor between 0.9 and 1.1.
         shear: largest random shear angle in either direction, degrees.
+        erasing: probability that a random rectangle, 2 to 33 % of the image, becomes grey (Zhong et al. 2017).
         seed: seed of the random layers.
         name: name of the model; the mode if None.
 
@@ -88,6 +90,10 @@ def preprocessing(
             x = layers.RandomBrightness(brightness, value_range=(0, 1), seed=seed + 1, name="random_brightness")(x)
         if contrast:
             x = layers.RandomContrast(contrast, value_range=(0, 1), seed=seed + 2, name="random_contrast")(x)
+        if erasing:
+            x = layers.RandomErasing(
+                (erasing, erasing), fill_value=0.5, value_range=(0, 1), seed=seed + 3, name="random_erasing"
+            )(x)
     if channels == 1:
         x = layers.Concatenate(name="grey_to_rgb")([x, x, x])
     if mode != "base":

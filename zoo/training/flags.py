@@ -178,6 +178,13 @@ FLAGS = {
         minimum=0,
         exclusive_maximum=1,
     ),
+    "random_erasing": _flag(
+        "probability that a random rectangle of a training image becomes grey, in [0, 1)",
+        0.0,
+        type=float,
+        minimum=0,
+        exclusive_maximum=1,
+    ),
     "label_smoothing": _flag("of the cross-entropy, in [0, 1)", 0.1, type=float, minimum=0, exclusive_maximum=1),
     "patience": _flag("stop after this many epochs without a better validation loss", type=int, minimum=1),
     "average_checkpoints": _flag("average the weights of the last N epochs", metavar="N", type=int, minimum=1),
