@@ -27,6 +27,7 @@ SCHEDULERS = {
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
     "heun": "HeunDiscreteScheduler",
     "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "lcm": "LCMScheduler",
 }
 # Modules of diffusers that sample random numbers.
 _MODULES_WITH_NOISE = (
@@ -37,6 +38,7 @@ _MODULES_WITH_NOISE = (
     "schedulers.scheduling_ddpm",
     "schedulers.scheduling_ddim",
     "schedulers.scheduling_euler_ancestral_discrete",
+    "schedulers.scheduling_lcm",
 )
 
 

@@ -432,6 +432,19 @@ def test_padding_is_that_of_transformers(pad, in_map, declared, tmp_path):
             },
         ),
         (
+            diffusers.LCMScheduler(),
+            {
+                "sampler": "lcm",
+                "set_alpha_to_one": True,
+                "noise_schedule": {
+                    "beta_schedule": "scaled_linear",
+                    "num_train_timesteps": 1000,
+                    "beta_start": 0.00085,
+                    "beta_end": 0.012,
+                },
+            },
+        ),
+        (
             diffusers.DPMSolverMultistepScheduler(num_train_timesteps=100),
             {
                 "sampler": "dpmpp_2m",
@@ -513,8 +526,11 @@ UNSUPPORTED = [
     (spoil_index(_class_name="StableDiffusionXLPipeline"), "describes a StableDiffusionXLPipeline, and what can be"),
     (spoil_index(unet=["diffusers", "UNet2DModel"]), "says the unet is a UNet2DModel, and .* UNet2DConditionModel"),
     (spoil_index(vae=[None, None]), "model_index.json names no vae"),
-    (spoil_index(scheduler=["diffusers", "LCMScheduler"]), "says the scheduler is a LCMScheduler, and .*PNDMScheduler"),
-    (spoil_scheduler(_class_name="LCMScheduler"), "scheduler_config.json describes a LCMScheduler"),
+    (
+        spoil_index(scheduler=["diffusers", "KDPM2DiscreteScheduler"]),
+        "says the scheduler is a KDPM2DiscreteScheduler, and .*PNDMScheduler",
+    ),
+    (spoil_scheduler(_class_name="KDPM2DiscreteScheduler"), "scheduler_config.json describes a KDPM2DiscreteScheduler"),
     (spoil_scheduler(beta_schedule="sigmoid"), "says beta_schedule is 'sigmoid', where linear or scaled_linear"),
     (spoil_scheduler(skip_prk_steps=False), "says skip_prk_steps is False, where only True is supported"),
     (spoil_scheduler(trained_betas=[0.1]), r"says trained_betas is \[0.1\], where only None is supported"),

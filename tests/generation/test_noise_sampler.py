@@ -2,7 +2,7 @@
 
 diffusers computes in float32. With σ up to 20,000 (squared cosine, spacing "linspace") its rounding is magnified by the
 samplers beyond any tolerance, so the schedulers are compared twice: as they are, where σ stays below 200, within 1e-4;
-and with float64 put in the index of float32, everywhere, within 1e-8.
+and with float64 put in the index of float32, everywhere, within 1e-8 (LCM: 1e-5, since its scalings stay in float32).
 """
 
 import functools
@@ -38,6 +38,7 @@ CLASSES = {
     "euler_ancestral": "EulerAncestralDiscreteScheduler",
     "heun": "HeunDiscreteScheduler",
     "dpmpp_2m": "DPMSolverMultistepScheduler",
+    "lcm": "LCMScheduler",
 }
 # scheduler/scheduler_config.json of Stable Diffusion 1.5
 CONFIG = {
@@ -50,6 +51,7 @@ CONFIG = {
     "trained_betas": None,
     "clip_sample": False,
 }
+TOLERANCE = dict.fromkeys(CLASSES, 1e-8) | {"lcm": 1e-5}
 RNG = np.random.default_rng(0)
 LATENTS = RNG.standard_normal((2, 4, 5, 3))
 NOISE = RNG.standard_normal((100, *LATENTS.shape))
@@ -109,7 +111,7 @@ def theirs(monkeypatch, sampler, schedule, steps, prediction_type="epsilon", sta
             output = (x - output) / solver.sigmas[solver.step_index]
         step = solver.step(output, t, x, **({"eta": eta} if sampler == "ddim" else {}))
         x = step.prev_sample
-        expected = getattr(step, "pred_original_sample", None)
+        expected = getattr(step, "denoised" if sampler == "lcm" else "pred_original_sample", None)
         found.append((x.numpy(), None if expected is None else expected.numpy()))
     return solver, timesteps, found
 
@@ -153,13 +155,15 @@ COMBINED = [(steps, prediction_type) for steps in (10, 20, 50) for prediction_ty
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_trajectories_are_those_of_diffusers(sampler, schedule, double, monkeypatch):
     for steps, prediction_type in COMBINED:
-        assert differ(monkeypatch, sampler, schedule, steps, prediction_type=prediction_type) < 1e-8
+        assert differ(monkeypatch, sampler, schedule, steps, prediction_type=prediction_type) < TOLERANCE[sampler]
 
 
 @pytest.mark.once
 @pytest.mark.parametrize("schedule", BETA_SCHEDULES)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_trajectories_are_those_of_diffusers_in_float32(sampler, schedule, monkeypatch):
+    if (sampler, schedule) == ("lcm", "squaredcos_cap_v2"):
+        pytest.skip("whatever the spacing, it begins at the last timestep, where sigma is 20,000")
     spacing = {"timestep_spacing": "leading"} if schedule == "squaredcos_cap_v2" else {}
     for steps, prediction_type in COMBINED:
         assert differ(monkeypatch, sampler, schedule, steps, prediction_type=prediction_type, **spacing) < 1e-4
@@ -179,7 +183,7 @@ def test_other_spacings(sampler, timestep_spacing, double, monkeypatch):
                 prediction_type=prediction_type,
                 timestep_spacing=timestep_spacing,
             )
-            < 1e-8
+            < TOLERANCE[sampler]
         )
 
 
@@ -217,7 +221,7 @@ def test_begun_with_a_picture(sampler, strength, double, monkeypatch):
     plan, states = ours(sampler, "scaled_linear", 10, start_step=first)
     solver, timesteps, found = theirs(monkeypatch, sampler, "scaled_linear", 10, start_step=first)
     for state, (x, _) in zip(states[1:], found, strict=True):
-        np.testing.assert_allclose(state[0], x, rtol=1e-8, atol=1e-8)
+        np.testing.assert_allclose(state[0], x, rtol=TOLERANCE[sampler], atol=TOLERANCE[sampler])
     one = torch.ones(1, dtype=torch.float64)
     for index, (signal, noise) in enumerate(plan.signal_and_noise_scales[:-1]):
         if hasattr(solver, "_step_index"):
@@ -254,6 +258,7 @@ def test_only_samplers_that_say_so_need_noise():
     noisy = {name: SAMPLERS[name](SamplerConfig(alphas_of("linear"), 5)).adds_noise.tolist() for name in SAMPLERS}
     assert noisy.pop("ddpm") == [True] * 4 + [False]
     assert noisy.pop("euler_ancestral") == [True] * 4 + [False]
+    assert noisy.pop("lcm") == [True] * 4 + [False]
     assert not any(sum(noisy.values(), []))
     assert SAMPLERS["ddim"](SamplerConfig(alphas_of("linear"), 5, eta=0.1)).adds_noise.all()
 
@@ -317,7 +322,8 @@ def test_a_perfect_model_gives_back_the_picture(sampler):
     state = init_state(plan.init_noise_sigma * NOISE[0])
     for matrix, z in zip(plan.step_matrices, NOISE):
         state = sampler_step(matrix, state, x_0, z)
-    np.testing.assert_allclose(state[0], x_0, atol=1e-9)
+    # A consistency function is x itself at t = 0, so that near it a share of x stays.
+    np.testing.assert_allclose(state[0], x_0, atol=1e-4 if sampler == "lcm" else 1e-9)
 
 
 # ----------------------------------------------------------------------------------------------------------- mistakes

@@ -25,7 +25,7 @@ EPILOG = """examples:
   zoo generate diffusion_captions "a red seven" --image in.png --strength 0.6"""
 
 # `zoo.generation.diffusion.noise_sampler.SAMPLERS`, which loads Keras; a test compares them.
-SAMPLERS = ("ddpm", "ddim", "plms", "euler", "euler_ancestral", "heun", "dpmpp_2m")
+SAMPLERS = ("ddpm", "ddim", "plms", "euler", "euler_ancestral", "heun", "dpmpp_2m", "lcm")
 _BAR = 30  # characters of the progress bar
 _TEXT_FLAGS = ("max_new_tokens", "temperature", "top_k", "top_p", "greedy", "top_tokens")
 _IMAGE_FLAGS = (

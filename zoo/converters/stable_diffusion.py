@@ -29,7 +29,7 @@ pad_id            49407 in Stable Diffusion 1, 0 in 2; the caller pads to max_le
 noise_schedule    {"beta_schedule": "linear", "scaled_linear" or "squaredcos_cap_v2",
                    "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
 prediction_type   "epsilon", "v_prediction" or "sample"
-sampler           "plms", "ddim", "ddpm", "euler", "euler_ancestral", "heun" or "dpmpp_2m", after the scheduler's class
+sampler           "plms", "ddim", "ddpm", "euler", "euler_ancestral", "heun", "dpmpp_2m" or "lcm", by its class
 timestep_spacing  "leading", "trailing" or "linspace"
 steps_offset      1: added to the timesteps of "leading"; diffusers' pipelines set it so
 set_alpha_to_one  false: the cumulative alpha after the last step is that of timestep 0
@@ -103,6 +103,7 @@ _SCHEDULERS = {
     "EulerAncestralDiscreteScheduler": ("euler_ancestral", "linspace", True),
     "HeunDiscreteScheduler": ("heun", "linspace", True),
     "DPMSolverMultistepScheduler": ("dpmpp_2m", "linspace", True),
+    "LCMScheduler": ("lcm", "leading", True),
 }
 # Layer names -> names in a state dict of diffusers: a path of BLOCK_MAP, then one of KEY_MAP.
 BLOCK_MAP = {
@@ -508,7 +509,7 @@ def _scheduler_config(path):
         raise UserError(
             f"{path} says skip_prk_steps is {raw.get('skip_prk_steps', False)!r:.100}, where only True is supported."
         )
-    start, end = (0.00085, 0.012) if sampler == "heun" else (1e-4, 0.02)
+    start, end = (0.00085, 0.012) if sampler in ("heun", "lcm") else (1e-4, 0.02)
     return {
         "noise_schedule": {
             "beta_schedule": config.beta_schedule,

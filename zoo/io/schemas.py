@@ -257,7 +257,7 @@ class DenoiserConfig(Supported):
 BETA_SCHEDULES = Literal["linear", "scaled_linear", "squaredcos_cap_v2"]
 PREDICTION_TYPES = Literal["epsilon", "v_prediction", "sample"]
 TIMESTEP_SPACINGS = Literal["leading", "trailing", "linspace"]
-SAMPLERS = Literal["plms", "ddim", "ddpm", "euler", "euler_ancestral", "heun", "dpmpp_2m"]
+SAMPLERS = Literal["plms", "ddim", "ddpm", "euler", "euler_ancestral", "heun", "dpmpp_2m", "lcm"]
 TrainTimesteps = Annotated[int, Meta(ge=2, le=10**5)]
 
 

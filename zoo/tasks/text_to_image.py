@@ -133,7 +133,8 @@ class TextToImage(Task):
             guidance_scale: scale w of the classifier-free guidance, e_neg + w (e_text - e_neg) (Ho and Salimans 2022);
                 1 or less for no guidance.
             num_steps: number of sampling steps.
-            sampler: "ddpm", "ddim", "plms", "euler", "euler_ancestral", "heun" or "dpmpp_2m".
+            sampler: "ddpm", "ddim", "plms", "euler", "euler_ancestral", "heun", "dpmpp_2m", or "lcm" for a
+                denoiser distilled to few steps.
             eta: amount of noise that DDIM adds in every step, in [0, 1].
             seed: integer from 0 up; image i of the result has the noise of `seed` + i, and comes out again alone with
                 that seed. None for a fresh one.
