@@ -24,7 +24,7 @@ import numpy as np
 
 from zoo.data.images import hold_out, read_tfds_images
 from zoo.errors import UserError, did_you_mean
-from zoo.io.images import load_image
+from zoo.io.images import open_image
 from zoo.typing import StrPath
 
 IMAGE_SUFFIXES = frozenset(
@@ -177,8 +177,7 @@ def decode_image(path: StrPath, *, image_size: int = IMAGE_SIZE) -> np.ndarray:
     """
     from PIL import Image
 
-    image = Image.fromarray(load_image(path))
-    return np.asarray(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
+    return np.asarray(open_image(path).resize((image_size, image_size), Image.Resampling.BILINEAR))
 
 
 def load_image_folder(
