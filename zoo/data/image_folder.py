@@ -295,8 +295,9 @@ def load_tfds_folder(
     """Load an image classification data set of tensorflow-datasets, kept in memory.
 
     Args:
-        name: of the data set, e.g. "cats_vs_dogs"; it has one image and one class label an example. Its splits train,
-            validation and test are used; what is missing of the latter two is held out of the first.
+        name: of the data set, e.g. "cats_vs_dogs" or, with a configuration, "imagenette/160px-v2"; it has
+            one image and one class label an example. Its splits train, validation and test are used; what is missing of
+            the latter two is held out of the first.
         data_dir: tensorflow-datasets folder; default `TFDS_DATA_DIR`, else ~/tensorflow_datasets.
         validation_fraction: see `load_image_folder`.
         test_fraction: see `load_image_folder`.
