@@ -443,7 +443,13 @@ def test_damaged_files(folder, tmp_path):
         ("lora_unet_mid_block_attentions_0_proj_in.hada_w1_a", "LoHa"),
         ("lora_unet_mid_block_attentions_0_proj_in.lokr_w1", "LoKr"),
         ("lora_unet_mid_block_resnets_0_conv1.lora_mid.weight", "LoCon with a Tucker decomposition"),
+        ("lora_unet_mid_block_attentions_0_proj_in.oft_blocks", "OFT"),  # these five as lycoris-lora 4.1 writes them
+        ("lora_unet_mid_block_attentions_0_proj_in.a1.weight", "GLoRA"),
+        ("lora_unet_mid_block_attentions_0_proj_in.on_input", r"\(IA\)3"),
+        ("lora_unet_mid_block_attentions_0_proj_in.diff", "differences of whole weights"),
+        ("lora_unet_mid_block_resnets_0_norm1.w_norm", "normalization layers beside LoRA"),
         ("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_up.weight", "LoRA of Stable Diffusion XL"),
+        ("text_encoder_2.encoder.layers.0.mlp.fc1.lora_A.weight", "LoRA of Stable Diffusion XL"),
     ],
 )
 def test_other_kinds_are_refused_by_name(key, kind, tmp_path):

@@ -389,8 +389,8 @@ def _base(model):
 def _read(path, models, modules, check_base):
     """{name of a module: `_Adapter`} of a file, checked against the models."""
     file = TensorFile(path)
-    for piece, kind in OTHER_KINDS.items():
-        if key := next((key for key in file.shapes if piece in key), None):
+    for pattern, kind in OTHER_KINDS.items():
+        if key := next((key for key in file.shapes if re.search(pattern, key)), None):
             raise UserError(f"{path} holds {kind} ({key}), where LoRA was expected: give a file of plain LoRA.")
     own = len(models) == 1 and not component_of(models[0])
     names = {name: name for name in modules} | ({} if own else {kohya_name(name): name for name in modules})
@@ -436,7 +436,8 @@ def _read_adapter(file, name, keys, layer, alphas):
     if "alpha" in keys:
         if math.prod(file.shapes[keys["alpha"]]) != 1:
             raise UserError(f"{file.path} is damaged: {keys['alpha']} is not one number, fetch or save it again.")
-        scale = _read_finite(file, keys["alpha"]).item() / rank
+        alpha = file.get_tensor(keys["alpha"])
+        scale = (alpha if alpha.dtype.kind in "iu" else _read_finite(file, keys["alpha"])).item() / rank
     return _Adapter(np.ascontiguousarray(a), np.ascontiguousarray(b.reshape(outputs, rank).T), scale)
 
 

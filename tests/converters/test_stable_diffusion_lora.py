@@ -14,7 +14,7 @@ import pytest
 from tests.tasks.test_text_to_image import OPTIONS, PROMPT, folder, noises, theirs
 from tests.tiny_diffusion import tiny_pipeline
 from zoo import cli, lora
-from zoo.converters.stable_diffusion_lora import parse_key
+from zoo.converters.stable_diffusion_lora import module_names, parse_key
 from zoo.errors import UserError
 from zoo.tasks.text_to_image import TextToImage
 
@@ -201,11 +201,47 @@ def test_tensors_of_a_file_are_those_of_diffusers(tmp_path):
         ("mid_block.a.attn1.processor.to_out_lora.up.weight", ("unet.mid_block.a.attn1.to_out.0", "up")),
         ("text_encoder.layers.0.mlp.fc1.lora_A.weight", ("text_encoder.text_model.layers.0.mlp.fc1", "down")),
         ("lora_te1_text_model_a.alpha", ("lora_te_text_model_a", "alpha")),
+        ("lora_te_encoder_layers_0_mlp_fc1.alpha", ("lora_te_text_model_encoder_layers_0_mlp_fc1", "alpha")),
+        ("lora_te1_encoder_a.lora_up.weight", ("lora_te_text_model_encoder_a", "up")),
         ("unet.conv_in.weight", None),
     ],
 )
 def test_names_of_tensors(key, expected):
     assert parse_key(key) == expected
+
+
+@pytest.mark.once
+def test_as_lycoris_writes(tmp_path):
+    """lycoris-lora 4.1 beside transformers 5: no "text_model_" in names, and alpha may be an integer.
+
+    Against W + alpha / rank · B A. Files of the package itself (LoRA, LoCon, rank-stabilized, a trained scalar) were
+    compared once: the largest difference from its own `get_diff_weight` was 2e-7.
+    """
+    found = adapters(6, ("conv1", "to_q", *TEXT_LAYERS), ranks=(2, 4), alphas=(1, 3))
+    write_kohya(tmp_path / "kohya.safetensors", found)
+    tensors = {}
+    for key, array in load_file(tmp_path / "kohya.safetensors").items():
+        key = key.replace("lora_te_text_model_", "lora_te_")
+        tensors[key] = array.astype("int64") if key.endswith(".alpha") else array
+    save_file(tensors, tmp_path / "lycoris.safetensors")
+    base = TextToImage.from_preset(folder())
+    adapted = TextToImage.from_preset(folder(), lora=tmp_path / "lycoris.safetensors")
+    compared = 0
+    for component, prefix in (("denoiser", "unet"), ("text_encoder", "text_encoder")):
+        before, after = (module_names(task.components[component], component) for task in (base, adapted))
+        for name, layer in after.items():
+            change = np.array(layer.get_weights()[0]) - np.array(before[name].get_weights()[0])
+            key = prefix, name.removeprefix("unet.").removeprefix("text_encoder.text_model.")
+            if key not in found:
+                assert not change.any()
+                continue
+            down, up, alpha = found[key]
+            product = alpha / len(down) * up.reshape(len(up), -1) @ down.reshape(len(down), -1)
+            expected = product.reshape(len(up), *down.shape[1:])
+            axes = (2, 3, 1, 0) if change.ndim == 4 else (1, 0)
+            np.testing.assert_allclose(change, expected.transpose(axes).reshape(change.shape), atol=1e-5)
+            compared += 1
+    assert compared == len(found) > 20
 
 
 @pytest.mark.once

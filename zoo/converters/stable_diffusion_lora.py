@@ -10,9 +10,10 @@ diffusers   unet.{module}.lora.down.weight, .lora.up.weight; text_encoder.….lo
             older: unet.….attn1.processor.to_q_lora.down.weight, text_encoder.….self_attn.to_q_lora.down.weight, and
             files of a U-Net alone without "unet."
 Kohya       lora_unet_{module}.lora_down.weight, .lora_up.weight, .alpha; lora_te_text_model_{module}.…, with "_" for
-            each "." of a module
+            each "." of a module; so LyCORIS, beside transformers 5 without "text_model_"
 
-Source: diffusers 0.42, loaders/lora_conversion_utils.py, utils/state_dict_utils.py and loaders/peft.py; peft 0.21.
+Source: diffusers 0.42, loaders/lora_conversion_utils.py, utils/state_dict_utils.py and loaders/peft.py; peft 0.21;
+lycoris-lora 4.1.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from zoo.converters.stable_diffusion import layer_key
 if TYPE_CHECKING:
     import keras
 
-# Kinds of adapters that are no LoRA: a piece of their tensors' names -> what they are called.
+# Kinds of adapters that are no LoRA: a regular expression found in their tensors' names -> what they are called. Those
+# of LyCORIS by the names that lycoris-lora 4.1 writes.
 OTHER_KINDS = {
     "dora_scale": "DoRA",
     "lora_magnitude_vector": "DoRA",
@@ -33,8 +35,12 @@ OTHER_KINDS = {
     "lokr_": "LoKr",
     "lora_mid": "LoCon with a Tucker decomposition",
     "oft_": "OFT",
+    r"\.[ab][12]\.weight$": "GLoRA",
+    r"\.on_input$": "(IA)3",
+    r"\.diff(_b)?$": "differences of whole weights",
+    r"\.[wb]_norm$": "normalization layers beside LoRA",
     "lora_te2_": "LoRA of Stable Diffusion XL",
-    "text_encoder_2.": "LoRA of Stable Diffusion XL",
+    r"text_encoder_2\.": "LoRA of Stable Diffusion XL",
 }
 # Layers that tell the two models from others.
 _LAYERS_OF = {
@@ -97,7 +103,9 @@ def parse_key(key: str) -> tuple[str, str] | None:
     kind = match["diffusers"] or match["kohya"] or match["alpha"] or {"A": "down", "B": "up"}[match["peft"]]
     module = match["module"]
     if module.startswith("lora_te1_"):  # as scripts for Stable Diffusion XL call the first text encoder
-        return module.replace("lora_te1_", "lora_te_", 1), kind
+        module = module.replace("lora_te1_", "lora_te_", 1)
+    if module.startswith("lora_te_encoder_"):  # as modules are called in transformers 5
+        module = module.replace("lora_te_", "lora_te_text_model_", 1)
     if module.startswith("lora_"):
         return module, kind
     module = module.replace(".processor.", ".")

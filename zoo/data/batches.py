@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
+from zoo.errors import UserError
+
 if TYPE_CHECKING:
     from zoo.data.image_folder import ImageFiles
 
@@ -39,9 +41,14 @@ class Batches(keras.utils.PyDataset):
         batch_size: examples in a batch.
         seed: seed of the order; None keeps the order of the arrays (validation).
 
+    Attributes:
+        error: the last `UserError` of making a batch, which TensorFlow hides in an error of its own; or None.
+
     Raises:
         ValueError: if the arrays differ in length, are empty, or `batch_size` is below 1.
     """
+
+    error: UserError | None = None
 
     def __init__(self, x: np.ndarray | ImageFiles, y: np.ndarray, *, batch_size: int, seed: int | None = 0) -> None:
         super().__init__(workers=1, use_multiprocessing=False)
@@ -67,6 +74,13 @@ class Batches(keras.utils.PyDataset):
         return -(-len(self.x) // self.batch_size)
 
     def __getitem__(self, index):
+        try:
+            return self._batch(index)
+        except UserError as error:
+            self.error = error
+            raise
+
+    def _batch(self, index):
         return self._take(self._rows(index))
 
     def _rows(self, index):
@@ -127,7 +141,7 @@ class PrefetchedBatches(Batches):
             self._made, self._position = {}, 0
             super().set_epoch(epoch)
 
-    def __getitem__(self, index):
+    def _batch(self, index):
         with self._lock:
             if index == 0 or index >= self._position:  # else a look back, which moves nothing
                 self._position = index
@@ -137,4 +151,11 @@ class PrefetchedBatches(Batches):
                 for i in [i for i in self._made if i < index - self._KEPT]:
                     del self._made[i]
             future, rows = self._made.get(index), self._rows(index)
-        return self._take(rows) if future is None else future.result()
+        if future is None:
+            return self._take(rows)
+        try:
+            return future.result()
+        except UserError:
+            with self._lock:
+                self._made.pop(index, None)  # to be tried again, of a file that was repaired
+            raise

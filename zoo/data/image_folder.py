@@ -24,7 +24,7 @@ import numpy as np
 
 from zoo.data.images import hold_out, read_tfds_images
 from zoo.errors import UserError, did_you_mean
-from zoo.io.images import load_image
+from zoo.io.images import open_image
 from zoo.typing import StrPath
 
 IMAGE_SUFFIXES = frozenset(
@@ -177,8 +177,7 @@ def decode_image(path: StrPath, *, image_size: int = IMAGE_SIZE) -> np.ndarray:
     """
     from PIL import Image
 
-    image = Image.fromarray(load_image(path))
-    return np.asarray(image.resize((image_size, image_size), Image.Resampling.BILINEAR))
+    return np.asarray(open_image(path).resize((image_size, image_size), Image.Resampling.BILINEAR))
 
 
 def load_image_folder(
@@ -296,8 +295,9 @@ def load_tfds_folder(
     """Load an image classification data set of tensorflow-datasets, kept in memory.
 
     Args:
-        name: of the data set, e.g. "cats_vs_dogs"; it has one image and one class label an example. Its splits train,
-            validation and test are used; what is missing of the latter two is held out of the first.
+        name: of the data set, e.g. "cats_vs_dogs" or, with a configuration, "imagenette/160px-v2"; it has
+            one image and one class label an example. Its splits train, validation and test are used; what is missing of
+            the latter two is held out of the first.
         data_dir: tensorflow-datasets folder; default `TFDS_DATA_DIR`, else ~/tensorflow_datasets.
         validation_fraction: see `load_image_folder`.
         test_fraction: see `load_image_folder`.

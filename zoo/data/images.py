@@ -186,6 +186,21 @@ def _is_prepared(name, folder):
     return any((folder / name).glob("*/dataset_info.json"))
 
 
+def _with_config(name, folder):
+    """The name of a data set with the configuration that is prepared, where it has some and none is named."""
+    if "/" in name or _is_prepared(name, folder):
+        return name
+    configs = _configs(folder / name)
+    if len(configs) > 1:
+        raise UserError(f"{name} in {folder} has several configurations: give {' or '.join(configs)}.")
+    return configs[0] if configs else name
+
+
+def _configs(folder):
+    """What is prepared in the folder of a data set that has configurations: ["<name>/<configuration>"]."""
+    return sorted({f"{folder.name}/{path.parts[-3]}" for path in folder.glob("*/*/dataset_info.json")})
+
+
 def _server_reachable(timeout=4.0):
     """True if the data server answers a connection within `timeout` seconds, name look-up included."""
     answer = []
@@ -242,16 +257,24 @@ def _export(name, folder, prepared, *options):
         )
         if child.returncode:
             reason = (child.stderr or child.stdout or "").strip().splitlines() or ["no message"]
+            if not prepared:
+                raise UserError(
+                    f"{name} could not be prepared in {folder}, for the reason above: prepare it with "
+                    "tensorflow-datasets, or name another folder with --data-dir."
+                )
             raise UserError(
                 f"{name} in {folder} cannot be read ({reason[-1][:200]}): the folder is incomplete or damaged, "
                 f"prepare it again or name another with --data-dir."
             )
+        data = _read_arrays(arrays)
+        if not data or "message" in data:
+            return data
         cached = cached or _cache_file(name, folder, *options)  # of what the child has prepared
         with contextlib.suppress(OSError, UserError):  # a cache that cannot be written is none
             cached.parent.mkdir(parents=True, exist_ok=True)
             with files.atomic_write(cached) as temporary:
                 shutil.copyfile(arrays, temporary)
-        return _read_arrays(arrays)
+        return data
 
 
 def _cache_file(name, folder, *options):
@@ -260,7 +283,7 @@ def _cache_file(name, folder, *options):
     for path in sorted((folder / name).rglob("*")):
         if path.is_file():
             digest.update(f"{path.name} {files.sha256(path)}\n".encode())
-    return files.cache_dir() / "data" / "-".join([name, *options[:1], f"{digest.hexdigest()[:16]}.npz"])
+    return files.cache_dir() / "data" / "-".join([*name.split("/"), *options[:1], f"{digest.hexdigest()[:16]}.npz"])
 
 
 def _read_arrays(path):
@@ -309,7 +332,8 @@ def read_tfds_images(
     """The arrays of any tensorflow-datasets data set with one image and one class label an example.
 
     Args:
-        name: of the data set, e.g. "cats_vs_dogs".
+        name: of the data set, e.g. "cats_vs_dogs", or with a configuration, "imagenette/160px-v2"; without one, the
+            one that is prepared.
         data_dir: tensorflow-datasets folder; the default one if None.
         image_size: height and width in pixels of images that differ in size.
         most_bytes: upper bound of the arrays.
@@ -322,13 +346,19 @@ def read_tfds_images(
         UserError: if it is neither prepared nor reachable, is no such data set, or is larger.
     """
     folder = _tfds_dir(data_dir)
-    if not re.fullmatch(r"[a-z0-9_]+", name):
-        raise UserError(f"{name!r} is no name of a tensorflow-datasets data set: give one such as cats_vs_dogs.")
+    known = sorted(path.name for path in folder.glob("*/") if _is_prepared(path.name, folder) or _configs(path))
+    if not re.fullmatch(r"[a-z0-9_]+(/\w[\w.+-]*)?", name):
+        raise UserError(
+            f"{name!r} is no name of a tensorflow-datasets data set: give one such as cats_vs_dogs or "
+            f"imagenette/160px-v2.{did_you_mean(name, known)}"
+        )
+    name = _with_config(name, folder)
     prepared = _is_prepared(name, folder)
     if not prepared and not _server_reachable():
         raise UserError(
             f"{name} is not in {folder} and the data server cannot be reached: put the tensorflow-datasets folder "
             f"there (it holds {name}/<version>/dataset_info.json), or name another with --data-dir or TFDS_DATA_DIR."
+            f"{did_you_mean(name, known)}"
         )
     data = _export(name, folder, prepared, str(image_size), str(most_bytes))
     if "message" in data:

@@ -35,7 +35,14 @@ def main(
     import tensorflow_datasets as tfds
     from PIL import Image
 
-    builder = tfds.builder(name, data_dir=folder)
+    try:
+        builder = tfds.builder(name, data_dir=folder)
+    except tfds.core.DatasetNotFoundError:
+        from zoo.errors import did_you_mean
+
+        close = did_you_mean(name, tfds.list_builders(with_community_datasets=False))
+        np.savez(target, message=np.array(f"is no data set of tensorflow-datasets: give the name of one.{close}"))
+        return
     if not builder.is_prepared():
         builder.download_and_prepare()
     if "text" in builder.info.features:
@@ -77,7 +84,8 @@ def _classification(builder, image_size, most_bytes):
     if isinstance(keys, tuple) and len(keys) == 2 and keys[0] in images and keys[1] in labels:
         images, labels = [keys[0]], [keys[1]]
     if len(images) != 1 or len(labels) != 1:
-        found = f"{len(images)} images and {len(labels)} class labels"
+        counts = ((len(images), "image"), (len(labels), "class label"))
+        found = " and ".join(f"{count or 'no'} {what}{'s' if count > 1 else ''}" for count, what in counts)
         return {"message": np.array(f"has {found} an example: image classification needs one of each.")}
     if "train" not in builder.info.splits:
         return {"message": np.array(f"has the splits {', '.join(builder.info.splits)}: training needs train.")}

@@ -34,6 +34,7 @@ import numpy as np
 
 from zoo import errors
 from zoo.compat.keras import flatten_layers, without_ddp, without_tensorflow, zero_weight_init
+from zoo.data.batches import Batches
 from zoo.distribution.devices import PARALLEL, PRECISIONS, Devices, parse_devices
 from zoo.distribution.sharding import ArrayBatches, ShardedBatches, num_rows
 from zoo.errors import UserError
@@ -208,17 +209,37 @@ def _in_scope(method):
             _backend().fix_zero_grad(model)
         call = signature.bind(model, *args, **kwargs)
         # Within `fit`, Keras calls `evaluate` with what has been sharded before.
-        if _current.num_devices == 1 or isinstance(call.arguments.get("x"), ShardedBatches):
+        if isinstance(call.arguments.get("x"), ShardedBatches):
             return method(model, *args, **kwargs)
-        _shard_arguments(call.arguments, is_fit)
-        with _backend().training_scope(model, _current, call.arguments["x"]):
-            result = method(*call.args, **call.kwargs)
+        with _errors_of_batches(call.arguments.get("x"), call.arguments.get("validation_data")):
+            if _current.num_devices == 1:
+                return method(model, *args, **kwargs)
+            _shard_arguments(call.arguments, is_fit)
+            with _backend().training_scope(model, _current, call.arguments["x"]):
+                result = method(*call.args, **call.kwargs)
         if is_fit:
             barrier()
         return result
 
     wrapper.outside_scope = method  # type: ignore[attr-defined]
     return wrapper
+
+
+@contextlib.contextmanager
+def _errors_of_batches(*data):
+    """Raise the `UserError` of a batch as it is, not TensorFlow's error about it."""
+    batches = [one for one in data if isinstance(one, Batches)]
+    for one in batches:
+        one.error = None
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception:
+        for one in batches:
+            if one.error:
+                raise one.error from None
+        raise
 
 
 def _shard_arguments(arguments, is_fit):
