@@ -438,7 +438,7 @@ def test_folders_that_cannot_be_used(tmp_path):
         load()
     for change, words in (
         ({"kind": "other"}, "does not describe a pipeline of kind 'stable_diffusion'"),
-        ({"sampler": "lcm"}, "says sampler is 'lcm', where plms or ddim or ddpm"),
+        ({"sampler": "unipc"}, "says sampler is 'unipc', where plms or ddim or ddpm"),
         ({"vae_scale_factor": None}, "does not say vae_scale_factor"),
         ({"steps_offset": True}, "says steps_offset is True, where a whole number"),
         ({"noise_schedule": {"beta_schedule": "linear"}}, "does not say beta_start in noise_schedule"),
