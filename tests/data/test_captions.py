@@ -70,7 +70,7 @@ def test_pixels_are_the_mixture(digits):
 
 def test_resizing_keeps_a_ramp():
     """Linear interpolation gives a linear function back, between the centres of the outer pixels."""
-    matrix = captions._interpolation_matrix(28)
+    matrix = captions.interpolation_matrix(28)
     np.testing.assert_allclose(matrix.sum(1), 1, atol=1e-6)
     place = np.clip((np.arange(48) + 0.5) * 28 / 48 - 0.5, 0, 27)
     np.testing.assert_allclose(matrix @ np.arange(28.0), place, atol=1e-5)
@@ -129,3 +129,18 @@ def test_colours_lie_apart():
         directions = np.delete(PALETTE, background, 0) - PALETTE[background]
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
         assert (directions @ directions.T - 2 * np.eye(7)).max() < 0.985
+
+
+def test_the_judge_reads_a_colored_glyph_as_it_was():
+    """`benchmarks/independent_judge.py` inverts `colorize`, but for its rounding."""
+    from benchmarks.independent_judge import read_scans, wilson_interval
+
+    rng = np.random.default_rng(0)
+    glyphs = rng.integers(0, 256, (6, 28, 28)).astype("uint8")
+    pairs = np.argwhere(captions.distinct_color_pairs())[rng.permutation(30)[:6]]
+    images = captions.colorize(glyphs, *pairs.T)
+    scans = read_scans(images, *pairs.T)
+    assert scans.shape == (6, 28, 28, 1) and np.abs(scans[..., 0] - glyphs / 255).max() < 0.03
+    # Newcombe 1998, table I, method 3: 81 of 263 and 15 of 148
+    np.testing.assert_allclose(wilson_interval(81, 263), (0.2553, 0.3662), atol=5e-5)
+    np.testing.assert_allclose(wilson_interval(15, 148), (0.0624, 0.1605), atol=5e-5)

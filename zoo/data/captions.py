@@ -285,14 +285,21 @@ def colorize(glyphs: np.ndarray, foregrounds: np.ndarray, backgrounds: np.ndarra
     side = glyphs.shape[1]
     if glyphs.ndim != 3 or glyphs.shape[2] != side:
         raise UserError(f"Glyphs must have the shape (N, side, side), got {glyphs.shape}.")
-    resize = _interpolation_matrix(side)
+    resize = interpolation_matrix(side)
     grey = resize @ (glyphs.astype("float32") / 255) @ resize.T  # (N, 48, 48)
     foreground, background = PALETTE[foregrounds][:, None, None], PALETTE[backgrounds][:, None, None]  # (N, 1, 1, 3)
     return np.rint(background + grey[..., None] * (foreground - background)).astype("uint8")
 
 
-def _interpolation_matrix(side):
-    """(48, side) float32 matrix of linear interpolation from `side` to 48 pixels, pixel centres aligned."""
+def interpolation_matrix(side: int) -> np.ndarray:
+    """The matrix with which `colorize` resizes: linear interpolation, pixel centres aligned.
+
+    Args:
+        side: pixels of a glyph's side.
+
+    Returns:
+        float32 (48, side).
+    """
     position = np.clip((np.arange(IMAGE_SIZE) + 0.5) * side / IMAGE_SIZE - 0.5, 0, side - 1)
     below = np.minimum(position.astype(int), side - 2)
     matrix = np.zeros((IMAGE_SIZE, side), "float32")

@@ -169,14 +169,14 @@ class SharedBPETokenizer:
 
 def _split(word, ranks, dropout, draw):
     """Pieces of a word: the first of the merges that are not dropped, again and again."""
-    pieces = list(word)
+    symbols = list(word)
     while True:
         merges = [
             (rank, place)
-            for place, pair in enumerate(zip(pieces, pieces[1:]))
+            for place, pair in enumerate(zip(symbols, symbols[1:]))
             if (rank := ranks.get(pair)) is not None and draw() >= dropout
         ]
         if not merges:
-            return pieces
+            return symbols
         _, place = min(merges)
-        pieces[place : place + 2] = [pieces[place] + pieces[place + 1]]
+        symbols[place : place + 2] = [symbols[place] + symbols[place + 1]]
