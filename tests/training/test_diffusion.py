@@ -24,7 +24,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def tokenizer(digits):
-    return diffusion.caption_tokenizer(digits)
+    return diffusion.caption_tokenizer(digits.all_captions())
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_classifier_and_its_features():
 
 @pytest.mark.once
 def test_every_caption_is_known_and_fits(digits, tokenizer):
-    everything = diffusion.all_captions(digits)
+    everything = digits.all_captions()
     ids = diffusion.tokenize_captions(tokenizer, everything, LENGTH)
     assert len(everything) == 10 * 8 * 8 * len(TEMPLATES) and 3 not in ids
     assert (ids[:, 0] == 1).all() and ((ids == 2).sum(1) == 1).all()
@@ -167,7 +167,7 @@ def test_equal_captions_match(digits, tokenizer):
 def test_denoiser_batches_are_the_forward_process(digits, encoded):
     """With the noise given back, the clean latents come out, of deviation 1; captions are true, some dropped."""
     alphas_cumprod = noise_sampler.alphas_cumprod(noise_sampler.betas("linear", beta_start=1e-4, beta_end=0.02))
-    everything = diffusion.all_captions(digits)
+    everything = digits.all_captions()
     contexts = np.arange(len(everything) + 1, dtype="float32")[:, None, None]  # each is its own index
     batches = diffusion.denoiser_batches(encoded, contexts, alphas_cumprod, 20, seed=0, conditioning_dropout_prob=0.3)
     dropped, clean, timesteps = 0, [], []
@@ -182,7 +182,7 @@ def test_denoiser_batches_are_the_forward_process(digits, encoded):
             dropped += (caption == len(everything)).sum()
             rows = batches.order[index * 20 : index * 20 + 20]
             combinations = caption[caption < len(everything)] // len(TEMPLATES)
-            assert (combinations == encoded.combinations[rows][caption < len(everything)]).all()
+            assert (combinations == encoded.content_ids[rows][caption < len(everything)]).all()
     timesteps = np.concatenate(timesteps)
     assert abs(dropped / len(timesteps) - 0.3) < 0.05
     assert timesteps.min() < 20 and timesteps.max() > 980 and abs(timesteps.mean() - 499.5) < 30
@@ -194,8 +194,8 @@ def test_latents_are_those_of_the_captions(digits, encoded):
     """Each combination is that of the batch it was rendered in."""
     few = digits.subset(60)
     batch = next(iter(few.batches("train", 200, seed=3)))
-    assert ((batch.labels * 8 + batch.foregrounds) * 8 + batch.backgrounds == encoded.combinations).all()
-    text = diffusion.all_captions(few)[encoded.combinations[0] * len(TEMPLATES)]
+    assert ((batch.labels * 8 + batch.foregrounds) * 8 + batch.backgrounds == encoded.content_ids).all()
+    text = few.all_captions()[encoded.content_ids[0] * len(TEMPLATES)]
     assert DIGITS[batch.labels[0]] in text and encoded.mean.shape == (60, 12, 12, 4)
 
 
