@@ -4,7 +4,7 @@
 
 Text encoder, autoencoder and classifier are those of the preset `diffusion_captions`, which know all 20 classes. A
 denoiser is trained as `recipes/diffusion_denoiser.py` does, on all classes but one; then, with `--lora-rank`, on
-pictures of that class, and as many again of the others, so that these are kept. Both generate two pictures of each
+pictures of that class, and as many again of the others, so that these are kept. Both generate a picture of each
 combination of class and colors, and the classifier says how many show the class that was asked for. A run that is there
 is not made again.
 """
@@ -31,7 +31,7 @@ from zoo.data.captions import load_captioned_images
 from zoo.io.model_files import load_model
 from zoo.presets import find_preset
 
-NUM_PROMPTS = 2000  # about a hundred of each class
+NUM_PROMPTS = 1000  # about fifty of each class
 PARTS = ("text_encoder.keras", "tokenizer.json", "encoder.keras", "decoder.keras", "classifier.keras")
 
 

@@ -36,12 +36,14 @@ from zoo.training.optimizers import TorchAdam
 from zoo.training.run import Run
 from zoo.training.schedules import limit_warmup, warmup_cosine
 
+OWN_STEPS = 3000  # on pictures of your own, unless --epochs says otherwise
+
 
 def parse_args(argv=None):
     parser = flags.parser(__doc__)
     flags.add(parser, *flags.FINE_TUNING_FLAGS, *diffusion.RUN_FLAGS, epochs=1, batch_size=16, learning_rate=1e-3)
     flags.add(parser, "kl_weight", "perceptual_weight")
-    diffusion.add_data_flags(parser, steps=3000)
+    diffusion.add_data_flags(parser, steps=OWN_STEPS)
     flags.add_fallback(parser, "digits", epochs=2)
     return parser.parse_args(argv)
 
@@ -60,7 +62,7 @@ def main(args):
         diffusion.autoencoder_batches(dataset, split, args.batch_size, **options)
         for split in ("train", "validation", "test")
     )
-    diffusion.default_epochs(args, train)
+    diffusion.default_epochs(args, train, steps=OWN_STEPS)
     pretrained = fine_tuning.load_pretrained(
         args.init_from,
         task="text-to-image",

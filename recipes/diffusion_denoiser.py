@@ -38,13 +38,15 @@ from zoo.training.schedules import limit_warmup, warmup_cosine
 
 GENERATION_CONFIG = {"num_steps": 20, "guidance_scale": 2.0}  # until the evaluation has chosen
 
+OWN_STEPS = 4000  # on pictures of your own, unless --epochs says otherwise
+
 
 def parse_args(argv=None):
     parser = flags.parser(__doc__)
     flags.add(parser, *flags.FINE_TUNING_FLAGS, *flags.LORA_FLAGS, *diffusion.RUN_FLAGS)
     flags.add(parser, epochs=8, batch_size=64, learning_rate=1e-3)
     flags.add(parser, "conditioning_dropout_prob", "ema_decay")
-    diffusion.add_data_flags(parser, steps=4000)
+    diffusion.add_data_flags(parser, steps=OWN_STEPS)
     flags.add_fallback(parser, "digits", epochs=12, ema_decay=0.99)
     return parser.parse_args(argv)
 
@@ -90,7 +92,7 @@ def main(args, dataset=None):
         )
         for cache in (latents, validation_latents)
     )
-    diffusion.default_epochs(args, train)
+    diffusion.default_epochs(args, train, steps=OWN_STEPS)
     run = Run(args, folder=folder / "denoiser", data_sha256=dataset.fingerprint(), pretrained=pretrained)
 
     # After each epoch, samples of the averaged weights.

@@ -40,11 +40,13 @@ from zoo.training.optimizers import TorchAdam
 from zoo.training.run import Run
 from zoo.training.schedules import limit_warmup, warmup_cosine
 
+OWN_STEPS = 1000  # on pictures of your own, unless --epochs says otherwise
+
 
 def parse_args(argv=None):
     parser = flags.parser(__doc__)
     flags.add(parser, *flags.FINE_TUNING_FLAGS, *diffusion.RUN_FLAGS, epochs=1, batch_size=128, learning_rate=1e-3)
-    diffusion.add_data_flags(parser, steps=1000)
+    diffusion.add_data_flags(parser, steps=OWN_STEPS)
     flags.add_fallback(parser, "digits", epochs=8)
     return parser.parse_args(argv)
 
@@ -72,7 +74,7 @@ def main(args):
     train, validation = (
         diffusion.clip_batches(dataset, split, args.batch_size, **options) for split in ("train", "validation")
     )
-    diffusion.default_epochs(args, train)
+    diffusion.default_epochs(args, train, steps=OWN_STEPS)
     run = Run(args, folder=folder / "text_encoder", data_sha256=dataset.fingerprint(), pretrained=pretrained)
 
     with contextlib.ExitStack() as scopes:

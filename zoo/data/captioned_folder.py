@@ -4,7 +4,7 @@
     folder/0001.png             0001.png,a red cup              folder/0001.png
                                                         or      folder/0001.png, folder/0001.txt, …
 
-A metadata file names pictures of its own folder and of those below it, as in datasets 4.4,
+A metadata file names pictures of its own folder and of those below it, as in datasets 5.2,
 packaged_modules/folder_based_builder. Pictures become RGB, upright as their EXIF data says, and are resized to one
 size; broken files and copies are found as by `zoo.data.image_folder`.
 """

@@ -9,6 +9,7 @@ caption says, not how good it looks; samples.png shows that.
 from __future__ import annotations
 
 import pathlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -87,7 +88,9 @@ def evaluate_pictures(
 
     def generate(captions, scale):
         options = {"num_steps": num_steps, "guidance_scale": scale, "seed": seed, "batch_size": 50}
-        return task.generate(captions, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of unknown words, in each image
+            return task.generate(captions, **options)
 
     def precision(images, captions):
         return caption_precision(clip, images, task.preprocess(captions))

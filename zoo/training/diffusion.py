@@ -20,6 +20,7 @@ import pathlib
 import re
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -177,20 +178,20 @@ def add_data_flags(parser: Any, *, steps: int) -> None:
         steps: how many are trained on them, by `default_epochs`, unless the command says how many epochs.
     """
     flags.add(parser, *DATA_FLAGS)
-    parser.set_defaults(own_steps=steps)
     action = parser.actions["epochs"]
     action.help = f"{action.help.removesuffix(')')}; with --train-dir: about {steps:,} steps)"
 
 
-def default_epochs(args: argparse.Namespace, train: IndexedBatches) -> None:
-    """With --train-dir and without --epochs, set as many epochs as the recipe's number of steps takes.
+def default_epochs(args: argparse.Namespace, train: keras.utils.PyDataset, *, steps: int) -> None:
+    """With --train-dir and without --epochs, set as many epochs as take a number of steps.
 
     Args:
         args: the flags of a recipe, changed in place.
         train: batches of an epoch.
+        steps: the number.
     """
     if args.train_dir and "epochs" not in args.given:
-        args.epochs = max(1, round(args.own_steps / len(train)))
+        args.epochs = max(1, round(steps / len(train)))
 
 
 def copy_base(init_from: StrPath, folder: StrPath) -> None:
@@ -274,13 +275,13 @@ def save_part(
     return run.save_metrics(metrics, _next_command(run, part))
 
 
-def _with_sizes(text, image_size, max_length):
+def _with_sizes(value, image_size, max_length):
     """What the card says of a part, with the numbers of this run."""
-    if isinstance(text, dict):
-        return {key: _with_sizes(value, image_size, max_length) for key, value in text.items()}
+    if isinstance(value, dict):
+        return {key: _with_sizes(one, image_size, max_length) for key, one in value.items()}
     for letter, size in (("{H}", image_size), ("{h}", image_size // VAE_SCALE_FACTOR), ("{S}", max_length)):
-        text = text.replace(letter, str(size))
-    return text
+        value = value.replace(letter, str(size))
+    return value
 
 
 def _next_command(run, part):
@@ -327,7 +328,7 @@ def autoencoder_training_model(
 
 
 @keras.saving.register_keras_serializable("zoo")
-class LogitScale(layers.Layer):
+class LogitScale(keras.layers.Layer):
     """Divides by a learnt temperature, which starts at `TEMPERATURE`: x · min(exp(s), 100) (Radford et al. 2021, 2.5).
 
     One weight: s, the logarithm of the inverse temperature.
@@ -488,9 +489,7 @@ def warn_of_captions(tokenizer: tokenizers.Tokenizer, captions: Sequence[str], l
         if id_ == unknown_id
     }
     if words:
-        print_wrapped(
-            f"{len(words):,} words of the captions are not in the vocabulary: {listed(sorted(words), most=10)}."
-        )
+        print_wrapped(f"Words of the captions that are not in the vocabulary: {listed(sorted(words), most=10)}.")
 
 
 def tokenize_captions(tokenizer: tokenizers.Tokenizer, captions: Sequence[str], length: int = MAX_LENGTH) -> np.ndarray:
@@ -563,8 +562,8 @@ class IndexedBatches(keras.utils.PyDataset):
 
 
 def _split_batches(dataset, split, batch_size, seed, make_batch, min_steps=1):
-    fixed = {"same_every_epoch": True} if split != "train" else {"min_steps": min_steps}
-    return IndexedBatches(dataset.count(split), batch_size, seed=seed, make_batch=make_batch, **fixed)
+    options = {"same_every_epoch": True} if split != "train" else {"min_steps": min_steps}
+    return IndexedBatches(dataset.count(split), batch_size, seed=seed, make_batch=make_batch, **options)
 
 
 def min_steps(args: argparse.Namespace) -> int:
@@ -881,7 +880,8 @@ class SampleGrid(keras.callbacks.Callback):
         if epoch and store.is_file():
             with store.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 rows = list(stored["rows"][:epoch])
-        with outside_scope():
+        with outside_scope(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of unknown words, in each epoch
             rows.append(self.generate())
         with files.atomic_write(store) as temporary:
             np.savez_compressed(temporary, rows=np.stack(rows))
