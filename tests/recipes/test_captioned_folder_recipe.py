@@ -83,6 +83,7 @@ def weights(folder, part):
 
 
 @pytest.mark.heavy
+@pytest.mark.slow("tensorflow", "jax")
 def test_a_run_is_a_preset_that_generates(finished, tmp_path, capsys, monkeypatch):
     folder, metrics = finished()
     assert list(metrics) == ["autoencoder", "text-encoder", "denoiser", "evaluation"]
