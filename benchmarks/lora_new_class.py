@@ -6,7 +6,7 @@ Text encoder, autoencoder and classifier are those of the preset `diffusion_capt
 denoiser is trained as `recipes/diffusion_denoiser.py` does, on all classes but one; then, with `--lora-rank`, on
 pictures of that class, and as many again of the others, so that these are kept. Both generate a picture of each
 combination of class and colors, and the classifier says how many show the class that was asked for. A run that is there
-is not made again.
+is not made again, and an interrupted one goes on.
 """
 
 import argparse
@@ -52,7 +52,8 @@ def train(dataset, folder, *flags):
     folder.mkdir(parents=True, exist_ok=True)
     for name in PARTS:
         shutil.copyfile(find_preset("diffusion_captions").file(name), folder / name)
-    flags = ["--output", folder, "--overwrite", *flags]
+    interrupted = (folder / "denoiser" / "checkpoint.npz").is_file()
+    flags = ["--output", folder, "--resume" if interrupted else "--overwrite", *flags]
     diffusion_denoiser.main(diffusion_denoiser.parse_args([str(word) for word in flags]), dataset)
 
 

@@ -68,7 +68,7 @@ def main(args):
         for stage in stages:
             if stage != "evaluation":
                 check_no_run(folder / stage.replace("-", "_"))
-    if args.lora_rank and not args.resume:
+    if args.lora_rank and not (args.resume and (folder / "encoder.keras").is_file()):
         diffusion.copy_base(args.init_from, folder)
     for stage in stages:
         part = stage.replace("-", "_")

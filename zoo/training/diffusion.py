@@ -32,7 +32,7 @@ from zoo.data.batches import epoch_order
 from zoo.data.captioned_folder import CaptionedFolder, load_captioned_folder
 from zoo.data.captions import load_captioned_images
 from zoo.data.images import default_image_dataset
-from zoo.distribution.strategy import outside_scope
+from zoo.distribution.strategy import on_main_process, outside_scope
 from zoo.errors import UserError, listed
 from zoo.io import cards, files, model_files, schemas
 from zoo.models.captioned_image_classifier import feature_extractor
@@ -194,6 +194,7 @@ def default_epochs(args: argparse.Namespace, train: keras.utils.PyDataset, *, st
         args.epochs = max(1, round(steps / len(train)))
 
 
+@on_main_process
 def copy_base(init_from: StrPath, folder: StrPath) -> None:
     """Copy the parts of a preset but for the denoiser into a run folder: LoRA adapts that alone.
 
