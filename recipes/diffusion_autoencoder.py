@@ -3,8 +3,8 @@
     KERAS_BACKEND=tensorflow python recipes/diffusion_autoencoder.py \\
         --data-dir FOLDER
 
-One epoch of MNIST and Fashion-MNIST in colors: mean error of test images 2.19 of 255.
-It takes 44 minutes on 2 CPU cores.
+With --train-dir it learns from pictures of your own. One epoch of MNIST and Fashion-MNIST in colors: mean error of test
+images 2.19 of 255. It takes 44 minutes on 2 CPU cores.
 """
 
 import pathlib
@@ -22,6 +22,7 @@ import numpy as np
 import zoo
 from zoo.distribution.launch import run_recipe
 from zoo.distribution.strategy import on_main_process, to_single_device
+from zoo.errors import UserError
 from zoo.evaluation.diffusion_plots import plot_training_curves
 from zoo.fast_paths.layers import use_fast_paths
 from zoo.generation.diffusion.latent_diffusion import to_uint8
@@ -35,26 +36,33 @@ from zoo.training.optimizers import TorchAdam
 from zoo.training.run import Run
 from zoo.training.schedules import limit_warmup, warmup_cosine
 
+OWN_STEPS = 3000  # on pictures of your own, unless --epochs says otherwise
+
 
 def parse_args(argv=None):
     parser = flags.parser(__doc__)
     flags.add(parser, *flags.FINE_TUNING_FLAGS, *diffusion.RUN_FLAGS, epochs=1, batch_size=16, learning_rate=1e-3)
     flags.add(parser, "kl_weight", "perceptual_weight")
+    diffusion.add_data_flags(parser, steps=OWN_STEPS)
     flags.add_fallback(parser, "digits", epochs=2)
     return parser.parse_args(argv)
 
 
 def main(args):
     flags.check(args)
+    if args.train_dir and args.perceptual_weight:
+        raise UserError("--perceptual-weight takes a classifier's features, and --train-dir has none: leave it out.")
     perceptual = args.perceptual_weight > 0
     folder = diffusion.run_folder(args, *(["classifier.keras"] if perceptual else []))
 
     # Data: images (B, 48, 48, 3) in [-1, 1] and noise (B, 12, 12, 4) to sample the latents.
     dataset = diffusion.load_dataset(args)
+    options = {"seed": args.seed, "perceptual": perceptual, "min_steps": diffusion.min_steps(args)}
     train, validation, test = (
-        diffusion.autoencoder_batches(dataset, split, args.batch_size, seed=args.seed, perceptual=perceptual)
+        diffusion.autoencoder_batches(dataset, split, args.batch_size, **options)
         for split in ("train", "validation", "test")
     )
+    diffusion.default_epochs(args, train, steps=OWN_STEPS)
     pretrained = fine_tuning.load_pretrained(
         args.init_from,
         task="text-to-image",
@@ -65,7 +73,7 @@ def main(args):
 
     with zoo.strategy(args.devices, parallel=args.parallel, precision=args.precision):
         # Model: encoder and decoder, joined by the sampled latents.
-        variant = variants.AUTOENCODER["tiny"] | {"latent_channels": diffusion.LATENT_SHAPE[-1]}
+        variant = variants.AUTOENCODER["tiny"] | {"latent_channels": diffusion.LATENT_CHANNELS}
         encoder, decoder = autoencoder.encoder(**variant), autoencoder.decoder(**variant)
         set_initial_weights(encoder, seed=args.seed, initializer="transformer")
         set_initial_weights(decoder, seed=args.seed + 1, initializer="transformer")
@@ -117,7 +125,8 @@ def evaluate_and_save(run, encoder, decoder, test, dataset):
     plot_training_curves(run.folder / "training_curves.png", run.history)
     contents = {"encoder.keras": encoder, "decoder.keras": decoder}
     scores = {"dataset": dataset.name, "parameters": encoder.count_params() + decoder.count_params()}
-    return diffusion.save_part(run, "autoencoder", contents, scores | {"test_error_grey_levels": error})
+    scores["test_error_grey_levels"] = error
+    return diffusion.save_part(run, "autoencoder", contents, scores, image_size=dataset.image_size)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,14 @@
     KERAS_BACKEND=tensorflow python recipes/diffusion_captions.py \\
         --data-dir FOLDER
 
-It runs the recipes diffusion_classifier, diffusion_autoencoder, diffusion_text_encoder, diffusion_denoiser and
-diffusion_evaluation in turn, three hours of training and an evaluation; with --resume finished parts are
-kept and an interrupted one continues. Where MNIST and Fashion-MNIST are not at hand, scikit-learn's 1,797 digits:
-about five minutes on 2 CPU cores.
+With --train-dir FOLDER it learns from captioned pictures of your own: a metadata.csv or metadata.jsonl with the columns
+file_name and text, or a .txt file beside each picture. With --init-from and --lora-rank it trains an adapter of the
+denoiser alone.
+
+It runs the recipes diffusion_classifier (without --train-dir), diffusion_autoencoder, diffusion_text_encoder,
+diffusion_denoiser and diffusion_evaluation in turn, three hours of training and an evaluation; with --resume finished
+parts are kept and an interrupted one continues. Where MNIST and Fashion-MNIST are not at hand, scikit-learn's 1,797
+digits: about five minutes on 2 CPU cores.
 """
 
 import pathlib
@@ -28,6 +32,7 @@ from recipes import (
     diffusion_text_encoder,
 )
 from zoo.distribution.launch import run_recipe
+from zoo.errors import UserError
 from zoo.training import diffusion, flags
 from zoo.training.run import CHECKPOINT_FILE, check_no_run, print_command
 
@@ -45,7 +50,8 @@ def parse_args(argv=None):
     parser.add_argument(
         "--stage", choices=(*RECIPES, "all"), default="all", help="run one of the recipes (default: %(default)s)"
     )
-    flags.add(parser, "init_from", "new_head", *diffusion.RUN_FLAGS, "evaluate")
+    flags.add(parser, *diffusion.DATA_FLAGS)
+    flags.add(parser, "init_from", "new_head", *flags.LORA_FLAGS, *diffusion.RUN_FLAGS, "evaluate")
     # What the command does not say is up to each recipe.
     names = ("epochs", "batch_size", "learning_rate", "kl_weight", "perceptual_weight", "conditioning_dropout_prob")
     names = (*names, "ema_decay", "num_eval_prompts", "guidance_scale", "num_steps")
@@ -56,14 +62,14 @@ def parse_args(argv=None):
 def main(args):
     """Run the recipes; returns {stage: metrics}."""
     flags.check(args)
-    stages = list(RECIPES) if args.stage == "all" else [args.stage]
-    if args.evaluate:
-        stages = ["evaluation"]
+    stages = chosen_stages(args)
     folder, metrics = diffusion.run_folder(args), {}
     if not args.resume and not args.overwrite:
         for stage in stages:
             if stage != "evaluation":
                 check_no_run(folder / stage.replace("-", "_"))
+    if args.lora_rank and not (args.resume and (folder / "encoder.keras").is_file()):
+        diffusion.copy_base(args.init_from, folder)
     for stage in stages:
         part = stage.replace("-", "_")
         made = diffusion.PARTS[part]["files"] if part in diffusion.PARTS else ["evaluation/metrics.json"]
@@ -74,8 +80,25 @@ def main(args):
         print(f"\n--- {stage} ---", flush=True)
         metrics[stage] = RECIPES[stage].main(own_arguments(RECIPES[stage], args, resume=resume and interrupted))
     if not args.evaluate and (folder / "denoiser.keras").is_file():
-        print_command(["zoo", "generate", str(folder), "a red seven on white"])
+        captions = metrics.get("evaluation", {}).get("captions", ["a red seven on white"])
+        print_command(["zoo", "generate", str(folder), captions[0]])
     return metrics
+
+
+def chosen_stages(args):
+    """The recipes that the command asks for."""
+    stages = list(RECIPES) if args.stage == "all" else [args.stage]
+    if args.evaluate:
+        stages = ["evaluation"]
+    elif args.lora_rank:
+        if args.stage not in ("all", "denoiser", "evaluation"):
+            raise UserError(f"--lora-rank adapts the denoiser alone: leave --stage {args.stage} out.")
+        stages = [stage for stage in stages if stage in ("denoiser", "evaluation")]
+    elif args.train_dir:
+        if args.stage == "classifier":
+            raise UserError("Captioned pictures have no classes to learn: leave --stage classifier out.")
+        stages = [stage for stage in stages if stage != "classifier"]
+    return stages
 
 
 def own_arguments(recipe, args, *, resume):

@@ -129,6 +129,13 @@ def image(path):
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), "uint8")).save(path)
 
 
+def captioned_pictures(folder):
+    from tests.data.test_captioned_folder import write_csv, write_pictures
+
+    rows = write_pictures(folder, 20)
+    write_csv(folder / "metadata.csv", rows)
+
+
 def model(path):
     from zoo.models.cnn import cnn
 
@@ -159,6 +166,7 @@ def unet_adapter(path):
 
 
 READERS_FILES = {
+    "captioned_pictures": captioned_pictures,
     "style.safetensors": unet_adapter,
     "detail.safetensors": unet_adapter,
     "photo.png": image,

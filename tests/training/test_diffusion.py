@@ -24,7 +24,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def tokenizer(digits):
-    return diffusion.caption_tokenizer(digits)
+    return diffusion.caption_tokenizer(digits.all_captions())
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,31 @@ def test_clip_logits_are_cosines_at_the_end_token():
     np.testing.assert_allclose(NUMPY(model([token_ids, images])), logits, rtol=1e-4)
 
 
+def test_loss_and_learnt_temperature_are_those_of_clip():
+    """Against transformers: the loss of its CLIP, and the gradient for the logarithm of the scale."""
+    import torch
+    from transformers.models.clip.modeling_clip import image_text_contrastive_loss
+
+    cosines = np.random.default_rng(1).uniform(-1, 1, (6, 6)).astype("float32")
+    scale = diffusion.LogitScale(name="logit_scale")
+    inputs = keras.Input(batch_shape=(6, 6))
+    model = keras.Model(inputs, scale(inputs))
+    np.testing.assert_allclose(model.predict(cosines, batch_size=6, verbose=0), cosines / 0.07, rtol=1e-5)
+    assert diffusion.temperature(model) == pytest.approx(0.07)
+
+    log_scale = torch.tensor(np.log(1 / 0.07), dtype=torch.float32, requires_grad=True)
+    expected = image_text_contrastive_loss(torch.tensor(cosines).T * log_scale.exp())
+    expected.backward()
+    expected = expected.detach()
+    model.compile(keras.optimizers.SGD(0.5), diffusion.ClipLoss())
+    loss = model.train_on_batch(cosines, np.eye(6, dtype="float32"))
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    step = np.log(1 / 0.07) - float(NUMPY(scale.log_scale))
+    assert step == pytest.approx(0.5 * float(log_scale.grad), rel=1e-3) and abs(step) > 0.1
+    scale.log_scale.assign(9.0)  # exp(9) = 8,103
+    np.testing.assert_allclose(model.predict(cosines, batch_size=6, verbose=0), cosines * 100, rtol=1e-5)
+
+
 def test_classifier_and_its_features():
     """The features are what its last layer turns into logits."""
     model = captioned_image_classifier(7)
@@ -124,15 +149,29 @@ def test_classifier_and_its_features():
 
 @pytest.mark.once
 def test_every_caption_is_known_and_fits(digits, tokenizer):
-    everything = diffusion.all_captions(digits)
+    everything = digits.all_captions()
     ids = diffusion.tokenize_captions(tokenizer, everything, LENGTH)
     assert len(everything) == 10 * 8 * 8 * len(TEMPLATES) and 3 not in ids
     assert (ids[:, 0] == 1).all() and ((ids == 2).sum(1) == 1).all()
     assert tokenizer.encode("A purple unicorn", add_special_tokens=False).tokens == ["a", "purple", "<unknown>"]
-    with pytest.raises(ValueError, match="has 5 tokens, at most 4 fit"):
-        diffusion.tokenize_captions(tokenizer, ["a red seven"], 4)
+    assert diffusion.tokenize_captions(tokenizer, ["a red seven"], 4)[0].tolist() == [
+        *tokenizer.encode("a red").ids[:3],
+        2,
+    ]
     distinct = {tuple(row) for row in ids.tolist()}
     assert len(distinct) == len(set(everything))
+
+
+@pytest.mark.once
+def test_the_most_frequent_words_are_known_and_the_longest_caption_fits():
+    captions = ["A cat a dog", "a cat and a Newt"] + ["one two three " * 7]
+    tokenizer = diffusion.caption_tokenizer(captions, most_words=6)
+    assert sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get) == [
+        *diffusion.SPECIAL_TOKENS,
+        *("a", "and", "cat", "one", "three", "two"),
+    ]
+    assert diffusion.caption_length(tokenizer, captions) == 24 and diffusion.caption_length(tokenizer, ["a"]) == 16
+    assert diffusion.caption_length(tokenizer, ["one " * 200]) == 77
 
 
 # -------------------------------------------------------------------------------------------------------------- batches
@@ -148,6 +187,21 @@ def test_batches_are_functions_of_seed_epoch_and_index(digits):
     before = fixed[0][0]
     fixed.set_epoch(5)
     assert (fixed[0][0] == before).all()
+
+
+@pytest.mark.once
+def test_an_epoch_of_few_examples_takes_each_as_often():
+    def batches(**options):
+        return diffusion.IndexedBatches(10, 4, seed=0, make_batch=lambda rows, rng, key: rows, **options)
+
+    few = batches(min_steps=7)
+    rows = np.concatenate([few[index] for index in range(len(few))])
+    assert len(few) == 7 and np.bincount(rows).tolist() == np.bincount(few.order[:28]).tolist()
+    assert np.bincount(few.order).tolist() == [3] * 10
+    few.set_epoch(1)
+    assert not np.array_equal(few.order[:10], rows[:10])
+    one = batches()
+    assert len(one) == 2 and np.array_equal(one.order, rows[:10])
 
 
 def test_equal_captions_match(digits, tokenizer):
@@ -167,7 +221,7 @@ def test_equal_captions_match(digits, tokenizer):
 def test_denoiser_batches_are_the_forward_process(digits, encoded):
     """With the noise given back, the clean latents come out, of deviation 1; captions are true, some dropped."""
     alphas_cumprod = noise_sampler.alphas_cumprod(noise_sampler.betas("linear", beta_start=1e-4, beta_end=0.02))
-    everything = diffusion.all_captions(digits)
+    everything = digits.all_captions()
     contexts = np.arange(len(everything) + 1, dtype="float32")[:, None, None]  # each is its own index
     batches = diffusion.denoiser_batches(encoded, contexts, alphas_cumprod, 20, seed=0, conditioning_dropout_prob=0.3)
     dropped, clean, timesteps = 0, [], []
@@ -182,7 +236,7 @@ def test_denoiser_batches_are_the_forward_process(digits, encoded):
             dropped += (caption == len(everything)).sum()
             rows = batches.order[index * 20 : index * 20 + 20]
             combinations = caption[caption < len(everything)] // len(TEMPLATES)
-            assert (combinations == encoded.combinations[rows][caption < len(everything)]).all()
+            assert (combinations == encoded.content_ids[rows][caption < len(everything)]).all()
     timesteps = np.concatenate(timesteps)
     assert abs(dropped / len(timesteps) - 0.3) < 0.05
     assert timesteps.min() < 20 and timesteps.max() > 980 and abs(timesteps.mean() - 499.5) < 30
@@ -194,8 +248,8 @@ def test_latents_are_those_of_the_captions(digits, encoded):
     """Each combination is that of the batch it was rendered in."""
     few = digits.subset(60)
     batch = next(iter(few.batches("train", 200, seed=3)))
-    assert ((batch.labels * 8 + batch.foregrounds) * 8 + batch.backgrounds == encoded.combinations).all()
-    text = diffusion.all_captions(few)[encoded.combinations[0] * len(TEMPLATES)]
+    assert ((batch.labels * 8 + batch.foregrounds) * 8 + batch.backgrounds == encoded.content_ids).all()
+    text = few.all_captions()[encoded.content_ids[0] * len(TEMPLATES)]
     assert DIGITS[batch.labels[0]] in text and encoded.mean.shape == (60, 12, 12, 4)
 
 

@@ -175,12 +175,14 @@ def _read_run(run_folder):
     names, published = sorted(card.get("files", {})), {"task": card.get("task")}
     if card.get("task") == "text-to-image":
         parts = card.get("components", {})
-        if missing := [part for part in COMPONENTS if part not in parts] + ([] if "scores" in card else ["scores"]):
+        # What was trained on pictures of one's own has no classifier, and scores that take none.
+        needed = [part for part in COMPONENTS if part != "classifier" or part in parts]
+        if missing := [part for part in needed if part not in parts] + ([] if "scores" in card else ["scores"]):
             raise UserError(
                 f"The card of {run_folder} lacks {', '.join(missing)}: finish and score the run with "
                 "recipes/diffusion_captions.py first."
             )
-        names = list(COMPONENT_FILES)
+        names = [name for name in COMPONENT_FILES if name in card["files"]]
         published |= {key: value for key, value in card.items() if key not in ("name", "files")}
         published["components"] = {part: _with_clean_command(entry) for part, entry in parts.items()}
     else:

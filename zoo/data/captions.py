@@ -68,6 +68,11 @@ class CaptionedBatch:
     foregrounds: np.ndarray
     backgrounds: np.ndarray
 
+    @property
+    def content_ids(self) -> np.ndarray:
+        """(N,) int, index of (label, foreground, background) among the K·8·8: equal where captions say the same."""
+        return (self.labels * len(COLORS) + self.foregrounds) * len(COLORS) + self.backgrounds
+
 
 @dataclasses.dataclass(frozen=True)
 class CaptionedImages:
@@ -84,6 +89,46 @@ class CaptionedImages:
     class_names: tuple[str, ...]
     glyphs: dict[str, np.ndarray]
     labels: dict[str, np.ndarray]
+
+    image_size = IMAGE_SIZE
+    num_paraphrases = len(TEMPLATES)  # captions of a content id, which follow each other in `all_captions`
+
+    def count(self, split: str) -> int:
+        """Number of images.
+
+        Args:
+            split: "train", "validation" or "test".
+
+        Returns:
+            N.
+        """
+        return len(self.labels[split])
+
+    def all_captions(self) -> list[str]:
+        """Every caption, (K·8·8·templates), ordered by (label, foreground, background, template)."""
+        colors = range(len(COLORS))
+        return [
+            fill_template(template, name, foreground, background)
+            for name in self.class_names
+            for foreground in colors
+            for background in colors
+            for template in TEMPLATES
+        ]
+
+    def vocabulary_captions(self) -> list[str]:
+        """The captions that a tokenizer's words are taken from: all, since no word is held out."""
+        return self.all_captions()
+
+    def example_prompts(self, count: int = 10) -> list[str]:
+        """Captions to generate examples from.
+
+        Args:
+            count: at most so many.
+
+        Returns:
+            captions, of which the second half is of held-out combinations.
+        """
+        return [text for held_out in (False, True) for text in self.prompts(count // 2, held_out=held_out, seed=1)[0]]
 
     def render(
         self, split: str, indices: np.ndarray, *, seed: int | Sequence[int], held_out: bool = False

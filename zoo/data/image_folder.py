@@ -17,7 +17,7 @@ import io
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -36,11 +36,11 @@ LABEL_COLUMNS = ("label", "class", "class_name", "category")
 ON_BROKEN = ("skip", "refuse")
 STREAM = ("auto", "always", "never")
 IMAGE_SIZE = 48  # of the CNN's pictures, height and width in pixels
+PARTS = ("train", "validation", "test")
 MEMORY_LIMIT = 2**30  # bytes of decoded pictures up to which stream="auto" keeps them
 
 _MOST_CSV_BYTES = 2**28
 _CHUNK = 256  # files that are handed to the threads together
-_PARTS = ("train", "validation", "test")
 
 
 class ImageFiles:
@@ -250,28 +250,16 @@ def load_image_folder(
                 f"{folders[item.part]} holds the class {item.label!r}, which has no training pictures: add some or "
                 f"remove it.{did_you_mean(item.label, class_names)}"
             )
-    size = len(items) * image_size**2 * 3
-    streamed = stream == "always" or (stream == "auto" and size > MEMORY_LIMIT)
-    broken, kept, digests, pixels = [], [], [], None
-    if not streamed:
-        pixels = np.empty((len(items), image_size, image_size, 3), np.uint8)
-    for item, image in zip(items, _decode_all([item.path for item in items], image_size)):
-        if image is None:
-            broken.append(item.path)
-            continue
-        if pixels is not None:
-            pixels[len(kept)] = image
-        kept.append(item)
-        digests.append(hashlib.sha256(image).digest())
-    if broken and on_broken == "refuse":
-        raise UserError(f"{_listed(broken, 'broken picture')}: remove or repair them, or skip them (--on-broken skip).")
-    remarks = [f"Skipped {_listed(broken, 'broken picture')}."] if broken else []
-    x = ImageFiles([item.path for item in kept], image_size=image_size) if pixels is None else pixels[: len(kept)]
+    x, whole, digests, broken = decode_files(
+        [item.path for item in items], image_size=image_size, on_broken=on_broken, stream=stream
+    )
+    kept = [items[row] for row in whole]
+    remarks = [f"Skipped {listed_files(broken, 'broken picture')}."] if broken else []
     return _assemble(
         name=re.sub(r"\W+", "_", folders["train"].resolve().name) or "pictures",
         x=x,
         y=np.array([class_names.index(item.label) for item in kept], np.int32),
-        parts=np.array([_PARTS.index(item.part) for item in kept], np.int8),
+        parts=np.array([PARTS.index(item.part) for item in kept], np.int8),
         groups=[item.group for item in kept],
         digests=digests,
         given=set(folders),
@@ -310,14 +298,14 @@ def load_tfds_folder(
         UserError: if it is neither prepared nor reachable, is none for image classification, or is too large.
     """
     arrays, source = read_tfds_images(name, data_dir, image_size=IMAGE_SIZE, most_bytes=MEMORY_LIMIT)
-    given = [part for part in _PARTS if f"x_{part}" in arrays]
+    given = [part for part in PARTS if f"x_{part}" in arrays]
     x = np.concatenate([arrays.pop(f"x_{part}") for part in given])
     labels = [arrays[f"y_{part}"] for part in given]
     return _assemble(
         name=re.sub(r"\W+", "_", name),
         x=x,
         y=np.concatenate(labels),
-        parts=np.repeat([_PARTS.index(part) for part in given], [len(y) for y in labels]).astype(np.int8),
+        parts=np.repeat([PARTS.index(part) for part in given], [len(y) for y in labels]).astype(np.int8),
         groups=[None] * len(x),
         digests=[hashlib.sha256(image.tobytes()).digest() for image in x],
         given=set(given),
@@ -369,7 +357,7 @@ def _has_pictures(folder):
 
 def _labelled_files(folders, path, group_column):
     """The pictures that a CSV file names, each looked for in the folders."""
-    header, rows = _read_csv(path)
+    header, rows = read_csv(path, "labels")
     columns = {name.strip().lower(): index for index, name in reversed(list(enumerate(header)))}
 
     def find(names, what):
@@ -377,7 +365,8 @@ def _labelled_files(folders, path, group_column):
             if name in columns:
                 return columns[name]
         raise UserError(
-            f"{path} has the columns {_names(header)}: the one of the {what} is to be called {' or '.join(names[:3])}."
+            f"{path} has the columns {column_names(header)}: the one of the {what} is to be called "
+            f"{' or '.join(names[:3])}."
         )
 
     file_column, label_column = find(FILE_COLUMNS, "files"), find(LABEL_COLUMNS, "labels")
@@ -386,13 +375,11 @@ def _labelled_files(folders, path, group_column):
         group_index = columns.get(group_column.strip().lower())
         if group_index is None:
             raise UserError(
-                f"{path} has no column {group_column!r} for --group-column: its columns are {_names(header)}."
+                f"{path} has no column {group_column!r} for --group-column: its columns are {column_names(header)}."
                 f"{did_you_mean(group_column, header)}"
             )
     items, seen, missing = [], set(), []
     for line, row in rows:
-        if len(row) != len(header):
-            raise UserError(f"Line {line} of {path} has {len(row)} values, but there are {len(header)} columns.")
         name, label = row[file_column].strip(), row[label_column].strip()
         if not name or not label:
             raise UserError(f"Line {line} of {path} has no {'label' if name else 'file'}: fill it in or remove it.")
@@ -410,8 +397,8 @@ def _labelled_files(folders, path, group_column):
     if missing:
         where = " or ".join(str(folder) for folder in folders.values())
         raise UserError(
-            f"{path} names {_listed(missing, 'file')} not found in {where}: correct the names, or name the folder that "
-            "they are relative to with --train-dir."
+            f"{path} names {listed_files(missing, 'file')} not found in {where}: correct the names, or name the folder "
+            "that they are relative to with --train-dir."
         )
     for part, folder in folders.items():
         if not any(item.part == part for item in items):
@@ -419,40 +406,110 @@ def _labelled_files(folders, path, group_column):
     return items
 
 
-def _read_csv(path):
-    """(header, [(line number, values)]) of a CSV file; commas, semicolons or tabs."""
+def read_csv(path: pathlib.Path, what: str) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Read a CSV file; commas, semicolons or tabs.
+
+    Args:
+        path: of the file.
+        what: it tells of each picture: "labels" or "captions".
+
+    Returns:
+        (header, [(line number, values)]).
+
+    Raises:
+        UserError: if it cannot be read, is no CSV file, or a line has more or fewer values than the header.
+    """
     try:
         if path.stat().st_size > _MOST_CSV_BYTES:
-            raise UserError(f"{path} has {path.stat().st_size:,} bytes, too many for labels: give another file.")
+            raise UserError(f"{path} has {path.stat().st_size:,} bytes, too many for {what}: give another file.")
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): give a CSV file of labels.") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}): give a CSV file of {what}.") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8: give a CSV file of labels.") from error
+        raise UserError(f"{path} is not text in UTF-8: give a CSV file of {what}.") from error
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
         header = next(reader, [])
-        return [name.strip() for name in header], [(reader.line_num, row) for row in reader if row]
+        rows = [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise UserError(
-            f"{path} is no CSV file ({error}): give one with a column of files and one of labels."
+            f"{path} is no CSV file ({error}): give one with a column of files and one of {what}."
         ) from error
+    for line, row in rows:
+        if len(row) != len(header):
+            raise UserError(f"Line {line} of {path} has {len(row)} values, but there are {len(header)} columns.")
+    return [name.strip() for name in header], rows
 
 
-def _names(header):
+def column_names(header: Sequence[str]) -> str:
+    """The columns of a table in a sentence, at most ten.
+
+    Args:
+        header: their names.
+
+    Returns:
+        the words.
+    """
     shown = ", ".join(name[:40] or "(no name)" for name in header[:10])
     return shown + (", …" if len(header) > 10 else "") if header else "(none)"
 
 
-def _listed(paths, what, most=10):
-    """ "3 broken pictures: a.png, b.png, c.png" """
+def listed_files(paths: Sequence[Any], what: str, most: int = 10) -> str:
+    """Files in a sentence: "3 broken pictures: a.png, b.png, c.png".
+
+    Args:
+        paths: of the files, at least one.
+        what: one of them is called.
+        most: of them that are named.
+
+    Returns:
+        the words.
+    """
     more = f" and {len(paths) - most} more" if len(paths) > most else ""
     return f"{len(paths):,} {what}{'s' if len(paths) > 1 else ''}: {', '.join(map(str, paths[:most]))}{more}"
 
 
 # ----------------------------------------------------------------------------------------------------------- decoding
+
+
+def decode_files(
+    paths: Sequence[str], *, image_size: int, on_broken: str, stream: str
+) -> tuple[np.ndarray | ImageFiles, list[int], list[bytes], list[str]]:
+    """Decode files once: to keep the pixels, or to find the broken ones and the copies.
+
+    Args:
+        paths: of the files.
+        image_size: height and width in pixels.
+        on_broken: "skip" or "refuse", see `load_image_folder`.
+        stream: "auto", "always" or "never", see `load_image_folder`.
+
+    Returns:
+        (pixels (N, size, size, 3) uint8 or `ImageFiles` of the N whole ones, their indices, the sha256 of the pixels of
+        each, paths of the broken ones).
+
+    Raises:
+        UserError: if a file is broken and `on_broken` is "refuse".
+    """
+    size = len(paths) * image_size**2 * 3
+    streamed = stream == "always" or (stream == "auto" and size > MEMORY_LIMIT)
+    pixels = None if streamed else np.empty((len(paths), image_size, image_size, 3), np.uint8)
+    broken, whole, digests = [], [], []
+    for row, image in enumerate(_decode_all(paths, image_size)):
+        if image is None:
+            broken.append(paths[row])
+            continue
+        if pixels is not None:
+            pixels[len(whole)] = image
+        whole.append(row)
+        digests.append(hashlib.sha256(image).digest())
+    if broken and on_broken == "refuse":
+        raise UserError(
+            f"{listed_files(broken, 'broken picture')}: remove or repair them, or skip them (--on-broken skip)."
+        )
+    x = ImageFiles([paths[row] for row in whole], image_size=image_size) if pixels is None else pixels[: len(whole)]
+    return x, whole, digests, broken
 
 
 def _decode_all(paths, image_size):
@@ -474,23 +531,91 @@ def _decode_all(paths, image_size):
 
 def _assemble(*, name, x, y, parts, groups, digests, given, class_names, source, fractions, seed, broken, remarks):
     """The data set of pictures whose parts are given, or chosen here."""
-    # An order of the content alone: of pixels, then labels.
-    order = np.array(sorted(range(len(y)), key=lambda row: (digests[row], y[row], parts[row])), np.int64)
-    y, parts = y[order], parts[order]
-    digests, groups = [digests[row] for row in order], [groups[row] for row in order]
-    together = _connected(digests, groups)
+    rows_of, more = split_pictures(
+        digests,
+        contents=y,
+        strata=y,
+        parts=parts,
+        groups=groups,
+        given=given,
+        fractions=fractions,
+        seed=seed,
+        several="stand in several classes",
+    )
+    remarks = [*remarks, *more]
+    for label, class_name in enumerate(class_names):
+        if not np.any(y[rows_of["train"]] == label):
+            raise UserError(
+                f"The class {class_name!r} of {source} has no pictures left to train on (broken ones, and copies and "
+                "groups that stand on the other side, do not count): add some or remove it."
+            )
+    if not len(rows_of["test"]):
+        raise UserError(f"{source} has too few pictures to hold some out for testing: add some, or give --test-dir.")
+    sha256 = hashlib.sha256("\0".join(class_names).encode())
+    arrays: dict[str, Any] = {}
+    for part, short in (("train", "train"), ("validation", "val"), ("test", "test")):
+        rows = rows_of[part]
+        for row in rows:
+            sha256.update(digests[row] + int(y[row]).to_bytes(4, "little"))
+        sha256.update(b"end of a part")
+        arrays[f"x_{short}"] = x.take(rows) if isinstance(x, ImageFiles) else x[rows]
+        arrays[f"y_{short}"] = y[rows]
+    return ImageFolder(
+        name=name,
+        class_names=tuple(class_names),
+        source=source,
+        sha256=sha256.hexdigest(),
+        broken=tuple(broken),
+        remarks=tuple(remarks),
+        **arrays,
+    )
 
+
+def split_pictures(
+    digests: Sequence[bytes],
+    *,
+    contents: Sequence[Any],
+    strata: np.ndarray,
+    parts: np.ndarray,
+    groups: Sequence[str | None],
+    given: Collection[str],
+    fractions: Mapping[str, float],
+    seed: int,
+    several: str,
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Split pictures into parts of which none has a copy in another; copies and groups stay together.
+
+    Args:
+        digests: of the pixels of each of N pictures.
+        contents: what belongs to each: labels or captions, which can be sorted.
+        strata: (N,) int; of each number the same fraction is held out.
+        parts: (N,) int, index of the part that each was found in: train, validation, test. Pictures are held out of the
+            first for those that are not given.
+        groups: of each; None for none.
+        given: names of the parts that were given.
+        fractions: {"validation", "test": fraction to hold out}.
+        seed: of the choice.
+        several: what is said of copies whose contents differ.
+
+    Returns:
+        ({part: its rows, (N,) int64, in an order of the contents alone}, remarks).
+    """
+    order = np.array(sorted(range(len(digests)), key=lambda row: (digests[row], contents[row], parts[row])), np.int64)
+    strata, parts = strata[order], parts[order]
+    sorted_digests = [digests[row] for row in order]
+    together = _connected(sorted_digests, [groups[row] for row in order])
+    remarks = []
     copies = len(digests) - len(set(digests))
     if copies:
-        labels_of = collections.defaultdict(set)
-        for digest, label in zip(digests, y):
-            labels_of[digest].add(int(label))
-        several = sum(len(labels) > 1 for labels in labels_of.values())
-        remark = f"{copies:,} of {len(y):,} pictures are copies of another; copies stay on one side of the split"
-        remarks.append(remark + (f"; {several:,} pictures stand in several classes." if several else "."))
-    used = np.ones(len(y), bool)
+        contents_of = collections.defaultdict(set)
+        for digest, content in zip(digests, contents):
+            contents_of[digest].add(content)
+        differing = sum(len(found) > 1 for found in contents_of.values())
+        remark = f"{copies:,} of {len(digests):,} pictures are copies of another; copies stay on one side of the split"
+        remarks.append(remark + (f"; {differing:,} pictures {several}." if differing else "."))
+    used = np.ones(len(digests), bool)
     for later in ("test", "validation"):
-        code = _PARTS.index(later)
+        code = PARTS.index(later)
         if later in given:
             repeated = used & (parts < code) & np.isin(together, together[used & (parts == code)])
             if repeated.any():
@@ -501,34 +626,9 @@ def _assemble(*, name, x, y, parts, groups, digests, given, class_names, source,
             used &= ~repeated
         else:
             rows = np.flatnonzero(used & (parts == 0))
-            parts[rows[hold_out(y[rows], together[rows], fraction=fractions[later], seed=seed)]] = code
-
-    for label, class_name in enumerate(class_names):
-        if not np.any(used & (parts == 0) & (y == label)):
-            raise UserError(
-                f"The class {class_name!r} of {source} has no pictures left to train on (broken ones, and copies and "
-                "groups that stand on the other side, do not count): add some or remove it."
-            )
-    if not np.any(used & (parts == 2)):
-        raise UserError(f"{source} has too few pictures to hold some out for testing: add some, or give --test-dir.")
-    sha256 = hashlib.sha256("\0".join(class_names).encode())
-    arrays: dict[str, Any] = {}
-    for code, part in enumerate(("train", "val", "test")):
-        rows = np.flatnonzero(used & (parts == code))
-        for row in rows:
-            sha256.update(digests[row] + int(y[row]).to_bytes(4, "little"))
-        sha256.update(b"end of a part")
-        arrays[f"x_{part}"] = x.take(order[rows]) if isinstance(x, ImageFiles) else x[order[rows]]
-        arrays[f"y_{part}"] = y[rows]
-    return ImageFolder(
-        name=name,
-        class_names=tuple(class_names),
-        source=source,
-        sha256=sha256.hexdigest(),
-        broken=tuple(broken),
-        remarks=tuple(remarks),
-        **arrays,
-    )
+            held_out = hold_out(strata[rows], together[rows], fraction=fractions[later], seed=seed)
+            parts[rows[held_out]] = code
+    return {part: order[used & (parts == code)] for code, part in enumerate(PARTS)}, remarks
 
 
 def _connected(digests, groups):

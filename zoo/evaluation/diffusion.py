@@ -28,6 +28,7 @@ from zoo.tasks.text_to_image import TextToImage
 from zoo.typing import StrPath
 
 if TYPE_CHECKING:
+    from zoo.data.captioned_folder import CaptionedFolder
     from zoo.data.captions import CaptionedImages
 
 NUM_STEPS = 20
@@ -101,7 +102,7 @@ def smallest_sufficient_guidance(accuracies: Mapping[float, float], required: fl
 
 def retrieval_accuracy(
     clip_model: keras.Model,
-    dataset: CaptionedImages,
+    dataset: CaptionedImages | CaptionedFolder,
     tokenize: Callable[[Sequence[str]], np.ndarray],
     *,
     seed: int,
@@ -112,7 +113,7 @@ def retrieval_accuracy(
 
     Args:
         clip_model: [token ids, images] -> logits, a row per image.
-        dataset: `CaptionedImages`.
+        dataset: `CaptionedImages` or `CaptionedFolder`.
         tokenize: function of captions that returns token ids.
         seed: of images, colors and words.
         rounds: number of draws to average over.
@@ -122,14 +123,14 @@ def retrieval_accuracy(
         dict: retrieval_caption (of an image), retrieval_image (of a caption), retrieval_among.
     """
     correct: dict[str, float] = {"retrieval_caption": 0, "retrieval_image": 0}
-    rng, count = np.random.default_rng([seed, 2]), len(dataset.labels["test"])
-    candidates = min(candidates, count // 2)
+    rng, count = np.random.default_rng([seed, 2]), dataset.count("test")
+    candidates = max(1, min(candidates, count // 2))
     for number in range(rounds):
         rows, used = [], set()
         batch = dataset.render("test", rng.permutation(count)[: 2 * candidates], seed=[seed, number])
-        for row, combination in enumerate(zip(batch.labels, batch.foregrounds, batch.backgrounds)):
-            if combination not in used and len(rows) < candidates:
-                used.add(combination)
+        for row, content_id in enumerate(batch.content_ids.tolist()):
+            if content_id not in used and len(rows) < candidates:
+                used.add(content_id)
                 rows.append(row)
         inputs = tokenize([batch.captions[row] for row in rows]), batch.images[rows].astype("float32")
         logits = keras.ops.convert_to_numpy(clip_model.predict_on_batch(inputs))

@@ -67,7 +67,7 @@ FLAGS = {
         "folder of the data set", no_default="where it is usually kept, if at all", metavar="FOLDER", defines_run=False
     ),
     "train_dir": _flag(
-        "folder with a sub-folder of pictures for each class, or of the pictures that --labels names",
+        "folder of pictures of your own, laid out as described in docs/guides/data.md",
         metavar="FOLDER",
         defines_run=False,
     ),
@@ -82,6 +82,19 @@ FLAGS = {
     ),
     "group_column": _flag(
         "column of --labels; pictures of one group stay on one side of the split", metavar="NAME", defines_run=False
+    ),
+    "caption_column": _flag(
+        "column of metadata.csv or metadata.jsonl with the captions of --train-dir",
+        "text",
+        metavar="NAME",
+        defines_run=False,
+    ),
+    "image_size": _flag(
+        "height and width to which the pictures of --train-dir are resized: 48, 64, …",
+        48,
+        type=int,
+        metavar="PIXELS",
+        defines_run=False,
     ),
     "on_broken": _flag("what to do with broken pictures", "skip", choices=ON_BROKEN, defines_run=False),
     "stream": _flag(
