@@ -209,9 +209,7 @@ def copy_base(init_from: StrPath, folder: StrPath) -> None:
     parts = {part: names for part, names in cards.DIFFUSION_PARTS.items() if part != "denoiser"}
     needed = [name for part, names in parts.items() for name in names if part != "classifier"]
     if missing := [name for name in needed if not (source / name).is_file()]:
-        raise UserError(
-            f"{init_from} has no {listed(missing, most=4)}: --lora-rank takes the folder of a latent diffusion."
-        )
+        raise UserError(f"{init_from} has no {listed(missing, most=4)}: name the folder of a whole latent diffusion.")
     copied = [name for names in parts.values() for name in names if (source / name).is_file()]
     for name in (*copied, *([f"text_encoder/{CLIP_FILE}"] if (source / "text_encoder" / CLIP_FILE).is_file() else [])):
         (target / name).parent.mkdir(exist_ok=True)
@@ -858,6 +856,7 @@ class SampleGrid(keras.callbacks.Callback):
         ema_model: a model like the one that is trained; its weights are set here.
         generate: function without arguments that returns images (N, H, W, 3) uint8 made with `ema_model`.
         plot: function of (path, rows of images) that writes the PNG.
+        trained: the part of the trained model that `ema_model` is like; None for all of it.
     """
 
     def __init__(
@@ -867,14 +866,16 @@ class SampleGrid(keras.callbacks.Callback):
         *,
         generate: Callable[[], np.ndarray],
         plot: Callable[[pathlib.Path, list[np.ndarray]], None],
+        trained: keras.Model | None = None,
     ) -> None:
         super().__init__()
         self.path, self.ema_model, self.generate, self.plot = pathlib.Path(path), ema_model, generate, plot
+        self.trained = trained
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         trained = map(id, self.model.trainable_variables)
         averages = dict(zip(trained, ema_weights(self.model.optimizer), strict=True))
-        for variable, weight in zip(self.ema_model.weights, self.model.weights, strict=True):
+        for variable, weight in zip(self.ema_model.weights, (self.trained or self.model).weights, strict=True):
             value = averages.get(id(weight), weight)  # what is frozen has no average
             variable.assign(ops.cast(ops.convert_to_numpy(value), "float32"))
         store, rows = self.path.with_suffix(".npz"), []

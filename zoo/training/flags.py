@@ -218,6 +218,7 @@ FLAGS = {
     "guidance_scale": _flag(
         "classifier-free guidance", type=float, minimum=0, defines_run=False, no_default="chosen by the evaluation"
     ),
+    "teacher_guidance_scale": _flag("classifier-free guidance of the teacher", 2.0, type=float, minimum=0),
     "num_steps": _flag("sampling steps", type=int, minimum=1, defines_run=False),
     # run
     "seed": _flag("of weights, batch order, dropout and augmentation", 0, type=int, minimum=0),
