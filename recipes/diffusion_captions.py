@@ -80,8 +80,9 @@ def main(args):
         print(f"\n--- {stage} ---", flush=True)
         metrics[stage] = RECIPES[stage].main(own_arguments(RECIPES[stage], args, resume=resume and interrupted))
     if not args.evaluate and (folder / "denoiser.keras").is_file():
-        captions = metrics.get("evaluation", {}).get("captions", ["a red seven on white"])
-        print_command(["zoo", "generate", str(folder), captions[0]])
+        captions = metrics.get("evaluation", {}).get("captions", [] if args.train_dir else ["a red seven on white"])
+        for caption in captions[:1]:
+            print_command(["zoo", "generate", str(folder), caption])
     return metrics
 
 
