@@ -28,9 +28,8 @@ from zoo.evaluation.diffusion_plots import plot_grid, plot_training_curves
 from zoo.generation.diffusion.noise_sampler import alphas_cumprod_from_config
 from zoo.io.model_files import load_model
 from zoo.models.stable_diffusion.denoiser import TENSOR_PARALLEL_LAYOUT_MAP
-from zoo.training import diffusion, flags
+from zoo.training import diffusion, fine_tuning, flags
 from zoo.training.consistency import PseudoHuberLoss, consistency_batches, consistency_model
-from zoo.training.fine_tuning import load_pretrained
 from zoo.training.optimizers import TorchAdam
 from zoo.training.run import Run, print_command
 from zoo.training.schedules import limit_warmup, warmup_cosine
@@ -55,7 +54,9 @@ def main(args):
     args.output = args.output or "runs/diffusion_distillation"
     folder = diffusion.run_folder(args)
     prepare_devices(args.devices)
-    pretrained = load_pretrained(args.init_from, task="text-to-image", names=["denoiser.keras"], devices=args.devices)
+    pretrained = fine_tuning.load_pretrained(
+        args.init_from, task="text-to-image", names=["denoiser.keras"], devices=args.devices
+    )
     dataset = diffusion.load_dataset(args)
     run = Run(args, folder=folder / "denoiser", data_sha256=dataset.fingerprint(), pretrained=pretrained)
     if not args.resume:
@@ -102,6 +103,7 @@ def main(args):
         args.devices, parallel=args.parallel, layout_map=TENSOR_PARALLEL_LAYOUT_MAP, precision=args.precision
     ):
         teacher, student = (copy_model(pretrained.model, name=name) for name in ("teacher", "student"))
+        run.fine_tuning |= fine_tuning.init_weights(student, pretrained)
         model = consistency_model(teacher, student, contexts[-1], guidance_scale=args.teacher_guidance_scale)
         steps = args.epochs * len(train)
         peak, warmup_steps = limit_warmup(args.learning_rate, steps=steps, warmup_steps=200)
