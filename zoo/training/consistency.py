@@ -14,7 +14,7 @@ Letters: B images, h x w latents, C channels, S tokens, d width of a context, T 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -81,14 +81,14 @@ class PseudoHuberLoss(keras.losses.Loss):
         **kwargs: those of `keras.losses.Loss`.
     """
 
-    def __init__(self, c: float = 0.001, name: str = "pseudo_huber", **kwargs) -> None:
+    def __init__(self, c: float = 0.001, name: str = "pseudo_huber", **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
         self.c = c
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         return ops.mean(ops.sqrt(ops.square(y_pred - y_true) + self.c**2) - self.c, axis=(1, 2, 3))
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"c": self.c}
 
 
