@@ -42,7 +42,8 @@ def _loss(outputs):
 
 
 def _torch(model, inputs, training):
-    model.zero_grad()
+    for variable in model.trainable_variables:  # `zero_grad` of a model does not know those of `enable_lora`
+        variable.value.grad = None
     outputs = model(inputs, training=training)
     _loss(outputs).backward()
     return keras.tree.map_structure(lambda x: x.detach(), outputs), [v.value.grad for v in model.trainable_variables]

@@ -4,8 +4,9 @@
     w <- w - lr · sqrt(1 - b2^t) / (1 - b1^t) · m / (sqrt(v) + eps)
 
 Keras 3.15 makes a pass of each operation: on TensorFlow one variable after another, on PyTorch by `torch._foreach_*`.
-TensorFlow's `ResourceApplyAdam` is this equation. PyTorch's fused Adam adds epsilon to sqrt(v / (1 - b2^t)), so that
-epsilon is divided by sqrt(1 - b2^t) here. On JAX, XLA makes one pass of it, and nothing is replaced.
+TensorFlow's `ResourceApplyAdam` is this equation; the gradient of an `Embedding`, which comes there in rows, keeps Keras'
+update. PyTorch's fused Adam adds epsilon to sqrt(v / (1 - b2^t)), so that epsilon is divided by sqrt(1 - b2^t) here. On
+JAX, XLA makes one pass of it, and nothing is replaced.
 
 Weight decay, clipping, moving averages and the accumulation of gradients are Keras', and so are all variables.
 """
@@ -76,13 +77,15 @@ def why_not(optimizer: keras.optimizers.Optimizer) -> str:
 def _update_tensorflow(optimizer, gradient, variable, learning_rate):
     import tensorflow as tf
 
+    if isinstance(gradient, tf.IndexedSlices):  # of an Embedding: Keras adds the squares of rows that come twice
+        return type(optimizer).update_step(optimizer, gradient, variable, learning_rate)
     slots = adam_slots(optimizer, variable)
     # Under a tf.distribute strategy Keras hands over the tf.Variable itself.
     variable, m, v = (one.value if isinstance(one, keras.Variable) else one for one in (variable, *slots))
     dtype = variable.dtype
     step = tf.cast(optimizer.iterations + 1, dtype)
     beta_1, beta_2 = tf.cast(optimizer.beta_1, dtype), tf.cast(optimizer.beta_2, dtype)
-    tf.raw_ops.ResourceApplyAdam(
+    return tf.raw_ops.ResourceApplyAdam(
         var=variable.handle,
         m=m.handle,
         v=v.handle,

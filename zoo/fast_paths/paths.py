@@ -79,7 +79,6 @@ def _torch_paths():
         layers.Dense: path(torch_layers.dense, _why_no_product, "linear"),
         layers.EinsumDense: path(torch_layers.einsum_dense, _why_no_einsum, "linear"),
         layers.BatchNormalization: path(torch_layers.batch_normalization, _why_no_batch_norm, "batch_norm"),
-        layers.LayerNormalization: path(torch_layers.layer_normalization, _why_no_layer_norm, "layer_norm"),
         layers.GroupNormalization: path(torch_layers.group_normalization, _why_no_group_norm, "group_norm"),
         **_recurrent_paths(),
     }
@@ -158,9 +157,7 @@ def _why_no_batch_norm(layer):
     return _why_not_dtype(layer)
 
 
-def _why_no_layer_norm(layer):
-    return "rms_scaling" if layer.rms_scaling else _why_not_dtype(layer)
-
-
 def _why_no_group_norm(layer):
-    return "not over the last axis" if layer.axis != -1 else _why_not_dtype(layer)
+    if layer.axis != -1:
+        return "not over the last axis"
+    return "scale or center alone" if layer.scale != layer.center else _why_not_dtype(layer)

@@ -241,26 +241,6 @@ def batch_normalization(
     return outputs
 
 
-def layer_normalization(layer: keras.layers.LayerNormalization, inputs: Tensor) -> Tensor:
-    """`torch.nn.functional.layer_norm`.
-
-    Args:
-        layer: stock layer to which it applies.
-        inputs: any shape whose last axes are the layer's.
-
-    Returns:
-        tensor, the shape of the inputs, or `NotImplemented`.
-    """
-    import torch
-
-    axes = sorted(axis % inputs.ndim for axis in ([layer.axis] if isinstance(layer.axis, int) else layer.axis))
-    if axes != list(range(inputs.ndim - len(axes), inputs.ndim)) or not _is_like(inputs, layer):
-        return NotImplemented
-    gamma = layer.gamma.value if layer.scale else None
-    beta = layer.beta.value if layer.center else None
-    return torch.nn.functional.layer_norm(inputs, inputs.shape[axes[0] :], gamma, beta, layer.epsilon)
-
-
 def group_normalization(layer: keras.layers.GroupNormalization, inputs: Tensor) -> Tensor:
     """`torch.nn.functional.group_norm`.
 
