@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from tests.fast_paths.gradients import largest_error, outputs_and_gradients
+from benchmarks.gradients import largest_error, outputs_and_gradients
 from zoo import fast_paths
 
 UNITS, STEPS, BATCH, WIDTH = 4, 5, 5, 2

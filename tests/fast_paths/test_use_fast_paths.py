@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 import zoo
-from tests.fast_paths.gradients import largest_error, outputs_and_gradients
+from benchmarks.gradients import largest_error, outputs_and_gradients
 from zoo import fast_paths
 from zoo.errors import UserError
 from zoo.fast_paths.paths import FastCall

@@ -4,9 +4,9 @@
     w <- w - lr · sqrt(1 - b2^t) / (1 - b1^t) · m / (sqrt(v) + eps)
 
 Keras 3.15 makes a pass of each operation: on TensorFlow one variable after another, on PyTorch by `torch._foreach_*`.
-TensorFlow's `ResourceApplyAdam` is this equation; the gradient of an `Embedding`, which comes there in rows, keeps Keras'
-update. PyTorch's fused Adam adds epsilon to sqrt(v / (1 - b2^t)), so that epsilon is divided by sqrt(1 - b2^t) here. On
-JAX, XLA makes one pass of it, and nothing is replaced.
+TensorFlow's `ResourceApplyAdam` is this equation; the gradient of an `Embedding`, which comes there in rows, keeps the
+update of Keras. PyTorch's fused Adam adds epsilon to sqrt(v / (1 - b2^t)), so that epsilon is divided by sqrt(1 - b2^t)
+here. On JAX, XLA makes one pass of it, and nothing is replaced.
 
 Weight decay, clipping, moving averages and the accumulation of gradients are Keras', and so are all variables.
 """

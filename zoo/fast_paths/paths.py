@@ -99,7 +99,10 @@ def _jax_paths():
 
 @functools.cache
 def _tensorflow_paths():
-    return _recurrent_paths()
+    from zoo.fast_paths.tensorflow_layers import batch_normalization
+
+    fused = FastPath("call", batch_normalization, _why_no_tensorflow_batch_norm, "FusedBatchNormV3")
+    return {layers.BatchNormalization: fused, **_recurrent_paths()}
 
 
 def _recurrent_paths():
@@ -155,6 +158,12 @@ def _why_no_batch_norm(layer):
     if layer.synchronized:
         return "synchronized over devices"
     return _why_not_dtype(layer)
+
+
+def _why_no_tensorflow_batch_norm(layer):
+    if layer.built and (layer.input_spec.ndim != 4 or layer.axis not in (-1, 3)):
+        return "not over the last of four axes"
+    return _why_no_batch_norm(layer)
 
 
 def _why_no_group_norm(layer):

@@ -207,7 +207,9 @@ def num_contracted_axes(equation: str) -> int:
 def batch_normalization(
     layer: keras.layers.BatchNormalization, inputs: Tensor, training: bool | None = None, mask: Any = None
 ) -> Tensor:
-    """`torch.batch_norm`; the moving averages are Keras', of the biased variance.
+    """`torch.batch_norm` with Keras' statistics of the batch, and PyTorch's gradient.
+
+    PyTorch's own statistics on a CPU add the values one after another, which loses a digit or two of float32.
 
     Args:
         layer: stock layer to which it applies.
@@ -222,23 +224,45 @@ def batch_normalization(
 
     if mask is not None or not _is_like(inputs, layer):
         return NotImplemented
-    mean, variance = layer.moving_mean.value, layer.moving_variance.value
-    count = inputs.numel() // max(1, inputs.shape[layer.axis])
-    learns = bool(training) and layer.trainable
-    if learns and count < 2:  # the factor below
-        return NotImplemented
-    if learns:  # filled with those of the batch
-        mean, variance = torch.zeros_like(mean), torch.zeros_like(variance)
     gamma = layer.gamma.value if layer.scale else None
     beta = layer.beta.value if layer.center else None
-    outputs = torch.batch_norm(
-        inputs.movedim(layer.axis, 1), gamma, beta, mean, variance, learns, 1.0, layer.epsilon, True
-    ).movedim(1, layer.axis)
-    if learns:
-        variance = variance * ((count - 1) / count)
+    inputs = inputs.movedim(layer.axis, 1)  # (B, C, ...)
+    if training and layer.trainable:
+        outputs, mean, variance = _batch_norm_function().apply(inputs, gamma, beta, layer.epsilon)
         for moving, new in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
             moving.assign(moving.value * layer.momentum + new * (1.0 - layer.momentum))
-    return outputs
+    else:
+        mean, variance = layer.moving_mean.value, layer.moving_variance.value
+        outputs = torch.batch_norm(inputs, gamma, beta, mean, variance, False, 0.0, layer.epsilon, True)
+    return outputs.movedim(1, layer.axis)
+
+
+@functools.cache
+def _batch_norm_function():
+    import torch
+
+    class BatchNorm(torch.autograd.Function):
+        @staticmethod
+        def forward(context, inputs, gamma, beta, epsilon):
+            axes = [axis for axis in range(inputs.ndim) if axis != 1]
+            mean = inputs.mean(axes)
+            variance = inputs.square().mean(axes) - mean.square()
+            context.save_for_backward(inputs, gamma, mean, (variance + epsilon).rsqrt())
+            context.epsilon, context.has_beta = epsilon, beta is not None
+            context.mark_non_differentiable(mean, variance)
+            outputs = torch.batch_norm(inputs, gamma, beta, mean, variance, False, 0.0, epsilon, True)
+            return outputs, mean, variance
+
+        @staticmethod
+        def backward(context, gradient, *_):
+            inputs, gamma, mean, inverse = context.saved_tensors
+            needed = (context.needs_input_grad[0], gamma is not None, context.has_beta)
+            gradients = torch.ops.aten.native_batch_norm_backward(
+                gradient, inputs, gamma, None, None, mean, inverse, True, context.epsilon, needed
+            )
+            return *(one if wanted else None for one, wanted in zip(gradients, needed)), None
+
+    return BatchNorm
 
 
 def group_normalization(layer: keras.layers.GroupNormalization, inputs: Tensor) -> Tensor:

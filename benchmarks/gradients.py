@@ -8,8 +8,9 @@ def outputs_and_gradients(model, inputs, *, training=True):
     """(flat outputs, gradients of the trainable weights, other variables after the call).
 
     The gradient is that of a sum of all outputs, each times a number of its own. What the call does to other variables
-    is taken back.
+    is taken back, and dropout is the same each time.
     """
+    keras.utils.set_random_seed(0)  # on PyTorch, dropout without a seed of its own draws of the global state
     before = [np.array(v) for v in model.non_trainable_variables]
     inputs = keras.tree.map_structure(keras.ops.convert_to_tensor, inputs)
     outputs, gradients = {"torch": _torch, "jax": _jax, "tensorflow": _tensorflow}[keras.backend.backend()](
