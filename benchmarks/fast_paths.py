@@ -4,10 +4,10 @@
     python benchmarks/fast_paths.py --table fast_paths.jsonl       the table of those rows
 
 Each row is a process of its own with two models of the same weights, one of them with fast paths, that take turns step
-by step. Seconds are medians of the steps, the ratio that of each pair of steps; processor seconds, which other work on
-the machine lengthens less, are beside them. "Difference" is the largest of outputs and of gradients in inference, over the
-largest output and gradient (in training, networks of many BatchNormalization layers at random weights make a thousandth
-of float32's rounding, without fast paths too).
+by step. Seconds are medians of the steps, the ratio that of each pair of steps; the last number in brackets is that
+of processor seconds, which other work on the machine lengthens less. "Difference" is the largest of outputs and of
+gradients in inference, over the largest output and gradient (in training, networks of many BatchNormalization layers at
+random weights make a thousandth of float32's rounding, without fast paths too).
 """
 
 import argparse
