@@ -101,7 +101,7 @@ def measure(name, steps):
     fast_paths.set_compiler_flags()
     (stock, x, y), (fast, _, _) = MODELS[name](), MODELS[name]()
     for before, after in zip(stock.variables, fast.variables, strict=True):  # the seeds of dropout too
-        after.assign(before)
+        after.assign(np.array(before))
     for model in (stock, fast):
         model.compile(keras.optimizers.Adam(1e-4), "sparse_categorical_crossentropy")
     fast_paths.use_fast_paths(fast)
