@@ -16,6 +16,7 @@ Work with models:
     zoo.convert(kind, source, folder)     published weights in other formats to a preset
     with zoo.strategy(devices):           build and train on several devices
     zoo.lora.add_lora(model, rank=8)      train few weights beside frozen ones
+    zoo.use_fast_paths(model)             the same numbers sooner, for any Keras model
 
 The rooms, from the top: `zoo.tasks` what users call; `zoo.training` and `zoo.evaluation` what recipes share;
 `zoo.lora` low-rank adapters; `zoo.generation` from a model's outputs to text or images; `zoo.converters` other formats;
@@ -54,6 +55,7 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
         typing,
     )
     from zoo.distribution.strategy import strategy
+    from zoo.fast_paths.layers import use_fast_paths
     from zoo.parameter_ledger.ledger import ledger
     from zoo.presets import create_model, list_models, load_model
     from zoo.tasks import load_task
@@ -101,6 +103,7 @@ __all__ = [
     "tokenizers",
     "training",
     "typing",
+    "use_fast_paths",
     "verify",
 ]
 
@@ -116,6 +119,7 @@ _MODULES = {
     "load_model": "zoo.presets",
     "load_task": "zoo.tasks",
     "strategy": "zoo.distribution.strategy",
+    "use_fast_paths": "zoo.fast_paths.layers",
     "verify": "zoo.tasks.verify",
 }
 _ROOMS = [name for name in __all__ if name not in _MODULES]

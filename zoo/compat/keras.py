@@ -406,3 +406,31 @@ def adam_slots(
     """
     index = private(optimizer, "_get_variable_index")(variable)
     return private(optimizer, "_momentums")[index], private(optimizer, "_velocities")[index]
+
+
+def replaced_update_step(optimizer: keras.optimizers.Optimizer) -> Callable[..., None] | None:
+    """The function that `replace_update_step` gave an optimizer; None without one."""
+    return vars(optimizer).get(_update_method())
+
+
+def replace_update_step(optimizer: keras.optimizers.Optimizer, update: Callable[..., None] | None) -> None:
+    """Give one optimizer object another update of variables; what Keras does before and after stays.
+
+    Since Keras 3.0. Public way: a class derived from the optimizer's, which the file of a compiled model would name.
+
+    Args:
+        update: function (gradient, variable, learning rate), on PyTorch of lists of the first two; None for the
+            optimizer's own.
+    """
+    name = _update_method()
+    private(type(optimizer), name)
+    if update is None:
+        vars(optimizer).pop(name, None)
+    else:
+        vars(optimizer)[name] = update
+
+
+def _update_method():
+    import keras
+
+    return "_backend_update_step" if keras.backend.backend() == "torch" else "update_step"

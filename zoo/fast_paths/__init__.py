@@ -7,7 +7,9 @@ _MODULES = {
     "inference_call": "layers",
     "inference_function": "compile",
     "recompile_functions": "compile",
+    "report": "reports",
     "set_compiler_flags": "layers",
+    "undo": "layers",
     "use_fast_paths": "layers",
 }
 

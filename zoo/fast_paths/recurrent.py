@@ -8,13 +8,17 @@ through time yields only what reaches the gates, and the recurrent kernel's grad
     LSTM   i, f, o = sigmoid, g = tanh of (projected + h U)      c' = f·c + i·g        h' = o·tanh(c')
     GRU    z, r = sigmoid(projected + a),  a = h U + b           n = tanh(projected + r·a)      h' = z·h + (1 - z)·n
 
+A masked step keeps the states: there z = 1 in a GRU, and in an LSTM i = o = 0, f = 1 and h' = h. With these gates the
+gradient is that of any other step.
+
 The loop is what suits the backend: on JAX `lax.scan`; on TensorFlow written out (up to `_MAX_UNROLLED_STEPS` steps, the
 length of a training batch), which costs a few seconds of tracing and saves the bookkeeping of `tf.while_loop`, while
 longer or open lengths keep the stock loop; on PyTorch its own `lstm`, whose gradient is fused already (Keras uses it on
-CUDA only), and for a GRU on a CPU, where it is not, a Python loop over in-place kernels.
+CUDA only), and for a GRU or with a mask on a CPU, where it is not, a Python loop over in-place kernels.
 
-Letters: B batch, T steps, d features, h units, U the recurrent kernel (h, gates·h). Gates in Keras' order: LSTM input,
-forget, candidate, output (i f g o); GRU update, reset, candidate (z r n).
+Letters: B batch, T steps, d features, h units, U the recurrent kernel (h, gates·h), m the masked steps (T, B, 1), 1
+where a step is masked. Gates in Keras' order: LSTM input, forget, candidate, output (i f g o); GRU update, reset,
+candidate (z r n).
 """
 
 import functools
@@ -22,25 +26,56 @@ from collections.abc import Callable
 from typing import Any
 
 import keras
-from keras import layers
+from keras import layers, ops
 
 _MAX_UNROLLED_STEPS = 256
 
 
-def fast_inner_loop(layer: keras.layers.RNN) -> Callable[..., Any] | None:
-    """The fast `inner_loop` of a recurrent layer on this backend.
+def why_not(layer: keras.layers.RNN) -> str:
+    """Why the fast loop does not apply to a recurrent layer on this backend.
 
     Args:
         layer: a stock `LSTM` or `GRU`.
 
     Returns:
-        a function with the arguments of `layer.inner_loop`, or None where the stock one stays.
+        the reason in a few words; "" where it applies.
     """
-    if not _is_plain(layer):
-        return None
-    kind = "lstm" if type(layer) is layers.LSTM else "gru"
-    fast = {"torch": _TORCH, "jax": _JAX, "tensorflow": _TENSORFLOW}[keras.backend.backend()][kind]
-    return functools.partial(_inner_loop, fast, layer, functools.partial(type(layer).inner_loop, layer))
+    cell = layer.cell
+    if type(cell) not in (layers.LSTMCell, layers.GRUCell):
+        return "another cell"
+    if cell.activation is not keras.activations.tanh:
+        return "an activation other than tanh"
+    if cell.recurrent_activation is not keras.activations.sigmoid:
+        return "a recurrent_activation other than sigmoid"
+    if not getattr(cell, "reset_after", True):
+        return "reset_after=False"
+    if cell.recurrent_dropout:
+        return "recurrent_dropout"
+    if cell.dropout and cell.implementation == 1:
+        return "dropout with a mask for each gate"
+    if layer.compute_dtype != layer.variable_dtype or cell.compute_dtype != cell.variable_dtype:
+        return f"computes in {layer.compute_dtype}, with weights of {layer.variable_dtype}"
+    if layer.use_cudnn is True:
+        return "use_cudnn=True"
+    return "Keras uses cuDNN" if _has_cudnn(layer) else ""
+
+
+@functools.cache
+def _gpu_is_used():
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.default_backend() == "gpu"
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        return bool(tf.config.list_physical_devices("GPU"))
+    return False  # PyTorch's functions below choose cuDNN themselves
+
+
+def _has_cudnn(layer):
+    """Whether stock Keras computes a layer by cuDNN: TensorFlow's LSTM and GRU, JAX' LSTM, on a GPU."""
+    return _gpu_is_used() and (keras.backend.backend() == "tensorflow" or type(layer) is layers.LSTM)
 
 
 def fast_step(layer: keras.layers.RNN) -> Callable[..., Any] | None:
@@ -55,56 +90,98 @@ def fast_step(layer: keras.layers.RNN) -> Callable[..., Any] | None:
         a function (x (B, d), old states, each (B, h)) -> list of new states, the first of which is the output; None on
         other backends, and for a layer that does not compute the equations above.
     """
-    if keras.backend.backend() != "torch" or not _is_plain(layer):
+    if keras.backend.backend() != "torch" or type(layer) not in (layers.LSTM, layers.GRU):
+        return None
+    if why_not(layer) or layer.go_backwards or not layer.use_bias:
         return None
     step = _torch_lstm_step if type(layer) is layers.LSTM else _torch_gru_step
     cell = layer.cell
     return lambda x, states: step(x, states, cell.kernel.value, cell.recurrent_kernel.value, cell.bias.value)
 
 
-def _is_plain(layer):
-    """Whether the layer computes the equations above, with biases and without dropout."""
-    cell = getattr(layer, "cell", None)
-    return (
-        type(layer) in (layers.LSTM, layers.GRU)
-        and cell is not None
-        and cell.use_bias
-        and cell.activation is keras.activations.tanh
-        and cell.recurrent_activation is keras.activations.sigmoid
-        and getattr(cell, "reset_after", True)
-        and not (cell.dropout or cell.recurrent_dropout or layer.go_backwards)
-        and layer.compute_dtype == layer.variable_dtype
-    )
+def inner_loop(layer: keras.layers.RNN, sequences: Any, initial_state: Any, mask: Any, training: bool = False) -> Any:
+    """The fast loop over time, with the arguments and results of `keras.layers.RNN.inner_loop`.
+
+    Args:
+        layer: a stock `LSTM` or `GRU` to which it applies (`why_not`).
+        sequences: (B, T, d).
+        initial_state: the states before the first step, (B, h) each.
+        mask: (B, T), False where a step is masked; None for no mask.
+        training: whether dropout is applied.
+
+    Returns:
+        (last output (B, h), outputs (B, T, h), list of states), or `NotImplemented` where the sequence is too long for
+        a loop that is written out, or Keras has a kernel for these inputs.
+    """
+    backend, cell, steps = keras.backend.backend(), layer.cell, sequences.shape[1]
+    mask = keras.tree.flatten(mask)[0]
+    if keras.backend.standardize_dtype(sequences.dtype) != layer.compute_dtype or steps == 0:
+        return NotImplemented
+    if mask is not None and len(mask.shape) != 2:
+        return NotImplemented
+    if backend == "tensorflow" and (steps is None or steps > _MAX_UNROLLED_STEPS):
+        return NotImplemented
+    if backend == "torch" and mask is not None and sequences.is_cuda:  # cuDNN, or Keras' message about its limits
+        return NotImplemented
+    if training and cell.dropout:
+        sequences = sequences * ops.expand_dims(cell.get_dropout_mask(sequences[:, 0, :]), 1)
+    if layer.go_backwards:
+        sequences = ops.flip(sequences, 1)
+    masked = None
+    if mask is not None:
+        mask = ops.cast(ops.flip(mask, 1) if layer.go_backwards else mask, "bool")
+        masked = ops.cast(ops.transpose(ops.logical_not(mask))[:, :, None], sequences.dtype)  # (T, B, 1)
+    states = keras.tree.flatten(initial_state)
+    if layer.stateful:  # Keras writes the new states over the old ones before the backward pass, which needs the old
+        states = [ops.copy(state) for state in states]
+    kernel, recurrent_kernel = cell.kernel.value, cell.recurrent_kernel.value
+    is_lstm = type(layer) is layers.LSTM
+    if cell.use_bias:
+        bias = cell.bias.value
+    else:
+        bias = ops.zeros((kernel.shape[1],) if is_lstm else (2, kernel.shape[1]), kernel.dtype)
+    fast = {"torch": _TORCH, "jax": _JAX, "tensorflow": _TENSORFLOW}[backend]["lstm" if is_lstm else "gru"]
+    outputs, states = fast(sequences, states, kernel, recurrent_kernel, bias, masked)  # (B, T, h)
+    if mask is not None:
+        outputs = _masked_outputs(layer, outputs, mask)
+    return outputs[:, -1], outputs, states
 
 
-def _inner_loop(fast, layer, stock, sequences, initial_state, mask, training=False):
-    """The fast loop where nothing is masked and the sequence is not too long, else the stock one."""
-    masked = any(part is not None for part in keras.tree.flatten(mask))
-    steps = sequences.shape[1]
-    too_long = keras.backend.backend() == "tensorflow" and (steps is None or steps > _MAX_UNROLLED_STEPS)
-    if masked or too_long:
-        return stock(sequences, initial_state, mask, training)
-    cell, states = layer.cell, keras.tree.flatten(initial_state)
-    if layer.stateful and keras.backend.backend() == "torch":
-        # Keras writes the new states over the old ones before the backward pass, which needs the old ones.
-        states = [state.clone() for state in states]
-    weights = (cell.kernel.value, cell.recurrent_kernel.value, cell.bias.value)
-    outputs, new = fast(sequences, states, *weights)  # (B, T, h)
-    return outputs[:, -1], outputs, new
+def _masked_outputs(layer, outputs, mask):
+    """What Keras outputs at masked steps: zeros, or the output of the step before, which is h.
+
+    Before the first step that counts that is zero too, but for the loop of its JAX backend, where it is the initial h.
+    """
+    if not layer.zero_output_for_mask:
+        if keras.backend.backend() == "jax" and not layer.unroll:
+            return outputs
+        mask = ops.cumsum(ops.cast(mask, "int32"), axis=1) > 0
+    return ops.where(mask[:, :, None], outputs, ops.zeros_like(outputs))
 
 
 # ------------------------------------------------------------------------------------------------------------- PyTorch
 
 
-def _torch_lstm(x, states, kernel, recurrent_kernel, bias):
+def _torch_lstm(x, states, kernel, recurrent_kernel, bias, masked):
     import torch
 
+    if masked is not None:
+        h, c = _torch_functions()["lstm"].apply(_torch_projected(x, kernel, bias), *states, recurrent_kernel, masked)
+        return h.transpose(0, 1), [h[-1], c]
     weights = [kernel.t(), recurrent_kernel.t(), bias, torch.zeros_like(bias)]  # both orders are i f g o
     outputs, h, c = torch.lstm(x, tuple(s[None] for s in states), weights, True, 1, 0.0, False, False, True)
     return outputs, [h[0], c[0]]
 
 
-def _torch_gru(x, states, kernel, recurrent_kernel, bias):
+def _torch_projected(x, kernel, bias):
+    """(B, T, d) to (T, B, gates·h)."""
+    import torch
+
+    projected = torch.addmm(bias, x.transpose(0, 1).flatten(0, 1), kernel)  # (T·B, gates·h)
+    return projected.view(x.shape[1], x.shape[0], -1)
+
+
+def _torch_gru(x, states, kernel, recurrent_kernel, bias, masked):
     import torch
 
     if x.is_cuda:
@@ -116,9 +193,8 @@ def _torch_gru(x, states, kernel, recurrent_kernel, bias):
         weights = [reset_first(kernel).t(), reset_first(recurrent_kernel).t(), *reset_first(bias)]
         outputs, h = torch.gru(x, states[0][None], weights, True, 1, 0.0, False, False, True)
         return outputs, [h[0]]
-    projected = torch.addmm(bias[0], x.transpose(0, 1).flatten(0, 1), kernel)  # (T·B, 3h)
-    projected = projected.view(x.shape[1], x.shape[0], -1)
-    h = _torch_gru_function().apply(projected, states[0], recurrent_kernel, bias[1])
+    projected = _torch_projected(x, kernel, bias[0])
+    h = _torch_functions()["gru"].apply(projected, states[0], recurrent_kernel, bias[1], masked)
     return h.transpose(0, 1), [h[-1]]
 
 
@@ -144,12 +220,59 @@ def _torch_gru_step(x, states, kernel, recurrent_kernel, bias):
 
 
 @functools.cache
-def _torch_gru_function():
+def _torch_functions():
     import torch
+
+    class Lstm(torch.autograd.Function):
+        """With masked steps; gives h of all steps and the last c."""
+
+        @staticmethod
+        def forward(context, projected, h0, c0, kernel, masked):
+            steps, batch, width = projected.shape
+            units = width // 4
+            hs, cs = (state.new_empty(steps + 1, batch, units) for state in (h0, c0))
+            hs[0], cs[0] = h0, c0
+            counts, tanh_cs = 1 - masked, torch.empty_like(cs[1:])
+            all_gates = torch.empty_like(projected)
+            for t in range(steps):
+                gates = torch.addmm(projected[t], hs[t], kernel, out=all_gates[t])
+                gates[:, : 2 * units].sigmoid_()
+                gates[:, 2 * units : 3 * units].tanh_()
+                gates[:, 3 * units :].sigmoid_()
+                i, f, g, o = gates.chunk(4, dim=1)
+                i.mul_(counts[t])
+                f.mul_(counts[t]).add_(masked[t])
+                o.mul_(counts[t])
+                torch.addcmul(f * cs[t], i, g, out=cs[t + 1])
+                torch.tanh(cs[t + 1], out=tanh_cs[t])
+                torch.addcmul(hs[t] * masked[t], o, tanh_cs[t], out=hs[t + 1])
+            context.save_for_backward(all_gates, hs, cs, tanh_cs, kernel, masked)
+            return hs[1:], cs[-1]
+
+        @staticmethod
+        def backward(context, d_hs, dc):
+            all_gates, hs, cs, tanh_cs, kernel, masked = context.saved_tensors
+            steps, batch, units = tanh_cs.shape
+            i, f, g, o = all_gates.chunk(4, dim=2)
+            # Slopes for all steps at once: of c per unit of dh, and of what enters the gates per unit of dc (o: of dh).
+            to_c = o * (1 - tanh_cs * tanh_cs)
+            d_gates = torch.cat(
+                [g * i * (1 - i), cs[:-1] * f * (1 - f), i * (1 - g * g), tanh_cs * o * (1 - o)], 2
+            ).view(steps, batch, 4, units)
+            dh, transposed = torch.zeros_like(hs[0]), kernel.t()
+            for t in reversed(range(steps)):
+                dh = dh + d_hs[t]
+                dc = torch.addcmul(dc, dh, to_c[t])
+                d_gates[t, :, :3].mul_(dc[:, None])
+                d_gates[t, :, 3].mul_(dh)
+                dc = dc * f[t]
+                dh = torch.addmm(dh * masked[t], d_gates[t].flatten(1), transposed)
+            d_projected = d_gates.flatten(2)
+            return d_projected, dh, dc, hs[:-1].flatten(0, 1).t() @ d_projected.flatten(0, 1), None
 
     class Gru(torch.autograd.Function):
         @staticmethod
-        def forward(context, projected, h0, kernel, bias):
+        def forward(context, projected, h0, kernel, bias, masked):
             steps, batch, width = projected.shape
             units = width // 3
             hs, gates = h0.new_empty(steps + 1, batch, units), torch.empty_like(projected)
@@ -160,6 +283,8 @@ def _torch_gru_function():
                 gate, candidates[t] = gates[t], a[:, 2 * units :]
                 zr = torch.add(projected[t, :, : 2 * units], a[:, : 2 * units], out=gate[:, : 2 * units]).sigmoid_()
                 z, r = zr.chunk(2, dim=1)
+                if masked is not None:
+                    z.copy_(torch.maximum(z, masked[t]))  # 1 where the step is masked
                 n = torch.addcmul(projected[t, :, 2 * units :], r, candidates[t], out=gate[:, 2 * units :]).tanh_()
                 torch.lerp(n, hs[t], z, out=hs[t + 1])
             context.save_for_backward(gates, hs, candidates, kernel)
@@ -182,25 +307,26 @@ def _torch_gru_function():
                 dh = torch.addmm(dh * z[t], d_a[t], transposed)
             flat = d_a.flatten(0, 1)
             d_projected = torch.cat([d_a[:, :, : 2 * units], d_ns], 2)
-            return d_projected, dh, hs[:-1].flatten(0, 1).t() @ flat, flat.sum(0)
+            return d_projected, dh, hs[:-1].flatten(0, 1).t() @ flat, flat.sum(0), None
 
-    return Gru
+    return {"lstm": Lstm, "gru": Gru}
 
 
 # ----------------------------------------------------------------------------------------------------------------- JAX
 
 
-def _jax_lstm(x, states, kernel, recurrent_kernel, bias):
+def _jax_lstm(x, states, kernel, recurrent_kernel, bias, masked):
     import jax.numpy as jnp
 
-    h, c = _jax_functions()["lstm"](jnp.swapaxes(x @ kernel + bias, 0, 1), *states, recurrent_kernel)
+    h, c = _jax_functions()["lstm"](jnp.swapaxes(x @ kernel + bias, 0, 1), *states, recurrent_kernel, masked)
     return jnp.swapaxes(h, 0, 1), [h[-1], c[-1]]
 
 
-def _jax_gru(x, states, kernel, recurrent_kernel, bias):
+def _jax_gru(x, states, kernel, recurrent_kernel, bias, masked):
     import jax.numpy as jnp
 
-    h = _jax_functions()["gru"](jnp.swapaxes(x @ kernel + bias[0], 0, 1), states[0], recurrent_kernel, bias[1])
+    projected = jnp.swapaxes(x @ kernel + bias[0], 0, 1)
+    h = _jax_functions()["gru"](projected, states[0], recurrent_kernel, bias[1], masked)
     return jnp.swapaxes(h, 0, 1), [h[-1]]
 
 
@@ -215,24 +341,29 @@ def _jax_functions():
         """The states before each step."""
         return jnp.concatenate([first[None], rest[:-1]])
 
-    def lstm_forward(projected, h0, c0, kernel):
-        def step(state, projected):
-            h, c = state
+    def no_gradient(masked):
+        return None if masked is None else jnp.zeros_like(masked)
+
+    def lstm_forward(projected, h0, c0, kernel, masked):
+        def step(state, inputs):
+            (h, c), (projected, masked) = state, inputs
             i, f, g, o = split(projected + h @ kernel, 4)
             i, f, g, o = sigmoid(i), sigmoid(f), jnp.tanh(g), sigmoid(o)
+            if masked is not None:
+                i, f, o = i * (1 - masked), f * (1 - masked) + masked, o * (1 - masked)
             c = f * c + i * g
-            h = o * jnp.tanh(c)
+            h = o * jnp.tanh(c) + (0 if masked is None else masked * h)
             return (h, c), (h, c, i, f, g, o)
 
-        _, (h, c, *gates) = jax.lax.scan(step, (h0, c0), projected)
-        return (h, c), (h0, c0, h, c, gates, kernel)
+        _, (h, c, *gates) = jax.lax.scan(step, (h0, c0), (projected, masked))
+        return (h, c), (h0, c0, h, c, gates, kernel, masked)
 
     def lstm_backward(residual, gradients):
-        h0, c0, h, c, gates, kernel = residual
+        h0, c0, h, c, gates, kernel, masked = residual
 
         def step(state, inputs):
             dh, dc = state
-            d_h, d_c, c_previous, c, i, f, g, o = inputs
+            d_h, d_c, c_previous, c, i, f, g, o, masked = inputs
             dh, tanh_c = dh + d_h, jnp.tanh(c)
             dc = dc + d_c + dh * o * (1 - tanh_c * tanh_c)
             d_gates = (
@@ -242,26 +373,29 @@ def _jax_functions():
                 dh * tanh_c * o * (1 - o),
             )
             d_gates = jnp.concatenate(d_gates, axis=-1)
-            return (d_gates @ kernel.T, dc * f), d_gates
+            return (d_gates @ kernel.T + (0 if masked is None else masked * dh), dc * f), d_gates
 
         initial = (jnp.zeros_like(h0), jnp.zeros_like(c0))
-        (dh, dc), d_gates = jax.lax.scan(step, initial, (*gradients, previous(c0, c), c, *gates), reverse=True)
-        return d_gates, dh, dc, jnp.einsum("tbh,tbg->hg", previous(h0, h), d_gates)
+        inputs = (*gradients, previous(c0, c), c, *gates, masked)
+        (dh, dc), d_gates = jax.lax.scan(step, initial, inputs, reverse=True)
+        return d_gates, dh, dc, jnp.einsum("tbh,tbg->hg", previous(h0, h), d_gates), no_gradient(masked)
 
-    def gru_forward(projected, h0, kernel, bias):
-        def step(h, projected):
+    def gru_forward(projected, h0, kernel, bias, masked):
+        def step(h, inputs):
+            projected, masked = inputs
             xz, xr, xn = split(projected, 3)
             az, ar, an = split(h @ kernel + bias, 3)
             z, r = sigmoid(xz + az), sigmoid(xr + ar)
+            z = z if masked is None else jnp.maximum(z, masked)
             n = jnp.tanh(xn + r * an)
             h = z * h + (1 - z) * n
             return h, (h, z, r, n, an)
 
-        _, (h, *gates) = jax.lax.scan(step, h0, projected)
-        return h, (h0, h, gates, kernel)
+        _, (h, *gates) = jax.lax.scan(step, h0, (projected, masked))
+        return h, (h0, h, gates, kernel, masked)
 
     def gru_backward(residual, d_hs):
-        h0, h, gates, kernel = residual
+        h0, h, gates, kernel, masked = residual
         h_previous = previous(h0, h)
 
         def step(dh, inputs):
@@ -274,7 +408,7 @@ def _jax_functions():
 
         dh, (d_a, dn) = jax.lax.scan(step, jnp.zeros_like(h0), (d_hs, h_previous, *gates), reverse=True)
         d_projected = jnp.concatenate([d_a[..., : 2 * h0.shape[-1]], dn], axis=-1)
-        return d_projected, dh, jnp.einsum("tbh,tbg->hg", h_previous, d_a), d_a.sum((0, 1))
+        return d_projected, dh, jnp.einsum("tbh,tbg->hg", h_previous, d_a), d_a.sum((0, 1)), no_gradient(masked)
 
     functions = {}
     for name, forward, backward in (("lstm", lstm_forward, lstm_backward), ("gru", gru_forward, gru_backward)):
@@ -286,28 +420,34 @@ def _jax_functions():
 # ---------------------------------------------------------------------------------------------------------- TensorFlow
 
 
-def _tensorflow_lstm(x, states, kernel, recurrent_kernel, bias):
+def _tensorflow_lstm(x, states, kernel, recurrent_kernel, bias, masked):
     import tensorflow as tf
+
+    masks = [None] * x.shape[1] if masked is None else tf.unstack(masked, x.shape[1])
 
     @tf.custom_gradient
     def recurrence(projected, h0, c0, kernel):
         hs, cs, gates = [h0], [c0], []
-        for step in tf.unstack(projected):
+        for step, m in zip(tf.unstack(projected), masks):
             i, f, g, o = tf.split(step + tf.matmul(hs[-1], kernel), 4, axis=-1)
-            gates.append((tf.sigmoid(i), tf.sigmoid(f), tf.tanh(g), tf.sigmoid(o)))
-            i, f, g, o = gates[-1]
+            i, f, g, o = tf.sigmoid(i), tf.sigmoid(f), tf.tanh(g), tf.sigmoid(o)
+            if m is not None:
+                i, f, o = i * (1 - m), f * (1 - m) + m, o * (1 - m)
+            gates.append((i, f, g, o))
             cs.append(f * cs[-1] + i * g)
-            hs.append(o * tf.tanh(cs[-1]))
+            h = o * tf.tanh(cs[-1])
+            hs.append(h if m is None else h + m * hs[-1])
 
         def backward(d_hs, d_cs):
             dh, dc, d_gates = tf.zeros_like(h0), tf.zeros_like(c0), []
-            steps = zip(tf.unstack(d_hs), tf.unstack(d_cs), cs, cs[1:], gates)
-            for d_h, d_c, c_previous, c, (i, f, g, o) in reversed(list(steps)):
+            steps = zip(tf.unstack(d_hs), tf.unstack(d_cs), cs, cs[1:], gates, masks)
+            for d_h, d_c, c_previous, c, (i, f, g, o), m in reversed(list(steps)):
                 dh, tanh_c = dh + d_h, tf.tanh(c)
                 dc += d_c + dh * o * (1 - tanh_c * tanh_c)
                 parts = [dc * g * i * (1 - i), dc * c_previous * f * (1 - f), dc * i * (1 - g * g)]
                 d_gates.append(tf.concat([*parts, dh * tanh_c * o * (1 - o)], axis=-1))
-                dc, dh = dc * f, tf.matmul(d_gates[-1], kernel, transpose_b=True)
+                kept, dh = dh, tf.matmul(d_gates[-1], kernel, transpose_b=True)
+                dc, dh = dc * f, dh if m is None else dh + m * kept
             d_gates = d_gates[::-1]
             d_kernel = tf.matmul(tf.concat(hs[:-1], 0), tf.concat(d_gates, 0), transpose_a=True)
             return tf.stack(d_gates), dh, dc, d_kernel
@@ -319,16 +459,19 @@ def _tensorflow_lstm(x, states, kernel, recurrent_kernel, bias):
     return tf.transpose(h, (1, 0, 2)), [h[-1], c[-1]]
 
 
-def _tensorflow_gru(x, states, kernel, recurrent_kernel, bias):
+def _tensorflow_gru(x, states, kernel, recurrent_kernel, bias, masked):
     import tensorflow as tf
+
+    masks = [None] * x.shape[1] if masked is None else tf.unstack(masked, x.shape[1])
 
     @tf.custom_gradient
     def recurrence(projected, h0, kernel, bias):
         hs, gates = [h0], []
-        for step in tf.unstack(projected):
+        for step, m in zip(tf.unstack(projected), masks):
             xz, xr, xn = tf.split(step, 3, axis=-1)
             az, ar, an = tf.split(tf.matmul(hs[-1], kernel) + bias, 3, axis=-1)
             z, r = tf.sigmoid(xz + az), tf.sigmoid(xr + ar)
+            z = z if m is None else tf.maximum(z, m)
             n = tf.tanh(xn + r * an)
             gates.append((z, r, n, an))
             hs.append(z * hs[-1] + (1 - z) * n)

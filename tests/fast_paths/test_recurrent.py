@@ -1,0 +1,122 @@
+"""LSTM and GRU with every option: `use_fast_paths` changes no output, no gradient and no state."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from benchmarks.gradients import largest_error, outputs_and_gradients
+from zoo import fast_paths
+
+UNITS, STEPS, BATCH, WIDTH = 4, 5, 5, 2
+RNG = np.random.default_rng(0)
+MASK = [[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 1, 1, 1], [0, 1, 0, 0, 1], [0, 0, 0, 0, 0]]
+RAISES_IN_TRAINING = "dropout for each gate"  # in Keras 3.15, whose own code expects one mask
+
+# name: (options of the layer, what the model has besides, reason of the report where it is left alone)
+CASES = {
+    "plain": ({}, {}, ""),
+    "last output": ({"return_sequences": False}, {}, ""),
+    "states": ({"return_state": True}, {}, ""),
+    "last output and states": ({"return_sequences": False, "return_state": True}, {}, ""),
+    "initial states": ({"return_state": True}, {"initial": True}, ""),
+    "go_backwards": ({"go_backwards": True, "return_state": True}, {"initial": True}, ""),
+    "unroll": ({"unroll": True}, {}, ""),
+    "no bias": ({"use_bias": False}, {}, ""),
+    "dropout": ({"dropout": 0.5}, {}, ""),
+    "dropout, backwards, mask": ({"dropout": 0.5, "go_backwards": True}, {"mask": True}, ""),
+    "implementation 1": ({"implementation": 1}, {}, ""),
+    "mask": ({"return_state": True}, {"mask": True}, ""),
+    "mask, last output": ({"return_sequences": False}, {"mask": True}, ""),
+    "mask, backwards": ({"go_backwards": True, "return_state": True}, {"mask": True}, ""),
+    "mask, initial states": ({"return_state": True}, {"mask": True, "initial": True}, ""),
+    "mask, unroll": ({"unroll": True, "return_state": True}, {"mask": True, "initial": True}, ""),
+    "mask, no bias": ({"use_bias": False}, {"mask": True}, ""),
+    "mask, zeros": ({"zero_output_for_mask": True}, {"mask": True}, ""),
+    "bidirectional": ({}, {"bidirectional": True}, ""),
+    "bidirectional, mask": ({"return_state": True}, {"bidirectional": True, "mask": True}, ""),
+    "bidirectional, last output, mask": ({"return_sequences": False}, {"bidirectional": True, "mask": True}, ""),
+    "other activation": ({"activation": "relu"}, {}, "an activation other than tanh"),
+    "other gates": ({"recurrent_activation": "hard_sigmoid"}, {}, "a recurrent_activation other than sigmoid"),
+    "dropout for each gate": ({"dropout": 0.5, "implementation": 1}, {}, "dropout with a mask for each gate"),
+    "recurrent dropout": ({"recurrent_dropout": 0.5}, {}, "recurrent_dropout"),
+    "mixed precision": ({"dtype": "mixed_bfloat16"}, {}, "computes in bfloat16, with weights of float32"),
+    "float64": ({"dtype": "float64"}, {}, ""),
+    "reset before": ({"reset_after": False}, {}, "reset_after=False"),
+}
+
+
+def model_and_inputs(kind, options, *, initial=False, mask=False, bidirectional=False):
+    options = {"return_sequences": True, "seed": 1} | options
+    sequences = keras.Input((STEPS, WIDTH), batch_size=BATCH)
+    inputs, arrays = [sequences], [RNG.normal(size=(BATCH, STEPS, WIDTH)).astype("float32")]
+    arguments = {}
+    if mask:
+        inputs.append(keras.Input((STEPS,), batch_size=BATCH, dtype="bool"))
+        arrays.append(np.array(MASK, bool))
+        arguments["mask"] = inputs[-1]
+    if initial:
+        states = [keras.Input((UNITS,), batch_size=BATCH) for _ in range(2 if kind is layers.LSTM else 1)]
+        arrays += [RNG.normal(size=(BATCH, UNITS)).astype("float32") for _ in states]
+        inputs += states
+        arguments["initial_state"] = states
+    layer = kind(UNITS, **options)
+    layer = layers.Bidirectional(layer) if bidirectional else layer
+    # A layer before it, for the gradient of its inputs.
+    outputs = layer(layers.Dense(WIDTH)(sequences), **arguments)
+    model = keras.Model(inputs, outputs)
+    for weight in model.weights:
+        if "seed_generator" not in weight.path:
+            weight.assign(RNG.normal(size=weight.shape))
+    return model, arrays
+
+
+def recurrent_rows(model):
+    return [row for row in fast_paths.report(model).layers if row.kind in ("LSTM", "GRU")]
+
+
+@pytest.mark.parametrize("kind", [layers.LSTM, layers.GRU])
+@pytest.mark.parametrize("case", [case for case in CASES if case != "float64" or keras.backend.backend() != "jax"])
+@pytest.mark.parametrize("training", [True, False])
+def test_every_option_gives_the_same(kind, case, training):
+    options, besides, reason = CASES[case]
+    if "reset_after" in options and kind is layers.LSTM:
+        pytest.skip("an option of GRU")
+    if case == RAISES_IN_TRAINING if training else "dropout" not in case and keras.backend.backend() != "torch":
+        pytest.skip("raises in Keras, or is the same as in training, and compiled")
+    model, arrays = model_and_inputs(kind, options, **besides)
+    stock = outputs_and_gradients(model, arrays, training=training)
+    fast_paths.use_fast_paths(model)
+    assert all(row.reason == reason and row.is_fast == (not reason) for row in recurrent_rows(model))
+    assert len(recurrent_rows(model)) == (2 if besides.get("bidirectional") else 1)
+    fast = outputs_and_gradients(model, arrays, training=training)
+    for a, b in zip(fast[0], stock[0], strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+    for part, references in zip(fast, stock):
+        if references:
+            assert largest_error(part, references) < 1e-5
+    assert np.abs(stock[1][-1]).max() > 0  # something can differ
+
+
+@pytest.mark.parametrize("kind", [layers.LSTM, layers.GRU])
+@pytest.mark.parametrize("mask", [False, True])
+def test_a_stateful_layer_goes_on_where_it_ended(kind, mask):
+    """Beside a stock layer that is given the states; Keras 3.15 on PyTorch cannot train a stateful one."""
+    carrying, arrays = model_and_inputs(kind, {"stateful": True}, mask=mask)
+    given, more = model_and_inputs(kind, {"return_state": True}, mask=mask, initial=True)
+    given.set_weights(carrying.get_weights())
+    fast_paths.use_fast_paths(carrying)
+    states, variables = more[len(arrays) :], carrying.layers[-1].states
+    for variable, state in zip(variables, states):
+        variable.assign(state)
+    for _ in range(2):
+        outputs, gradients, _ = outputs_and_gradients(carrying, arrays)
+        (_, expected_gradients, _) = outputs_and_gradients(keras.Model(given.inputs, given.outputs[0]), arrays + states)
+        expected, *states = map(keras.ops.convert_to_numpy, given(arrays + states, training=True))
+        assert largest_error(outputs, [expected]) < 1e-5
+        assert largest_error(gradients, expected_gradients) < 1e-5
+        if keras.backend.backend() != "jax":  # where Keras does not count the states among a model's variables
+            assert largest_error([np.array(v) for v in variables], states) < 1e-5
+        else:
+            for variable, state in zip(variables, states):
+                variable.assign(state)

@@ -1,0 +1,130 @@
+"""Keras' Adam and AdamW by the kernel that updates a variable in one pass over memory, with Keras' numbers.
+
+    m <- b1·m + (1 - b1)·g,    v <- b2·v + (1 - b2)·g²
+    w <- w - lr · sqrt(1 - b2^t) / (1 - b1^t) · m / (sqrt(v) + eps)
+
+Keras 3.15 makes a pass of each operation: on TensorFlow one variable after another, on PyTorch by `torch._foreach_*`.
+TensorFlow's `ResourceApplyAdam` is this equation; the gradient of an `Embedding`, which comes there in rows, keeps the
+update of Keras. PyTorch's fused Adam adds epsilon to sqrt(v / (1 - b2^t)), so that epsilon is divided by sqrt(1 - b2^t)
+here. On JAX, XLA makes one pass of it, and nothing is replaced.
+
+Weight decay, clipping, moving averages and the accumulation of gradients are Keras', and so are all variables.
+"""
+
+import functools
+import math
+from typing import Any
+
+import keras
+
+from zoo.compat.keras import adam_slots, replace_update_step, replaced_update_step
+
+MEANS = {"tensorflow": "ResourceApplyAdam", "torch": "fused Adam"}
+
+
+def fuse(optimizer: keras.optimizers.Optimizer | None) -> None:
+    """Have an optimizer object update variables by the backend's fused kernel, if it is Keras' own Adam or AdamW.
+
+    Args:
+        optimizer: of a compiled model; None for none.
+    """
+    optimizer = innermost(optimizer)
+    if optimizer is not None and not why_not(optimizer) and replaced_update_step(optimizer) is None:
+        update = {"tensorflow": _update_tensorflow, "torch": _update_torch}[keras.backend.backend()]
+        replace_update_step(optimizer, functools.partial(update, optimizer))
+
+
+def unfuse(optimizer: keras.optimizers.Optimizer | None) -> None:
+    """Take `fuse` back.
+
+    Args:
+        optimizer: of a compiled model; None for none.
+    """
+    optimizer = innermost(optimizer)
+    if optimizer is not None and replaced_update_step(optimizer) is not None:
+        replace_update_step(optimizer, None)
+
+
+def innermost(optimizer: Any) -> Any:
+    """The optimizer that a `keras.optimizers.LossScaleOptimizer` holds, or the optimizer itself.
+
+    Args:
+        optimizer: of a compiled model; None for none.
+
+    Returns:
+        the optimizer that updates the weights, or None.
+    """
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
+def why_not(optimizer: keras.optimizers.Optimizer) -> str:
+    """Why an optimizer has no fused update on this backend.
+
+    Args:
+        optimizer: any.
+
+    Returns:
+        the reason in a few words; "" where it has one.
+    """
+    kind = type(optimizer)
+    if kind.__name__ not in ("Adam", "AdamW") or not kind.__module__.startswith("keras."):
+        return "no fused update: not Keras' Adam or AdamW"
+    if keras.backend.backend() not in MEANS:
+        return "XLA fuses its update already"
+    return "amsgrad" if optimizer.amsgrad else ""
+
+
+def _update_tensorflow(optimizer, gradient, variable, learning_rate):
+    import tensorflow as tf
+
+    if isinstance(gradient, tf.IndexedSlices):  # of an Embedding: Keras adds the squares of rows that come twice
+        return type(optimizer).update_step(optimizer, gradient, variable, learning_rate)
+    slots = adam_slots(optimizer, variable)
+    # Under a tf.distribute strategy Keras hands over the tf.Variable itself.
+    variable, m, v = (one.value if isinstance(one, keras.Variable) else one for one in (variable, *slots))
+    dtype = variable.dtype
+    step = tf.cast(optimizer.iterations + 1, dtype)
+    beta_1, beta_2 = tf.cast(optimizer.beta_1, dtype), tf.cast(optimizer.beta_2, dtype)
+    return tf.raw_ops.ResourceApplyAdam(
+        var=variable.handle,
+        m=m.handle,
+        v=v.handle,
+        beta1_power=tf.pow(beta_1, step),
+        beta2_power=tf.pow(beta_2, step),
+        lr=tf.cast(learning_rate, dtype),
+        beta1=beta_1,
+        beta2=beta_2,
+        epsilon=tf.cast(optimizer.epsilon, dtype),
+        grad=tf.cast(tf.convert_to_tensor(gradient), dtype),
+    )
+
+
+def _update_torch(optimizer, gradients, variables, learning_rate):
+    import torch
+
+    from zoo.compat.torch import fused_adam
+
+    step = float(keras.ops.convert_to_numpy(optimizer.iterations)) + 1
+    with torch.no_grad():
+        for weight in (variable.value for variable in variables):
+            if not weight.is_contiguous():  # `zoo.fast_paths.inference_call` has reordered it
+                weight.data = weight.data.contiguous()
+        groups: dict[Any, list[Any]] = {}
+        for gradient, variable in zip(gradients, variables):
+            slots = (slot.value for slot in adam_slots(optimizer, variable))
+            row = (variable.value, gradient.to(variable.value.dtype).contiguous(), *slots)
+            groups.setdefault((row[0].device, row[0].dtype), []).append(row)
+        for (device, _), rows in groups.items():
+            steps = torch.full((), step, dtype=torch.float32, device=device)
+            fused_adam(
+                *(list(part) for part in zip(*rows)),
+                [],
+                [steps] * len(rows),
+                lr=float(learning_rate),
+                beta1=optimizer.beta_1,
+                beta2=optimizer.beta_2,
+                weight_decay=0.0,
+                eps=optimizer.epsilon / math.sqrt(1 - optimizer.beta_2**step),
+                amsgrad=False,
+                maximize=False,
+            )

@@ -1,0 +1,290 @@
+"""The fast paths of stock layers on PyTorch: its own functions, on channels-last tensors.
+
+Keras 3.15 on PyTorch copies every channels-last tensor to channels-first and back around each convolution and pooling,
+adds biases in a pass of its own, and normalizes in a dozen passes. Here tensors stay channels-last (PyTorch's
+`torch.channels_last` memory format), biases go into the convolution or product, and normalizations are PyTorch's own.
+
+Each function takes a layer and the arguments of its `call`, and returns its outputs, or `NotImplemented` where it does
+not apply to these inputs. Letters: B batch, H height, W width, C channels.
+"""
+
+import functools
+import math
+import re
+from typing import Any
+
+import keras
+
+from zoo.compat.keras import lora_base_kernel
+from zoo.typing import Tensor
+
+
+def kernel_value(layer: keras.layers.Layer) -> Tensor:
+    """The kernel of a layer as a tensor, with the low-rank product of `enable_lora` if there is one.
+
+    Args:
+        layer: with a `kernel`.
+
+    Returns:
+        tensor, which on PyTorch shares the variable's memory without `enable_lora`.
+    """
+    kernel = layer.kernel
+    return kernel.value if isinstance(kernel, keras.Variable) else kernel
+
+
+def reorder_kernel(kernel: keras.Variable) -> None:
+    """Store a convolution's kernel in the order OHWI in memory; its shape and values stay.
+
+    Args:
+        kernel: variable of shape HWIO.
+    """
+    import torch
+
+    with torch.no_grad():
+        ordered = kernel.value.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
+        kernel.value.data = ordered.permute(2, 3, 1, 0)
+
+
+def convolution(layer: keras.layers.Conv2D, inputs: Tensor) -> Tensor:
+    """`torch.nn.functional.conv2d` with its bias.
+
+    Args:
+        layer: stock layer to which it applies.
+        inputs: (B, H, W, C).
+
+    Returns:
+        tensor, (B, H', W', C'), or `NotImplemented`.
+    """
+    if not _is_like(inputs, layer):
+        return NotImplemented
+    return _convolution(layer, inputs, kernel_value(layer), layer.groups)
+
+
+def depthwise_convolution(layer: keras.layers.DepthwiseConv2D, inputs: Tensor) -> Tensor:
+    """`torch.nn.functional.conv2d` with a group for each channel.
+
+    Args:
+        layer: stock layer to which it applies.
+        inputs: (B, H, W, C).
+
+    Returns:
+        tensor, (B, H', W', C times the depth multiplier), or `NotImplemented`.
+    """
+    if not _is_like(inputs, layer):
+        return NotImplemented
+    kernel = layer.kernel.value  # (h, w, C, multiplier)
+    return _convolution(layer, inputs, kernel.flatten(2)[:, :, None], kernel.shape[2])
+
+
+def _convolution(layer, inputs, kernel, groups):
+    import torch
+
+    kernel = kernel.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)  # HWIO -> OIHW
+    bias = layer.bias.value if layer.use_bias else None
+    inputs, padding = inputs.permute(0, 3, 1, 2), (0, 0)  # (B, C, H, W)
+    if layer.padding == "same":
+        axes = list(zip(inputs.shape[2:], layer.kernel_size, layer.strides, layer.dilation_rate))
+        reaches = [(size - 1) * dilation + 1 for _, size, _, dilation in axes]
+        totals = [
+            max(0, (-(-length // stride) - 1) * stride + reach - length)
+            for (length, _, stride, _), reach in zip(axes, reaches)
+        ]
+        if any(total % 2 for total in totals):  # the larger half goes to the bottom and the right
+            (top, bottom), (left, right) = ((total // 2, total - total // 2) for total in totals)
+            inputs = torch.nn.functional.pad(inputs, (left, right, top, bottom))
+        else:
+            padding = tuple(total // 2 for total in totals)
+    outputs = torch.nn.functional.conv2d(inputs, kernel, bias, layer.strides, padding, layer.dilation_rate, groups)
+    outputs = outputs.permute(0, 2, 3, 1)  # (B, H, W, C)
+    return outputs if layer.activation is None else layer.activation(outputs)
+
+
+def max_pooling(layer: keras.layers.MaxPooling2D, inputs: Tensor) -> Tensor:
+    """`torch.nn.functional.max_pool2d`.
+
+    Args:
+        layer: stock layer to which it applies.
+        inputs: (B, H, W, C).
+
+    Returns:
+        tensor, (B, H', W', C).
+    """
+    import torch
+
+    size, strides = tuple(layer.pool_size), tuple(layer.strides)
+    return torch.nn.functional.max_pool2d(inputs.permute(0, 3, 1, 2), size, strides).permute(0, 2, 3, 1)
+
+
+def average_pooling(layer: keras.layers.AveragePooling2D, inputs: Tensor) -> Tensor:
+    """`torch.nn.functional.avg_pool2d`.
+
+    Args:
+        layer: stock layer to which it applies.
+        inputs: (B, H, W, C).
+
+    Returns:
+        tensor, (B, H', W', C).
+    """
+    import torch
+
+    size, strides = tuple(layer.pool_size), tuple(layer.strides)
+    return torch.nn.functional.avg_pool2d(inputs.permute(0, 3, 1, 2), size, strides).permute(0, 2, 3, 1)
+
+
+def dense(layer: keras.layers.Dense, inputs: Tensor, training: bool | None = None) -> Tensor:
+    """`torch.nn.functional.linear` with its bias, and the low-rank product of `enable_lora` beside it.
+
+    Args:
+        layer: stock layer to which it applies.
+        inputs: (..., features).
+        training: without effect, as in Keras.
+
+    Returns:
+        tensor, (..., units), or `NotImplemented`.
+    """
+    import torch
+
+    if not _is_like(inputs, layer):
+        return NotImplemented
+    bias = layer.bias.value if layer.use_bias else None
+    outputs = torch.nn.functional.linear(inputs, lora_base_kernel(layer).value.t(), bias)
+    if layer.lora_enabled:  # x W + s (x A) B: no gradient of the size of W, which x (W + s A B) would need
+        low_rank = inputs @ layer.lora_kernel_a.value.to(inputs.dtype) @ layer.lora_kernel_b.value.to(inputs.dtype)
+        outputs = outputs + layer.lora_alpha / layer.lora_rank * low_rank
+    return outputs if layer.activation is None else layer.activation(outputs)
+
+
+def einsum_dense(layer: keras.layers.EinsumDense, inputs: Tensor, training: bool | None = None) -> Tensor:
+    """`torch.nn.functional.linear` on the last axes, in place of `torch.einsum` and a sum.
+
+    Args:
+        layer: stock layer to which it applies.
+        inputs: with the axes of the equation.
+        training: without effect, as in Keras.
+
+    Returns:
+        tensor, with the axes of the equation, or `NotImplemented`.
+    """
+    import torch
+
+    contracted = num_contracted_axes(layer.equation)
+    if not contracted or not _is_like(inputs, layer):
+        return NotImplemented
+    kernel = kernel_value(layer)
+    bias = None if layer.bias is None else layer.bias.value
+    features = kernel.shape[contracted:]
+    if bias is not None and bias.shape != features:
+        return NotImplemented
+    matrix = kernel.reshape(-1, math.prod(features))
+    flat = inputs.flatten(inputs.ndim - contracted) if contracted > 1 else inputs
+    outputs = torch.nn.functional.linear(flat, matrix.t(), None if bias is None else bias.flatten())
+    outputs = outputs.unflatten(-1, features) if len(features) > 1 else outputs
+    return outputs if layer.activation is None else layer.activation(outputs)
+
+
+@functools.cache
+def num_contracted_axes(equation: str) -> int:
+    """How many of the last axes of the inputs an einsum multiplies by the first axes of a kernel, in order.
+
+    Args:
+        equation: of `keras.layers.EinsumDense`, e.g. "abc,cde->abde".
+
+    Returns:
+        the number; 0 where the einsum is no product of that form.
+    """
+    match = re.fullmatch(r"(\.\.\.)?(\w*),(\w+)->(\.\.\.)?(\w*)", equation.replace(" ", ""))
+    if match is None or match[1] != match[4]:
+        return 0
+    inputs, kernel, outputs = match[2], match[3], match[5]
+    for count in range(1, min(len(inputs), len(kernel) - 1) + 1):
+        batch, rest = inputs[:-count], kernel[count:]
+        letters = batch + kernel
+        if inputs[-count:] == kernel[:count] and outputs == batch + rest and len(set(letters)) == len(letters):
+            return count
+    return 0
+
+
+def batch_normalization(
+    layer: keras.layers.BatchNormalization, inputs: Tensor, training: bool | None = None, mask: Any = None
+) -> Tensor:
+    """`torch.batch_norm` with Keras' statistics of the batch, and PyTorch's gradient.
+
+    PyTorch's own statistics on a CPU add the values one after another, which loses a digit or two of float32.
+
+    Args:
+        layer: stock layer to which it applies.
+        inputs: any shape with the layer's axis.
+        training: whether the statistics are the batch's.
+        mask: None.
+
+    Returns:
+        tensor, the shape of the inputs, or `NotImplemented`.
+    """
+    import torch
+
+    if mask is not None or not _is_like(inputs, layer):
+        return NotImplemented
+    gamma = layer.gamma.value if layer.scale else None
+    beta = layer.beta.value if layer.center else None
+    inputs = inputs.movedim(layer.axis, 1)  # (B, C, ...)
+    if training and layer.trainable:
+        outputs, mean, variance = _batch_norm_function().apply(inputs, gamma, beta, layer.epsilon)
+        for moving, new in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
+            moving.assign(moving.value * layer.momentum + new * (1.0 - layer.momentum))
+    else:
+        mean, variance = layer.moving_mean.value, layer.moving_variance.value
+        outputs = torch.batch_norm(inputs, gamma, beta, mean, variance, False, 0.0, layer.epsilon, True)
+    return outputs.movedim(1, layer.axis)
+
+
+@functools.cache
+def _batch_norm_function():
+    import torch
+
+    class BatchNorm(torch.autograd.Function):
+        @staticmethod
+        def forward(context, inputs, gamma, beta, epsilon):
+            axes = [axis for axis in range(inputs.ndim) if axis != 1]
+            mean = inputs.mean(axes)
+            variance = inputs.square().mean(axes) - mean.square()
+            context.save_for_backward(inputs, gamma, mean, (variance + epsilon).rsqrt())
+            context.epsilon, context.has_beta = epsilon, beta is not None
+            context.mark_non_differentiable(mean, variance)
+            outputs = torch.batch_norm(inputs, gamma, beta, mean, variance, False, 0.0, epsilon, True)
+            return outputs, mean, variance
+
+        @staticmethod
+        def backward(context, gradient, *_):
+            inputs, gamma, mean, inverse = context.saved_tensors
+            needed = (context.needs_input_grad[0], gamma is not None, context.has_beta)
+            gradients = torch.ops.aten.native_batch_norm_backward(
+                gradient, inputs, gamma, None, None, mean, inverse, True, context.epsilon, needed
+            )
+            return *(one if wanted else None for one, wanted in zip(gradients, needed)), None
+
+    return BatchNorm
+
+
+def group_normalization(layer: keras.layers.GroupNormalization, inputs: Tensor) -> Tensor:
+    """`torch.nn.functional.group_norm`.
+
+    Args:
+        layer: stock layer to which it applies.
+        inputs: (B, ..., C).
+
+    Returns:
+        tensor, the shape of the inputs, or `NotImplemented`.
+    """
+    import torch
+
+    if not _is_like(inputs, layer):
+        return NotImplemented
+    gamma = layer.gamma.value if layer.scale else None
+    beta = layer.beta.value if layer.center else None
+    inputs = inputs.movedim(-1, 1)  # (B, C, ...)
+    return torch.nn.functional.group_norm(inputs, layer.groups, gamma, beta, layer.epsilon).movedim(1, -1)
+
+
+def _is_like(inputs, layer):
+    """Whether inputs have the dtype of the layer's weights."""
+    return str(inputs.dtype).removeprefix("torch.") == layer.variable_dtype
