@@ -21,7 +21,7 @@ import keras
 import numpy as np
 
 from zoo.compat.keras import functional_graph, graph_calls
-from zoo.errors import UserError
+from zoo.errors import UserError, require
 from zoo.io import files
 from zoo.typing import StrPath
 
@@ -221,6 +221,7 @@ def write_onnx(
     Raises:
         UserError: if the model is not functional or holds a layer or operation that has no rule; the sentence names it.
     """
+    require("onnx", what="An export to ONNX")
     import onnx
 
     from zoo import __version__

@@ -476,8 +476,7 @@ def _floor_divide(g, operation, *xs):
 
 def _reduction(kind):
     def rule(g, operation, x):
-        axes = [] if operation.axis is None else [keras.tree.flatten(list(np.atleast_1d(operation.axis)))]
-        axes = [[int(axis) for axis in axes[0]]] if axes else []
+        axes = [] if operation.axis is None else [[int(axis) for axis in np.atleast_1d(operation.axis)]]
         return g.op(kind, g.cast(x, g.outputs[0].dtype), *axes, keepdims=int(operation.keepdims))
 
     return rule
@@ -485,10 +484,7 @@ def _reduction(kind):
 
 def _filled(value):
     def rule(g, operation, x, dtype=None):
-        import onnx
-
-        fill = onnx.numpy_helper.from_array(np.array([value], g.outputs[0].dtype))
-        return g.op("ConstantOfShape", g.op("Shape", x), value=fill)
+        return g.op("Expand", np.array(value, g.outputs[0].dtype), g.op("Shape", x))
 
     return rule
 
