@@ -270,8 +270,7 @@ def _feeds(described, arrays):
 
 
 def _call(model, described, inputs):
-    outputs = model(_feeds(described, inputs))
-    return [outputs[x.name] for x in described.outputs]
+    return model(_feeds(described, inputs))
 
 
 def _token_by_token(step, described, inputs):
@@ -279,8 +278,7 @@ def _token_by_token(step, described, inputs):
     (tokens,), logits = inputs, []
     states = [np.zeros((len(tokens), x.shape[1]), x.dtype) for x in described.inputs[1:]]
     for token in tokens.T:
-        outputs = step(_feeds(described, [token, *states]))
-        first, *states = (outputs[x.name] for x in described.outputs)
+        first, *states = step(_feeds(described, [token, *states]))
         logits.append(first)
     return [np.stack(logits, axis=1)]
 
@@ -288,8 +286,7 @@ def _token_by_token(step, described, inputs):
 def _decoder_steps(encoder, step, encoder_described, step_described, inputs):
     """Logits (B, T, V) of sources (B, S) and targets (B, T), one hypothesis a sentence."""
     source, target = inputs
-    encoded = encoder(_feeds(encoder_described, [source]))
-    padding_mask, *cross = (encoded[x.name] for x in encoder_described.outputs)
+    padding_mask, *cross = encoder(_feeds(encoder_described, [source]))
     (batch, length), logits = target.shape, []
     heads, size = cross[0].shape[1], cross[0].shape[3]
     count = len(step_described.inputs) - 4 - len(cross)
@@ -297,8 +294,7 @@ def _decoder_steps(encoder, step, encoder_described, step_described, inputs):
     for position, token in enumerate(target.T):
         mask = np.broadcast_to(np.arange(length) < position, (batch, 1, length))
         positions = np.full(batch, position)
-        outputs = step(_feeds(step_described, [token[:, None], positions, padding_mask, mask, *cross, *caches]))
-        first, *new = (outputs[x.name] for x in step_described.outputs)
+        first, *new = step(_feeds(step_described, [token[:, None], positions, padding_mask, mask, *cross, *caches]))
         caches[:, :, :, position] = np.stack(new)[:, :, :, 0]
         logits.append(first[:, 0])
     return [np.stack(logits, axis=1)]

@@ -186,13 +186,14 @@ def _write_model(part, path, folder_format):
         del converted
         for one in path.parent.glob(f"{path.name}*"):
             one.unlink()
-    inputs = [(x.name, x) for x in part.model.inputs]
-    outputs = list(zip(part.output_names, part.model.outputs))
-    inputs, outputs = (
-        [{"name": name, "shape": axis_names(name, x.shape), "dtype": x.dtype} for name, x in tensors]
-        for tensors in (inputs, outputs)
-    )
-    return {"inputs": inputs, "outputs": outputs}
+    names = {"inputs": [x.name for x in part.model.inputs], "outputs": part.output_names}
+    return {
+        side: [
+            {"name": name, "shape": axis_names(name, x.shape), "dtype": x.dtype}
+            for name, x in zip(names[side], getattr(part.model, side))
+        ]
+        for side in names
+    }
 
 
 def _record_of(model, recorded):

@@ -334,7 +334,9 @@ def _one_direction(g, layer, x, states, reverse):
         array = array.reshape(-1, gates, cell.units)[:, order].reshape(-1, gates * cell.units)
         return np.resize(np.concatenate([array, np.zeros_like(array)]), (1, 2 * gates * cell.units))
 
-    functions = {"LSTM": (cell.recurrent_activation, cell.activation, cell.activation)} if kind == "LSTM" else {}
+    functions: dict[str, tuple] = (
+        {"LSTM": (cell.recurrent_activation, cell.activation, cell.activation)} if kind == "LSTM" else {}
+    )
     functions |= {"GRU": (cell.recurrent_activation, cell.activation)} if kind == "GRU" else {}
     functions |= {"RNN": (cell.activation,)}
     names = [getattr(function, "__name__", "") for function in functions[kind]]

@@ -32,7 +32,7 @@ class RuntimeModel:
         self.runtime, self.path = runtime, pathlib.Path(path)
         load = {"onnxruntime": self._load_onnxruntime, "openvino": self._load_openvino}[runtime]
         try:
-            self._run, self.output_names = load()
+            self._run = load()
         except UserError:
             raise
         except Exception as error:  # runtimes raise many kinds
@@ -41,20 +41,20 @@ class RuntimeModel:
                 f"{runtime}."
             ) from error
 
-    def __call__(self, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(self, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
         """Run the model.
 
         Args:
             feeds: {name of an input: array}.
 
         Returns:
-            {name of an output: array}.
+            list of outputs, in the order of the file.
 
         Raises:
             UserError: if the runtime cannot run it.
         """
         try:
-            return dict(zip(self.output_names, map(np.asarray, self._run(feeds))))
+            return [np.asarray(output) for output in self._run(dict(feeds))]
         except Exception as error:
             raise UserError(
                 f"{self.runtime} does not run {self.path} ({error_summary(error)}): export the model again, or take a "
@@ -68,7 +68,7 @@ class RuntimeModel:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(str(self.path), options, providers=["CPUExecutionProvider"])
-        return lambda feeds: session.run(None, dict(feeds)), [output.name for output in session.get_outputs()]
+        return lambda feeds: session.run(None, feeds)
 
     def _load_openvino(self):
         require("openvino", what="The runtime openvino")
@@ -76,9 +76,7 @@ class RuntimeModel:
 
         # The processor's bfloat16, which OpenVINO would take by itself, has 8 bits.
         compiled = openvino.Core().compile_model(str(self.path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        return lambda feeds: list(compiled(dict(feeds)).values()), [
-            output.get_any_name() for output in compiled.outputs
-        ]
+        return lambda feeds: list(compiled(feeds).values())
 
 
 def check_runtimes(runtimes: list[str], folder_format: str) -> None:
