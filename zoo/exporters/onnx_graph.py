@@ -150,10 +150,7 @@ class OnnxGraph:
         Returns:
             its outputs, in the order of `model.outputs`.
         """
-        graph = functional_graph(model)
-        if graph is None:
-            self.scope = scope or model.name
-            self.unsupported("is a model whose `call` is Python, not a functional or sequential one")
+        graph = self.check_functional(model, scope or model.name)
         values: dict[int, GraphTensor] = {}
         for symbol, value in zip(graph.inputs, inputs, strict=True):
             cast = self.cast(value, symbol.dtype)
@@ -166,21 +163,38 @@ class OnnxGraph:
                 values[id(symbol)] = GraphTensor(name, tuple(symbol.shape), symbol.dtype)
         return [values[id(symbol)] for symbol in graph.outputs]
 
+    def check_functional(self, model: keras.Model, scope: str) -> keras.Model:
+        """The functional model that a model is.
+
+        Args:
+            model: the model.
+            scope: what error messages call it.
+
+        Returns:
+            it, or that of a sequential model.
+
+        Raises:
+            UserError: if its `call` is Python.
+        """
+        graph = functional_graph(model)
+        if graph is None:
+            self.scope = scope
+            self.unsupported("is a model whose `call` is Python, not a functional or sequential one")
+        return graph
+
     def _call(self, operation, args, kwargs, outputs, path):
         """Add one call; the names of its outputs."""
-        from zoo.exporters.onnx_layers import acts_in_training, rule_of
+        from zoo.exporters.onnx_layers import rule_of
 
         self.scope = path
-        in_training = kwargs.pop("training", None) is True
-        if kwargs.pop("mask", None) is not None and isinstance(operation, keras.layers.Layer):
+        kwargs.pop("training", None)  # what Keras gives an inference counts more
+        if isinstance(operation, keras.layers.Layer) and kwargs.pop("mask", None) is not None:
             self.unsupported("is called with a mask")
         if isinstance(operation, keras.Model):
             return [x.name for x in self.add_model(operation, keras.tree.flatten(args[0]), path)]
         rule = rule_of(operation)
         if rule is None:
             self.unsupported(f"is of the class {type(operation).__name__}, for which there is no rule")
-        if in_training and acts_in_training(operation):
-            self.unsupported("is called with training=True")
         if isinstance(operation, keras.layers.Layer) and operation.compute_dtype != "float32":
             self.unsupported(f"computes in {operation.compute_dtype}, not in float32")
         self.outputs = [GraphTensor("", tuple(x.shape), x.dtype) for x in outputs]
@@ -227,6 +241,7 @@ def write_onnx(
     from zoo import __version__
 
     path, graph = pathlib.Path(path), OnnxGraph(model.name)
+    graph.check_functional(model, model.name)
     names = list(input_names or [symbol.name for symbol in model.inputs])
     inputs = [GraphTensor(name, tuple(x.shape), x.dtype) for name, x in zip(names, model.inputs, strict=True)]
     results = graph.add_model(model, inputs, "")

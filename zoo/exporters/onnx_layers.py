@@ -39,18 +39,6 @@ def rule_of(operation: keras.Operation) -> Rule | None:
     return LAYER_RULES[parent] if parent is not None and kind.call is parent.call else None
 
 
-def acts_in_training(operation: keras.Operation) -> bool:
-    """Whether a layer that has a rule computes something else in training.
-
-    Args:
-        operation: a layer or operation.
-
-    Returns:
-        True for dropout, noise, augmentation and batch normalization.
-    """
-    return rule_of(operation) in (_identity, _batch_normalization)
-
-
 # ---------------------------------------------------------------------------------------------- functions of one tensor
 
 # Functions of `keras.activations`, and operations of the same names in CamelCase, that ONNX has as they are.
@@ -243,7 +231,9 @@ def _rescaling(g, layer, x):
 def _resizing(g, layer, x):
     if layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio or layer.interpolation not in ("bilinear", "nearest"):
         g.unsupported("resizes by cropping, padding, or another interpolation than bilinear and nearest")
-    mode: dict[str, Any] = {"mode": "linear", "antialias": int(layer.antialias)}
+    mode: dict[str, Any] = {"mode": "linear"}
+    if layer.antialias:  # as Pillow: what lies outside the image has no weight
+        mode |= {"antialias": 1, "exclude_outside": 1}
     if layer.interpolation == "nearest":
         mode = {"mode": "nearest", "nearest_mode": "floor"}
     first = layer.data_format == "channels_first"
