@@ -16,7 +16,7 @@ import zoo
 from zoo.cli import run
 from zoo.errors import UserError
 from zoo.exporters import export_folder
-from zoo.exporters.onnx_graph import write_onnx
+from zoo.exporters.onnx_model import write_onnx
 from zoo.io.model_files import save_model
 from zoo.models.cnn import cnn
 from zoo.models.rnn_language_model import rnn_language_model

@@ -15,8 +15,8 @@ import pytest
 from keras import layers, ops
 
 from zoo.errors import UserError
-from zoo.exporters.onnx_graph import write_onnx
 from zoo.exporters.onnx_layers import LAYER_RULES, supported
+from zoo.exporters.onnx_model import write_onnx
 from zoo.models.rnn_language_model import decode_step_model, rnn_language_model
 from zoo.models.transformer import transformer
 

@@ -15,7 +15,7 @@ from zoo import backends
 from zoo.compat.keras import functional_graph
 from zoo.errors import UserError, require
 from zoo.exporters.certificates import CONFIG_FILE, certify, is_export
-from zoo.exporters.onnx_graph import axis_names, write_onnx
+from zoo.exporters.onnx_model import axis_names, write_onnx
 from zoo.exporters.runtimes import SUFFIXES, check_format
 from zoo.io import files
 from zoo.io.cards import TOKENIZER_FILE
