@@ -18,7 +18,7 @@ def draw(folder, prompt, *, negative_prompt="", seed=0):
     """An image (H, W, 3) uint8, by the sampler and the number of steps of config.json."""
     folder = pathlib.Path(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    pipeline, plan = config["pipeline"], config["sampling_plan"]
+    pipeline, plan = config["pipeline_config"], config["sampling_plan"]
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     text_encoder, denoiser, decoder = (
         onnxruntime.InferenceSession(folder / f"{name}.onnx") for name in ("text_encoder", "denoiser", "decoder")

@@ -7,10 +7,10 @@ import shlex
 from zoo.cli.common import MODEL_HELP, log, note_unlisted_files
 
 HELP = "write a model for another runtime, with a certificate"
-EPILOG = """The folder holds model files, config.json (inputs, outputs, ids, labels, settings),
-the tokenizer, and certificate.json: the sha256 of each file, and the difference
-between the runtime and the model's parity record. Over --tolerance nothing is
-written.
+EPILOG = """The folder holds model files, config.json (inputs, outputs, ids, labels and
+settings), the tokenizer, and certificate.json: the sha256 of each file, and the
+difference between the runtime and the model's parity record. Over --tolerance
+nothing is written.
 
 examples:
   zoo export cnn_mnist --to onnx

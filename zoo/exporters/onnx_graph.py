@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class GraphTensor:
-    """A tensor of the graph: its name, its shape with None for open sizes, and its dtype."""
+    """A tensor of the graph.
+
+    Attributes:
+        name: its name.
+        shape: its sizes, None where they are open.
+        dtype: name of its dtype.
+    """
 
     name: str
     shape: tuple[int | None, ...]
@@ -66,7 +72,14 @@ class OnnxGraph:
         return results[0] if outputs == 1 else results
 
     def name(self, x: Any) -> str:
-        """The name of a tensor or constant, see `op`."""
+        """The name of a tensor or constant.
+
+        Args:
+            x: as an input of `op`; an array or number becomes a constant.
+
+        Returns:
+            its name.
+        """
         if isinstance(x, (GraphTensor, str)):
             return x if isinstance(x, str) else x.name
         array = np.asarray(x)
@@ -111,7 +124,10 @@ class OnnxGraph:
         """Raise the error that the call which is emitted has no counterpart in ONNX.
 
         Args:
-            why: subject of the sentence left out, e.g. "has the data format channels_first".
+            why: the reason, a verb without its subject, e.g. "masks the token 0".
+
+        Returns:
+            nothing.
 
         Raises:
             UserError: always.
@@ -122,7 +138,14 @@ class OnnxGraph:
         )
 
     def unique(self, name: str) -> str:
-        """A name that no node has, e.g. "lstm_0/Transpose_1"."""
+        """A name that no node has.
+
+        Args:
+            name: the beginning.
+
+        Returns:
+            e.g. "lstm_0/Transpose_1".
+        """
         self._counts[name] += 1
         return name if self._counts[name] == 1 else f"{name}_{self._counts[name] - 1}"
 

@@ -505,7 +505,7 @@ class TextToImage(Task):
             recorded=self.components,
             replays=[("call", [name], name) for name in self.components],
             config=self._export_config(
-                generation_config=settings, pipeline=self.pipeline_config, sampling_plan=sampling_plan
+                generation_config=settings, pipeline_config=self.pipeline_config, sampling_plan=sampling_plan
             ),
             save_tokenizer=self._save_tokenizer,
         )

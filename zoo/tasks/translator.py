@@ -214,7 +214,7 @@ class Translator(Task):
         names = {
             kind: [f"{kind}_{part}_{i}" for i in layers for part in ("keys", "values")] for kind in ("cross", "new")
         }
-        settings = {"source_lang": self.card.get("source_lang"), "target_lang": self.card.get("target_lang")}
+        languages = {name: self.card.get(name) for name in ("source_lang", "target_lang")}
         return ExportPlan(
             parts={
                 "model": ExportedPart(self.model, ["logits"]),
@@ -228,7 +228,7 @@ class Translator(Task):
                 pad_id=self._config["pad_id"],
                 force_end=self._force_end,
                 max_positions=self._config["max_length"] if self._config["positions"] == "learned" else None,
-                **settings,
+                **languages,
             ),
             save_tokenizer=self._save_tokenizer,
         )
