@@ -110,6 +110,7 @@ def cases(backend):
         ),
         "zoo verify": (zoo("verify", "cnn_mnist"), None),
         "zoo convert": (zoo("convert", "marian", "marian", "converted"), "convert"),
+        "zoo export": (zoo("export", "cnn_mnist", "--to", "onnx", "--output", "exported"), "export"),
         "recipes/cnn_mnist.py": (recipe("cnn_mnist", *SMALL, "--data-dir", "idx", "--output", "cnn"), "train"),
         "recipes/cnn_gtsrb.py": (recipe("cnn_gtsrb", *SMALL, "--data-dir", "gtsrb.npz", "--output", "gtsrb"), "train"),
         "recipes/cnn_image_folder.py": (

@@ -12,7 +12,7 @@ from zoo.errors import EXTRAS, UserError, require
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FILES = sorted(path for folder in ("zoo", "recipes") for path in (ROOT / folder).rglob("*.py"))
-PACKAGES = {name for extra in ("data", "train", "convert") for name in EXTRAS[extra]}
+PACKAGES = {name for extra in ("data", "train", "convert", "export") for name in EXTRAS[extra]}
 CHILD = ROOT / "zoo" / "data" / "tfds_export.py"  # a program of its own, which zoo.data.images starts after `require`
 
 pytestmark = pytest.mark.once

@@ -29,6 +29,7 @@ EXTRAS = {
     "data": ("tensorflow_datasets", "importlib_resources"),
     "train": ("matplotlib", "sklearn", "sacrebleu", "sacremoses", "num2words"),
     "convert": ("safetensors", "sentencepiece"),
+    "export": ("onnx", "onnxruntime", "openvino"),
 }
 
 

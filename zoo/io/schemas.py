@@ -578,6 +578,66 @@ class ParityMetadata(Struct):
     layers: list[tuple[str, str, Annotated[int, Meta(ge=0)]]]
 
 
+class ExportedTensor(Struct):
+    """An input or output of an exported model; open sizes have names."""
+
+    name: Text
+    shape: Annotated[list[Annotated[int, Meta(ge=0, le=2**31)] | Text], Meta(max_length=16)]
+    dtype: Literal["float32", "float16", "int32", "int64", "uint8", "bool"]
+
+
+class ExportedModel(Struct):
+    """One model of an exported folder."""
+
+    inputs: Annotated[list[ExportedTensor], Meta(min_length=1, max_length=4096)]
+    outputs: Annotated[list[ExportedTensor], Meta(min_length=1, max_length=4096)]
+
+
+EXPORT_FORMATS = Literal["onnx", "openvino"]
+ExportedModels = Annotated[dict[FileName, ExportedModel], Meta(min_length=1, max_length=64)]
+
+
+class ExportConfig(Struct):
+    """config.json of an exported folder: what every task has; more is in it."""
+
+    format: EXPORT_FORMATS
+    models: ExportedModels
+    name: Text = ""
+    task: Text | None = None
+
+
+class Replay(Struct):
+    """How a parity record is run through exported models, and what came of it."""
+
+    kind: Literal["call", "token_by_token", "decoder_steps"]
+    models: Annotated[list[FileName], Meta(min_length=1, max_length=2)]
+    record: FileName
+    max_error: Annotated[float, Meta(ge=0)]
+
+
+class CertifiedFile(Struct):
+    """A file of an exported folder."""
+
+    sha256: Sha256
+    bytes: Annotated[int, Meta(ge=0)]
+
+
+class Runtime(Struct):
+    """What a certificate was made with."""
+
+    name: Text
+    version: Text
+
+
+class Certificate(Struct):
+    """certificate.json of an exported folder."""
+
+    runtime: Runtime
+    tolerance: Annotated[float, Meta(ge=0, le=1)]
+    files: Annotated[dict[FileName, CertifiedFile], Meta(min_length=1, max_length=256)]
+    replays: Annotated[list[Replay], Meta(min_length=1, max_length=64)]
+
+
 # ------------------------------------------------------------------------------------------------------------ reading
 
 _Schema = TypeVar("_Schema")

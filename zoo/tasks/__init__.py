@@ -6,6 +6,7 @@ Translator       sentences to sentences
 TextToImage      a prompt to images
 load_task        the class that a preset's card asks for
 convert          published weights in other formats to presets
+export           a preset or model to another runtime's format, with a certificate
 """
 
 from __future__ import annotations

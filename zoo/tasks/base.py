@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from zoo.errors import UserError
 from zoo.io import cards, files, model_files, schemas
+from zoo.parity.verify import TOLERANCE
 from zoo.presets import find_preset, preset_folders
-from zoo.typing import StrPath
+from zoo.typing import Log, StrPath
 
 if TYPE_CHECKING:
     import keras
 
+    from zoo.exporters.export_folder import ExportPlan
     from zoo.presets import Preset
 
 # Hugging Face's `pipeline_tag` of a card to the class that loads it.
@@ -204,6 +206,48 @@ class Task:
         described = {"name": path.resolve().name, "task": self.task, "parameters": self._count_params()}
         cards.write_card(path, {**self.card, **described, **(card or {})}, names)
         return path
+
+    def export(
+        self, folder: StrPath, *, format: str = "onnx", tolerance: float = TOLERANCE, log: Log | None = None
+    ) -> pathlib.Path:
+        """Write the task for another runtime: model files, tokenizer, config.json and a certificate.
+
+        The models as they are now, with any adapter, are run on synthetic inputs on this backend, and then in the
+        runtime: if that gives other numbers, nothing is written. `zoo.export` compares with a preset's own parity
+        records instead.
+
+        Args:
+            folder: where it goes; an export that is there is replaced, and anything else is an error.
+            format: "onnx" or "openvino".
+            tolerance: the largest difference that passes, as a fraction of the largest output (or of 1, if that is
+                larger).
+            log: function that takes a line for each result.
+
+        Returns:
+            pathlib.Path of the folder; `zoo.verify` takes it.
+
+        Raises:
+            UserError: if the format is unknown, a package is missing, the folder cannot be written to, a model holds a
+                layer or operation that cannot be exported, or a difference is over the tolerance.
+        """
+        return self._export(folder, format, tolerance, {}, log)
+
+    def _export(self, folder, format, tolerance, records, log):
+        """`export` with the parity records of a preset, {name of a model: `zoo.parity.records.ParityRecord`}."""
+        from zoo.exporters.export_folder import check_export, write_export
+
+        check_export(folder, format)
+        plan = self._export_plan()
+        return write_export(folder, plan, folder_format=format, tolerance=tolerance, records=records, log=log)
+
+    def _export_plan(self) -> ExportPlan:
+        """What an export of this task consists of."""
+        raise NotImplementedError
+
+    def _export_config(self, **more):
+        """What config.json says of every task, and more."""
+        described = {"name": self.card.get("name", ""), "task": self.task, "generation_config": self._settings()}
+        return described | more
 
     def _save_files(self, folder):
         """Write the model and the tokenizer; returns the names of the files."""

@@ -9,7 +9,7 @@ from zoo.errors import UserError
 from zoo.generation.recurrent import RecurrentGenerator, encode_prompt, stream_text, top_next_tokens
 from zoo.generation.sampling import check_sampling
 from zoo.io.cards import TOKENIZER_FILE
-from zoo.models.rnn_language_model import infer_config
+from zoo.models.rnn_language_model import decode_step_model, infer_config
 from zoo.tasks.base import Task
 from zoo.tokenizers import load_tokenizer
 from zoo.tokenizers.text import save_tokenizer
@@ -197,6 +197,22 @@ class CausalLM(Task):
             the text.
         """
         return "".join(stream_text(self.tokenizer, token_ids))
+
+    def _export_plan(self):
+        from zoo.exporters.export_folder import ExportedPart, ExportPlan
+
+        step = decode_step_model(self.model)
+        next_states = [f"{x.name}_next" for x in step.inputs[1:]]
+        return ExportPlan(
+            parts={
+                "model": ExportedPart(self.model, ["logits"]),
+                "decode_step": ExportedPart(step, ["logits", *next_states]),
+            },
+            recorded={"model": self.model},
+            replays=[("call", ["model"], "model"), ("token_by_token", ["decode_step"], "model")],
+            config=self._export_config(vocabulary_size=self._vocabulary_size),
+            save_tokenizer=self._save_tokenizer,
+        )
 
     def _generate(self, prompts, seed, options):
         """Lists of generated ids."""

@@ -254,6 +254,21 @@ class ImageClassifier(Task):
 
     save_to_preset.__doc__ = Task.save_to_preset.__doc__
 
+    def _export_plan(self):
+        from zoo.exporters.export_folder import ExportedPart, ExportPlan
+
+        channels = self.model.input_shape[-1]
+        return ExportPlan(
+            parts={"model": ExportedPart(self.model, ["logits"])},
+            recorded={"model": self.model},
+            replays=[("call", ["model"], "model")],
+            config=self._export_config(
+                class_names=self.class_names,
+                preprocess_input=self.preprocess_input,
+                invert_light_backgrounds=channels == 1,
+            ),
+        )
+
     def _is_item(self, value):
         from PIL import Image
 

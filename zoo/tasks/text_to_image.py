@@ -13,6 +13,7 @@ A preset's files are those that `zoo convert stable-diffusion` writes; `zoo.conv
 from __future__ import annotations
 
 import collections
+import dataclasses
 import math
 import os
 import pathlib
@@ -488,6 +489,27 @@ class TextToImage(Task):
 
     def _save_tokenizer(self, path):
         files.write_text(path, self.tokenizer.to_str(pretty=True))
+
+    def _export_plan(self):
+        from zoo.exporters.export_folder import ExportedPart, ExportPlan
+
+        outputs = {"text_encoder": ["context"], "denoiser": ["prediction"], "decoder": ["image"]}
+        outputs["encoder"] = ["mean", "log_variance"]
+        settings = self._sampling_settings()
+        plan = self._pipeline.plan(settings["num_steps"], sampler=settings["sampler"], eta=settings["eta"])
+        arrays = dataclasses.asdict(plan)
+        sampling_plan = {
+            name: value if name == "init_noise_sigma" else value.tolist() for name, value in arrays.items()
+        }
+        return ExportPlan(
+            parts={name: ExportedPart(model, outputs[name]) for name, model in self.components.items()},
+            recorded=self.components,
+            replays=[("call", [name], name) for name in self.components],
+            config=self._export_config(
+                generation_config=settings, pipeline_config=self.pipeline_config, sampling_plan=sampling_plan
+            ),
+            save_tokenizer=self._save_tokenizer,
+        )
 
     def _count_params(self):
         return sum(model.count_params() for model in self.components.values())

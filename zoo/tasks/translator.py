@@ -10,7 +10,13 @@ from zoo.errors import UserError
 from zoo.fast_paths import inference_function
 from zoo.generation.seq2seq import Seq2SeqGenerator
 from zoo.io.cards import TOKENIZER_FILE
-from zoo.models.transformer import attention_names, attention_weights_model, infer_config
+from zoo.models.transformer import (
+    attention_names,
+    attention_weights_model,
+    cross_attention_cache_model,
+    decode_step_model,
+    infer_config,
+)
 from zoo.tasks.base import Task
 from zoo.tokenizers import MarianTokenizer, SharedBPETokenizer, load_tokenizer
 
@@ -83,13 +89,13 @@ class Translator(Task):
         end_id = rules.get("eos_token_id", tokenizer.end_id)
         self._start_id = rules.get("decoder_start_token_id", tokenizer.start_id)
         self._force_end = rules.get("forced_eos_token_id", end_id) is not None
-        self._generator = Seq2SeqGenerator(
-            model,
-            start_id=self._start_id,
-            end_id=end_id,
-            suppress_tokens=rules.get("suppress_tokens", tokenizer.suppress_tokens),
-            renormalize_logits=rules.get("renormalize_logits", False),
-        )
+        self._token_rules = {
+            "start_id": self._start_id,
+            "end_id": end_id,
+            "suppress_tokens": rules.get("suppress_tokens", tokenizer.suppress_tokens),
+            "renormalize_logits": rules.get("renormalize_logits", False),
+        }
+        self._generator = Seq2SeqGenerator(model, **self._token_rules)
 
     # A str is an iterable of str, too: hence the first signature comes first.
     @overload
@@ -199,6 +205,33 @@ class Translator(Task):
             the text.
         """
         return self.tokenizer.decode(token_ids)
+
+    def _export_plan(self):
+        from zoo.exporters.export_folder import ExportedPart, ExportPlan
+
+        encoder, step = cross_attention_cache_model(self.model), decode_step_model(self.model)
+        layers = range(self._config["decoder_layers"])
+        names = {
+            kind: [f"{kind}_{part}_{i}" for i in layers for part in ("keys", "values")] for kind in ("cross", "new")
+        }
+        languages = {name: self.card.get(name) for name in ("source_lang", "target_lang")}
+        return ExportPlan(
+            parts={
+                "model": ExportedPart(self.model, ["logits"]),
+                "encoder": ExportedPart(encoder, ["padding_mask", *names["cross"]]),
+                "decode_step": ExportedPart(step, ["logits", *names["new"]]),
+            },
+            recorded={"model": self.model},
+            replays=[("call", ["model"], "model"), ("decoder_steps", ["encoder", "decode_step"], "model")],
+            config=self._export_config(
+                **self._token_rules,
+                pad_id=self._config["pad_id"],
+                force_end=self._force_end,
+                max_positions=self._config["max_length"] if self._config["positions"] == "learned" else None,
+                **languages,
+            ),
+            save_tokenizer=self._save_tokenizer,
+        )
 
     def _translate(self, texts, *, seed, max_length, **options):
         full = [row for row, text in enumerate(texts) if text.strip()]
