@@ -428,6 +428,21 @@ def test_parts_of_a_batch_weigh_what_the_whole_weighs():
     assert len(whole[0]) == 2  # no weights where none are needed
 
 
+@pytest.mark.once
+def test_images_as_targets_take_no_weights_of_rows():
+    """Keras has no way to weigh a row of (B, H, W) losses by one number."""
+    images = np.zeros((6, 4, 4, 3), "float32")
+    x, y, weights = keras.utils.unpack_x_y_sample_weight(
+        ShardedBatches(Batches(images, images, batch_size=6), Devices(2)).shard((images, images))
+    )
+    assert weights is None and x.shape == y.shape == images.shape
+    odd = ShardedBatches(Batches(images[:3], images[:3], batch_size=3), Devices(2))
+    with pytest.raises(
+        UserError, match="A batch of 3 rows cannot be divided among 2 devices: choose a batch size that"
+    ):
+        odd[0]
+
+
 def test_one_device_changes_nothing():
     with distribution.strategy("cpu") as devices:
         assert devices.num_devices == devices.num_replicas == 1

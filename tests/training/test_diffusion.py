@@ -270,3 +270,10 @@ def test_frechet_distance():
     assert frechet_distance(one, one + 2) == pytest.approx(24, rel=1e-6)
     with pytest.raises(ValueError, match="at least 2 rows of each, got 1 and"):
         frechet_distance(one[:1], other)
+
+
+@pytest.mark.once
+def test_batches_of_fewer_examples_can_be_divided():
+    for count, size in ((3, 2), (4, 4), (7, 4), (64, 64), (100, 64)):
+        batches = diffusion.IndexedBatches(count, 64, seed=0, make_batch=lambda rows, rng, key: rows)
+        assert batches.batch_size == size and len(batches) == count // size and len(batches[0]) == size

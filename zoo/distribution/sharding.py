@@ -179,7 +179,8 @@ class ShardedBatches(keras.utils.PyDataset):
             the same with fewer rows, and with weights where rows were added.
 
         Raises:
-            UserError: if it has weights and there is `class_weight` too.
+            UserError: if it has weights and there is `class_weight` too; if rows must be added and the targets are
+                images or alike, since Keras takes no weights of rows for losses of more axes.
         """
         x, y, weights = keras.utils.unpack_x_y_sample_weight(batch)
         if self.class_weight:
@@ -188,7 +189,13 @@ class ShardedBatches(keras.utils.PyDataset):
             weights = class_weight_to_sample_weights(y, self.class_weight)
         rows = num_rows(x)
         added = -rows % self.devices.num_replicas
-        if weights is None and (self.weighted or added):
+        takes_weights = max((np.ndim(array) for array in keras.tree.flatten(y)), default=0) < 3
+        if weights is None and added and not takes_weights:
+            raise UserError(
+                f"A batch of {rows} rows cannot be divided among {self.devices.num_replicas} devices: choose a batch "
+                "size that they divide."
+            )
+        if weights is None and (self.weighted or added) and takes_weights:
             weights = np.ones(rows, "float32")
         if added:
             indices = np.concatenate([np.arange(rows), np.zeros(added, int)])

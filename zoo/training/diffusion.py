@@ -517,7 +517,7 @@ class IndexedBatches(keras.utils.PyDataset):
 
     Args:
         count: number of examples.
-        batch_size: examples per batch, at most `count`.
+        batch_size: examples per batch; of fewer examples the largest power of two, which devices can divide.
         seed: of the order and of the random numbers.
         make_batch: function of (indices (B,), rng, key) that returns what `fit` takes; `rng` and `key`, a list of ints,
             are functions of (seed, epoch, batch).
@@ -536,7 +536,8 @@ class IndexedBatches(keras.utils.PyDataset):
         min_steps: int = 1,
     ) -> None:
         super().__init__(workers=1, use_multiprocessing=False)
-        self.count, self.batch_size, self.seed = count, min(batch_size, count), seed
+        self.count, self.seed = count, seed
+        self.batch_size = batch_size if count >= batch_size else 2 ** (count.bit_length() - 1)
         self.make_batch, self.same_every_epoch = make_batch, same_every_epoch
         self.rounds = -(-min_steps * self.batch_size // count)
         self.set_epoch(0)
