@@ -30,10 +30,9 @@ def rows_of(name, folder):
         try:
             if not path.is_dir():
                 zoo.export(name, path, format=folder_format)
-            cells = {
-                " and ".join(pathlib.Path(model).stem for model in row.models): f"{row.max_error:.1e}"
-                for row in zoo.verify(path, runtimes=[runtime]).rows
-            }
+            cells = {}
+            for row in sorted(zoo.verify(path, runtimes=[runtime]).rows, key=lambda row: row.max_error):
+                cells[" and ".join(pathlib.Path(model).stem for model in row.models)] = f"{row.max_error:.1e}"
         except UserError as error:
             cells = {"all": str(error)[:80]}
         for models, cell in cells.items():

@@ -64,6 +64,18 @@ def test_every_backend_writes_the_same_graph(name, tmp_path):
 
 
 @once
+def test_runtimes_shrink_images_as_keras_does(tmp_path):
+    """OpenVINO's own Resize ignores `antialias`, which a record of small images does not show."""
+    x = keras.Input((None, None, 3), name="image")
+    y = layers.Resizing(8, 8, antialias=True, data_format="channels_last")(x)
+    model = keras.Model(x, layers.Dense(2)(layers.Flatten(data_format="channels_last")(y)), name="small")
+    set_weights(model)
+    path = zoo.ImageClassifier(model).export(tmp_path / "small")
+    report = zoo.verify(path, runtimes=["onnxruntime", "openvino"])
+    assert report.passed and len(report.rows) == 4
+
+
+@once
 def test_openvino(tmp_path):
     path = small_language_model().export(tmp_path / "letters", format="openvino")
     assert {file.suffix for file in path.iterdir()} == {".xml", ".bin", ".json", ".npz"}

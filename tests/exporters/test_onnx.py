@@ -1,4 +1,4 @@
-"""ONNX graphs in onnxruntime against the Keras model, rule by rule.
+"""ONNX graphs in onnxruntime and OpenVINO against the Keras model, rule by rule.
 
 All passed on the three backends on 2026-11-28; since no rule computes with a backend, they run on one.
 """
@@ -17,6 +17,7 @@ from keras import layers, ops
 from zoo.errors import UserError
 from zoo.exporters.onnx_layers import LAYER_RULES, supported
 from zoo.exporters.onnx_model import write_onnx
+from zoo.exporters.runtimes import RuntimeModel
 from zoo.models.rnn_language_model import decode_step_model, rnn_language_model
 from zoo.models.transformer import transformer
 
@@ -52,11 +53,13 @@ def compare(model, path, *batches, tolerance=1e-5):
     for arrays in batches:
         expected = model([ops.convert_to_tensor(x) for x in arrays] if len(arrays) > 1 else arrays[0], training=False)
         expected = [ops.convert_to_numpy(x) for x in keras.tree.flatten(expected)]
-        outputs = run_onnx(path, arrays)
-        assert len(outputs) == len(expected)
-        for output, reference in zip(outputs, expected):
-            assert output.dtype == reference.dtype and output.shape == reference.shape
-            np.testing.assert_allclose(output, reference, rtol=tolerance, atol=tolerance)
+        feeds = {x.name: array for x, array in zip(model.inputs, arrays, strict=True)}
+        for runtime in ("onnxruntime", "openvino"):
+            outputs = RuntimeModel(runtime, path)(feeds)
+            assert len(outputs) == len(expected)
+            for output, reference in zip(outputs, expected):
+                assert output.dtype == reference.dtype and output.shape == reference.shape, runtime
+                np.testing.assert_allclose(output, reference, rtol=tolerance, atol=tolerance, err_msg=runtime)
 
 
 IMAGE, SEQUENCE, VECTOR = (None, None, 3), (None, 5), (6,)
@@ -92,6 +95,7 @@ LAYERS = {
     "rescaling_channels": ([layers.Rescaling([1.0, 2.0, 3.0], [0.0, -1.0, 0.5])], IMAGE, IMAGES),
     "resizing": ([layers.Resizing(12, 5, antialias=True, **LAST)], IMAGE, IMAGES),
     "resizing_plain": ([layers.Resizing(12, 5, **LAST)], IMAGE, IMAGES),
+    "resizing_much": ([layers.Resizing(4, 3, antialias=True, **LAST)], IMAGE, [floats(2, 60, 41, 3)]),
     "upsampling": ([layers.UpSampling2D((2, 3), **LAST)], IMAGE, IMAGES),
     "upsampling_bilinear": ([layers.UpSampling2D(2, interpolation="bilinear", **LAST)], IMAGE, IMAGES),
     "zero_padding": ([layers.ZeroPadding2D(((1, 2), (0, 3)), **LAST)], IMAGE, IMAGES),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 
 from zoo import backends
 from zoo.compat.keras import functional_graph
@@ -46,6 +47,8 @@ class ExportPlan:
         recorded: {name of a record: the model whose parity record it is}.
         replays: (kind, names of parts, name of a record) of each replay, see `zoo.exporters.certificates`.
         config: what config.json says beside inputs and outputs.
+        inputs: {name of a record: inputs} of records that are made now and not taken from the preset, because they try
+            what its own leaves out.
         save_tokenizer: function that writes the tokenizer to a path, or None.
     """
 
@@ -53,6 +56,7 @@ class ExportPlan:
     recorded: Mapping[str, keras.Model]
     replays: Sequence[tuple[str, Sequence[str], str]]
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    inputs: Mapping[str, Sequence[np.ndarray]] = dataclasses.field(default_factory=dict)
     save_tokenizer: Callable[[pathlib.Path], object] | None = None
 
 
@@ -137,7 +141,7 @@ def write_export(
         backend = keras.backend.backend()
         references = {}
         for name, model in plan.recorded.items():
-            record = _record_of(model, (records or {}).get(name))
+            record = _record_of(model, (records or {}).get(name), plan.inputs.get(name))
             record.save(temporary / _record_name(name))
             references[_record_name(name)] = {key: record.metadata[key] for key in ("backend", "version", "keras")}
         if plan.save_tokenizer:
@@ -196,11 +200,12 @@ def _write_model(part, path, folder_format):
     }
 
 
-def _record_of(model, recorded):
+def _record_of(model, recorded, inputs=None):
     """The inputs and outputs of a model: as they were recorded, if its weights are those, else by running it."""
     if recorded is not None and recorded.metadata["weights"] == weight_digests(model):
         return dataclasses.replace(recorded, layers={})
-    inputs = recorded.inputs if recorded is not None else synthetic_inputs(model)
+    if inputs is None:
+        inputs = recorded.inputs if recorded is not None else synthetic_inputs(model)
     outputs, _ = record_layer_outputs(model, inputs)
     backend = keras.backend.backend()
     metadata = {

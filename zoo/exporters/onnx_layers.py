@@ -229,18 +229,33 @@ def _rescaling(g, layer, x):
 
 
 def _resizing(g, layer, x):
-    if layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio or layer.interpolation not in ("bilinear", "nearest"):
-        g.unsupported("resizes by cropping, padding, or another interpolation than bilinear and nearest")
-    mode: dict[str, Any] = {"mode": "linear"}
-    if layer.antialias:  # as Pillow: what lies outside the image has no weight
-        mode |= {"antialias": 1, "exclude_outside": 1}
-    if layer.interpolation == "nearest":
-        mode = {"mode": "nearest", "nearest_mode": "floor"}
-    first = layer.data_format == "channels_first"
-    x = GraphTensor(g.name(g.cast(x, "float32")), x.shape, "float32")
-    # All four sizes: onnxruntime 1.32 moves transpositions wrongly past a Resize of some axes.
-    sizes = [g.op("Shape", x, start=0, end=1), [x.shape[1 if first else -1]], [layer.height, layer.width]]
-    return _spatial(g, layer, x, "Resize", "", "", g.op("Concat", *sizes, axis=0), **mode)
+    """Bilinear resizing as two matrix products, the same in every runtime: OpenVINO's Resize ignores `antialias`."""
+    if layer.crop_to_aspect_ratio or layer.pad_to_aspect_ratio or layer.interpolation != "bilinear":
+        g.unsupported("resizes by cropping, padding, or another interpolation than bilinear")
+    first, y = layer.data_format == "channels_first", g.cast(x, "float32")
+    y = y if first else g.op("Transpose", y, perm=[0, 3, 1, 2])  # (B, C, H, W)
+    rows, columns = (_resizing_weights(g, y, axis, getattr(layer, name), layer.antialias) for axis, name in _SIDES)
+    y = g.op("MatMul", g.op("MatMul", rows, y), g.op("Transpose", columns, perm=[1, 0]))
+    return y if first else g.op("Transpose", y, perm=[0, 2, 3, 1])
+
+
+_SIDES = ((2, "height"), (3, "width"))
+
+
+def _resizing_weights(g, x, axis, size, antialias):
+    """Weights (size, H) of the pixels along an axis: triangles around each new pixel's centre, wider where it shrinks.
+
+    Source: Pillow 12, Resample.c: precompute_coeffs with the bilinear filter.
+    """
+    count = g.op("Squeeze", g.op("Shape", x, start=axis, end=axis + 1))
+    scale = g.op("Div", g.op("Cast", count, to=onnx_dtype("float32")), float(size))
+    pixels = g.op("Cast", g.op("Range", np.int64(0), count, np.int64(1)), to=onnx_dtype("float32"))
+    centres = g.op("Mul", np.arange(size, dtype="float32")[:, None] + np.float32(0.5), scale)  # (size, 1)
+    distances = g.op("Abs", g.op("Sub", g.op("Add", pixels, 0.5), centres))  # (size, H)
+    if antialias:
+        distances = g.op("Div", distances, g.op("Max", scale, 1.0))
+    weights = g.op("Max", g.op("Sub", 1.0, distances), 0.0)
+    return g.op("Div", weights, g.op("ReduceSum", weights, [1], keepdims=1))
 
 
 def _upsampling(g, layer, x):

@@ -256,12 +256,17 @@ class ImageClassifier(Task):
 
     def _export_plan(self):
         from zoo.exporters.export_folder import ExportedPart, ExportPlan
+        from zoo.parity.records import smooth_images
 
-        channels = self.model.input_shape[-1]
+        _, height, width, channels = self.model.input_shape
+        # Larger than what the model works on, where it takes any size: runtimes differ in how they shrink images.
+        shape = (2, height or 100, width or 80, channels)
+        large = smooth_images(np.random.default_rng(0), shape).astype("float32")
         return ExportPlan(
             parts={"model": ExportedPart(self.model, ["logits"])},
-            recorded={"model": self.model},
-            replays=[("call", ["model"], "model")],
+            recorded={"model": self.model, "large_images": self.model},
+            inputs={"large_images": [large + np.random.default_rng(1).uniform(-30, 30, shape).astype("float32")]},
+            replays=[("call", ["model"], "model"), ("call", ["model"], "large_images")],
             config=self._export_config(
                 class_names=self.class_names,
                 preprocess_input=self.preprocess_input,

@@ -221,8 +221,13 @@ class Translator(Task):
                 "encoder": ExportedPart(encoder, ["padding_mask", *names["cross"]]),
                 "decode_step": ExportedPart(step, ["logits", *names["new"]]),
             },
-            recorded={"model": self.model},
-            replays=[("call", ["model"], "model"), ("decoder_steps", ["encoder", "decode_step"], "model")],
+            recorded={"model": self.model, "padded_batch": self.model},
+            inputs={"padded_batch": self._padded_batch()},
+            replays=[
+                (kind, parts, record)
+                for record in ("model", "padded_batch")
+                for kind, parts in (("call", ["model"]), ("decoder_steps", ["encoder", "decode_step"]))
+            ],
             config=self._export_config(
                 **self._token_rules,
                 pad_id=self._config["pad_id"],
@@ -232,6 +237,15 @@ class Translator(Task):
             ),
             save_tokenizer=self._save_tokenizer,
         )
+
+    def _padded_batch(self):
+        """Sources and targets (2, 9) of random tokens, the second source padded: a record may be of one sentence."""
+        sizes = [self._config["source_vocabulary_size"] or self._config["vocabulary_size"]]
+        sizes.append(self._config["vocabulary_size"])
+        source, target = (np.random.default_rng(0).integers(0, size, (2, 9)).astype("int32") for size in sizes)
+        source[source == self._config["pad_id"]] += 1 if self._config["pad_id"] == 0 else -1
+        source[1, 5:] = self._config["pad_id"]
+        return [source, target]
 
     def _translate(self, texts, *, seed, max_length, **options):
         full = [row for row, text in enumerate(texts) if text.strip()]
