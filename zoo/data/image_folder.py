@@ -24,6 +24,7 @@ import numpy as np
 
 from zoo.data.images import hold_out, read_tfds_images
 from zoo.errors import UserError, did_you_mean
+from zoo.io import files
 from zoo.io.images import open_image
 from zoo.typing import StrPath
 
@@ -281,6 +282,7 @@ def load_image_folder(
         seed=seed,
         broken=broken,
         remarks=remarks,
+        paths=[item.path for item in kept],
     )
 
 
@@ -343,13 +345,15 @@ class _Item:
 
 def _files_of_classes(folder, part):
     """The pictures in the sub-folders of a folder."""
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not files.is_hidden(path, folder))
     items = []
     for class_folder in classes:
         paths = sorted(
             str(path)
             for path in class_folder.rglob("*")
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+            if path.suffix.lower() in IMAGE_SUFFIXES
+            and not files.is_hidden(path, folder)
+            and (path.is_file() or path.is_symlink())  # a link to nowhere is a broken picture
         )
         if not paths and len(classes) > 1 and any(_has_pictures(other) for other in classes):
             raise UserError(f"The class folder {class_folder} holds no pictures: put some into it or remove it.")
@@ -364,7 +368,9 @@ def _files_of_classes(folder, part):
 
 
 def _has_pictures(folder):
-    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*"))
+    return any(
+        path.suffix.lower() in IMAGE_SUFFIXES and not files.is_hidden(path, folder) for path in folder.rglob("*")
+    )
 
 
 def _labelled_files(folders, path, group_column):
@@ -428,7 +434,7 @@ def _read_csv(path):
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give a CSV file of labels.") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8: give a CSV file of labels.") from error
+        raise UserError(f"{path} is not text in UTF-8: save the CSV file of labels as UTF-8.") from error
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
     try:
@@ -472,7 +478,9 @@ def _decode_all(paths, image_size):
 # ---------------------------------------------------------------------------------------------------------- splitting
 
 
-def _assemble(*, name, x, y, parts, groups, digests, given, class_names, source, fractions, seed, broken, remarks):
+def _assemble(
+    *, name, x, y, parts, groups, digests, given, class_names, source, fractions, seed, broken, remarks, paths=()
+):
     """The data set of pictures whose parts are given, or chosen here."""
     # An order of the content alone: of pixels, then labels.
     order = np.array(sorted(range(len(y)), key=lambda row: (digests[row], y[row], parts[row])), np.int64)
@@ -486,8 +494,14 @@ def _assemble(*, name, x, y, parts, groups, digests, given, class_names, source,
         for digest, label in zip(digests, y):
             labels_of[digest].add(int(label))
         several = sum(len(labels) > 1 for labels in labels_of.values())
-        remark = f"{copies:,} of {len(y):,} pictures are copies of another; copies stay on one side of the split"
-        remarks.append(remark + (f"; {several:,} pictures stand in several classes." if several else "."))
+        verb = "is a copy" if copies == 1 else "are copies"
+        remark = f"{copies:,} of {len(y):,} pictures {verb} of another; copies stay on one side of the split"
+        verb = "picture stands" if several == 1 else "pictures stand"
+        where = ""
+        if several and paths:
+            one = next(digest for digest, labels in sorted(labels_of.items()) if len(labels) > 1)
+            where = ", such as " + " and ".join(str(paths[row]) for row, digest in zip(order, digests) if digest == one)
+        remarks.append(remark + (f"; {several:,} {verb} in several classes{where}." if several else "."))
     used = np.ones(len(y), bool)
     for later in ("test", "validation"):
         code = _PARTS.index(later)
