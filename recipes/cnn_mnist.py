@@ -60,9 +60,11 @@ def main(args):
     )
     folder = pathlib.Path(args.output or f"runs/cnn_mnist-{dataset.name}")
     if args.evaluate:
-        model = zoo.ImageClassifier.from_preset(args.evaluate).model
+        task = zoo.ImageClassifier.from_preset(args.evaluate)
         folder = folder / "evaluation"
-        return save_metrics(folder, evaluate_classifier(model, dataset, folder, limit=args.limit))
+        names = task.card.get("class_names")
+        metrics = evaluate_classifier(task.model, dataset, folder, limit=args.limit, class_names=names)
+        return save_metrics(folder, metrics)
     pretrained = fine_tuning.load_pretrained(args.init_from, task="image-classification", devices=args.devices)
     run = Run(args, folder=folder, data_sha256=dataset.fingerprint(), pretrained=pretrained)
     (x_train, y_train), (x_val, y_val) = data.split_validation(

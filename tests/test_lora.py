@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 import zipfile
 
 import keras
@@ -251,8 +252,11 @@ def test_a_file_added_to_its_base(kind, targets, folder):
     model = make(kind)
     lora.load_lora(model, path, scale=0.5)
     check_weights(model, kind, {name: product / 2 for name, product in products.items()})
+    run_folder = path.with_suffix("")  # of a run, which holds lora.safetensors
+    run_folder.mkdir()
+    shutil.copy(path, run_folder / "lora.safetensors")
     kept = make(kind)
-    lora.load_lora(kept, path, scale=0.5, merge=False)
+    lora.load_lora(kept, run_folder, scale=0.5, merge=False)
     assert largest(outputs(kept) - outputs(model), outputs(model)) < 1e-5
     assert {id(v) for v in kept.trainable_variables} == {
         id(v) for layer in lora_layers(kept).values() for v in (layer.lora_kernel_a, layer.lora_kernel_b)

@@ -197,7 +197,8 @@ def load_lora(
 
     Args:
         model: built, with its weights; or several, the parts of a Stable Diffusion that the files are for.
-        path: safetensors file of `save_lora`, diffusers, peft or Kohya's scripts; or several, whose adapters are added.
+        path: safetensors file of `save_lora`, diffusers, peft or Kohya's scripts, or the folder of a run that holds
+            `lora.safetensors`; or several, whose adapters are added.
         scale: weight of the adapter; or one for each file.
         merge: add the products to the weights, after which the model is as plain and as fast as before. False keeps A
             and B apart and freezes all else, as `add_lora`, to train on; alpha is then scaled. That takes one file.
@@ -388,6 +389,8 @@ def _base(model):
 
 def _read(path, models, modules, check_base):
     """{name of a module: `_Adapter`} of a file, checked against the models."""
+    if pathlib.Path(path).is_dir():  # of a run
+        path = pathlib.Path(path) / "lora.safetensors"
     file = TensorFile(path)
     for pattern, kind in OTHER_KINDS.items():
         if key := next((key for key in file.shapes if re.search(pattern, key)), None):

@@ -1,5 +1,6 @@
 """Publishing a run: what is written, what the card says, and what is said to a run that is not whole."""
 
+import importlib
 import json
 import shutil
 import sys
@@ -20,6 +21,7 @@ from zoo.models.transformer import transformer
 from zoo.parity.records import ParityRecord
 from zoo.tokenizers.shared_bpe import SharedBPETokenizer
 from zoo.tokenizers.text import save_tokenizer, train_tokenizer
+from zoo.training import flags
 
 pytestmark = pytest.mark.once
 
@@ -106,6 +108,36 @@ def test_an_image_card_names_the_classes(image_run, tmp_path):
     assert card["class_names"] == ["a", "b", "c"] and "tokenizer.json" not in card["files"]
 
 
+@pytest.mark.parametrize(
+    "kind, takes",
+    [
+        ("image_run", "grey images (N, 6, 6, 1), 0..255, uint8 or float"),
+        ("language_run", "token ids (N, T), int32, as tokenizer.json numbers them"),
+        ("translation_run", "[source ids (N, S), target ids (N, T) after the start token], int32, as tokenizer.json"),
+    ],
+)
+def test_what_a_model_takes_need_not_be_said(kind, takes, request, tmp_path):
+    options = ["--output", str(tmp_path / "p"), "--license", "MIT", "--data-license", "none"]
+    cli.run(["publish", str(request.getfixturevalue(kind)), *options])
+    assert cards.read_card(tmp_path / "p")["input"].startswith(takes)
+
+
+@pytest.mark.parametrize(
+    "name", ["cnn_mnist", "cnn_gtsrb", "cnn_image_folder", "rnn_shakespeare", "transformer_multi30k"]
+)
+def test_every_recipe_has_the_flags_of_its_card(name):
+    score = {"cnn": "test_accuracy", "rnn": "test_bits_per_character", "transformer": "test_bleu_beam_5"}
+    args = importlib.import_module(f"recipes.{name}").parse_args([])
+    of_card = (set(publish.CARD_KEYS[score[name.partition("_")[0]]]) - set(publish.OPTIONAL_KEYS)) & set(flags.FLAGS)
+    assert len(of_card) > 5 and of_card - {"dataset"} <= set(flags.settings(args))
+
+
+def test_flags_that_a_recipe_lacks_are_left_out(image_run, tmp_path):
+    write_metrics(image_run, class_names=["a", "b", "c"], random_erasing=None, label_smoothing=0.1)
+    card = publish_run(image_run, tmp_path / "p")
+    assert "random_erasing" not in card and card["label_smoothing"] == 0.1
+
+
 def test_a_language_model_is_published_with_its_tokenizer(language_run, tmp_path):
     card = publish_run(language_run, tmp_path / "p")
     assert card["cell"] == "gru" and "class_names" not in card
@@ -137,7 +169,10 @@ def test_a_tokenizer_that_knows_nothing_of_the_text(tmp_path):
 def test_the_command_is_the_one_from_scratch(image_run, tmp_path):
     """The flag goes, the folder that is called like it stays."""
     card = publish_run(image_run, tmp_path / "p")
-    assert card["command"] == COMMAND.replace(" --resume --epochs 7 --output out", " --epochs 7")
+    expected = COMMAND.replace(" --resume --epochs 7 --output out", " --epochs 7")
+    assert card["command"] == expected
+    write_metrics(image_run, class_names=["a", "b", "c"], command=COMMAND.replace("recipes/", "/home/me/zoo/recipes/"))
+    assert publish_run(image_run, tmp_path / "q")["command"] == expected
 
 
 @pytest.mark.parametrize(
@@ -174,9 +209,6 @@ def test_other_mistakes(language_run, tmp_path):
     for target in (tmp_path / "p.keras", language_run):
         with pytest.raises(UserError, match="--output is .*: give another folder to write"):
             publish_run(language_run, target)
-    with pytest.raises(UserError, match="does not say what the model takes: give it with --input"):
-        flags = ["--output", str(tmp_path / "p"), "--license", "MIT", "--data-license", "none"]
-        cli.run(["publish", str(language_run), *flags])
     (language_run / "tokenizer.json").unlink()
     with pytest.raises(UserError, match="tokenizer.json is missing"):
         publish_run(language_run, tmp_path / "p")
@@ -295,6 +327,7 @@ def test_the_license_is_asked_for(image_run, tmp_path, capsys):
 
 def test_a_fine_tuned_run_says_what_it_started_from(language_run, tmp_path):
     tuning = {"init_from": "lstm_shakespeare", "init_sha256": {"model.keras": "0" * 64}, "trained_parameters": 7}
+    tuning |= {"lora_rank": 2}
     write_metrics(language_run, "test_bits_per_character", **tuning, freeze=["lstm_0"], train_only=None, new_head=False)
     card = publish_run(language_run, tmp_path / "p")
     assert {key: card[key] for key in tuning} == tuning and card["freeze"] == ["lstm_0"]

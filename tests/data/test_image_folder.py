@@ -104,6 +104,26 @@ def test_copies_stay_on_one_side(folder):
         assert np.bincount(y, minlength=5).min() >= 9 and len(y) < 100
 
 
+def test_what_systems_leave_in_a_folder(tmp_path):
+    """Folders of theirs and hidden ones are no classes and hold no pictures; a link to nowhere is a broken picture."""
+    for number in range(20):
+        path = tmp_path / ("Cat", "cat")[number % 2] / "a b" / f"{number} ü.PNG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_picture(path, number, number % 2)
+    for name in ("__MACOSX/cat/._1.png", "@eaDir/1.png", "cat/.ipynb_checkpoints/1.png", "cat/@eaDir/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        write_picture(tmp_path / name, 100, 0)
+    (tmp_path / "cat" / "link.png").symlink_to("nowhere.png")
+    (tmp_path / "Cat" / "link.png").symlink_to(tmp_path / "cat" / "a b" / "1 ü.PNG")
+    loaded = data.load_image_folder(tmp_path)
+    assert loaded.class_names == ("Cat", "cat") and loaded.broken == (str(tmp_path / "cat" / "link.png"),)
+    assert sum(len(y) for y in (loaded.y_train, loaded.y_val, loaded.y_test)) == 21
+    remark = loaded.remarks[-1]
+    assert remark.startswith("1 of 21 pictures is a copy of another;")
+    assert "; 1 picture stands in several classes, such as " in remark
+    assert str(tmp_path / "cat" / "a b" / "1 ü.PNG") in remark and str(tmp_path / "Cat" / "link.png") in remark
+
+
 def test_the_split_depends_on_content_and_seed(folder, pictures, tmp_path):
     renamed = tmp_path / "renamed"
     shutil.copytree(pictures, renamed)
@@ -296,7 +316,7 @@ def test_mistakes_in_labels(labelled, rows, header, words):
 
 def test_labels_that_are_no_text(labelled):
     folder, _ = labelled
-    with pytest.raises(UserError, match="is not text in UTF-8"):
+    with pytest.raises(UserError, match="is not text in UTF-8: save the CSV file of labels as UTF-8"):
         data.load_image_folder(folder / "flat", labels=folder / "flat" / "0.png")
     with pytest.raises(UserError, match="cannot be read"):
         data.load_image_folder(folder / "flat", labels=folder / "none.csv")

@@ -89,11 +89,27 @@ def test_a_folder_of_texts(tmp_path):
         load_text(file=tmp_path / "none")
 
 
+def test_what_systems_leave_in_a_folder_of_texts(tmp_path):
+    """Line ends of Windows are one character, endings may be upper-case, and hidden files are none of the texts."""
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / ".git").mkdir()
+    for name, content in {
+        "a.TXT": b"one\r\ntwo\r\n",
+        "b.txt": b"\xef\xbb\xbfthree\n",
+        "._b.txt": b"\xff",
+        "__MACOSX/b.txt": b"\xff",
+        ".git/c.txt": b"no",
+    }.items():
+        (tmp_path / name).write_bytes(content)
+    assert load_text(file=tmp_path)[0].text == "one\ntwo\n\nthree\n"
+    assert load_text(file=tmp_path / "a.TXT")[0].text == "one\ntwo\n"
+
+
 def test_missing_files(tmp_path):
     with pytest.raises(UserError, match="no text file"):
         load_text(file=tmp_path / "none.txt")
 
 
 def test_text_shorter_than_a_batch():
-    with pytest.raises(UserError, match="has 50 tokens, but one batch needs 330"):
+    with pytest.raises(UserError, match="This part of the text has 50 tokens, but one batch needs 330: .* twentieth"):
         BPTTBatches(np.arange(50), batch_size=32, sequence_length=10, seed=0)

@@ -39,6 +39,7 @@ def test_moses_bleu_is_the_definition_on_lower_cased_tokens():
 def test_the_confidence_is_the_spread_over_samples_of_sentences():
     references = ["a b c d e"] * 50 + ["v w x y z"] * 50
     assert bleu_confidence(references, references) == pytest.approx(0)
+    assert bleu_confidence(["b", "x"], ["a b c d", "y"]) == 0  # no sample has a word right
     half_wrong = ["a b c d e"] * 100
     # Of 100 sentences, the number of right ones has a standard deviation of 5: BLEU, about their share, of 5 points.
     assert 7 < bleu_confidence(half_wrong, references) < 13

@@ -24,11 +24,13 @@ _RUN = (
     *("command", "backend", "versions", "machine", "dataset", "data_sha256", "seed", "epochs", "learning_rate"),
     *("schedule", "parameters", "training_seconds"),
 )
+# Flags that not every recipe has.
+OPTIONAL_KEYS = ("label_smoothing", "random_erasing", "average_checkpoints")
 # What a card takes over from metrics.json, in this order, by the score that the recipe measured.
 CARD_KEYS = {
     "test_accuracy": (
-        *(*_RUN, "batch_size", "weight_decay", "optimizer", "label_smoothing", "random_erasing"),
-        *("average_checkpoints", "test_images", "test_accuracy", "test_loss", "validation_accuracy", "class_names"),
+        *(*_RUN, "batch_size", "weight_decay", "optimizer", *OPTIONAL_KEYS),
+        *("test_images", "test_accuracy", "test_loss", "validation_accuracy", "class_names"),
     ),
     "test_bits_per_character": (
         *(*_RUN, "batch_size", "weight_decay", "epochs_trained", "sequence_length", "dropout", "global_clipnorm"),
@@ -46,8 +48,15 @@ CARD_KEYS = {
 # What a card takes over where a run was fine-tuned.
 FINE_TUNING_KEYS = (
     *("init_from", "init_sha256", "init_weights", "new_head", "init_encoder_only", "freeze", "train_only"),
-    *("trained_parameters", "frozen_parameters"),
+    *("lora_rank", "lora_alpha", "trained_parameters", "frozen_parameters"),
 )
+# What models of text take, where neither the command nor the card says it.
+INPUTS = {
+    "text-generation": "token ids (N, T), int32, as tokenizer.json numbers them",
+    "translation": (
+        "[source ids (N, S), target ids (N, T) after the start token], int32, as tokenizer.json numbers them"
+    ),
+}
 # A latent diffusion: the parts that its card must describe, and the files of its preset.
 COMPONENTS = tuple(DIFFUSION_PARTS)
 COMPONENT_FILES = tuple(name for names in DIFFUSION_PARTS.values() for name in names)
@@ -70,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run_folder", metavar="RUN_FOLDER", help="folder that a recipe wrote")
     add("--output", metavar="FOLDER", help="preset folder to write; default saved_models/ and the run folder's name")
-    add("--input", metavar="TEXT", help="what the model takes, for the card; default as the run's card says")
+    add("--input", metavar="TEXT", help="what the model takes, for the card; default its shape and dtype")
     add("--license", required=True, metavar="TEXT", help="license of the model, e.g. MIT or CC-BY-4.0, for the card")
     add("--data-license", required=True, metavar="TEXT", help="license or terms of the training data, for the card")
     add("--push", metavar="OWNER/NAME", help="repository of the Hugging Face Hub to upload to; default none")
@@ -89,11 +98,9 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("--license is empty: name the license of the model, e.g. MIT, or none.")
     require("huggingface_hub", what="A model card for the Hugging Face Hub")
     card, names = _read_run(run_folder)
-    takes = args.input or card.get("input")
-    if not takes:
-        raise UserError(f"The card of {run_folder} does not say what the model takes: give it with --input.")
-    card |= {"input": takes, "license": args.license, "data_license": args.data_license}
     backends.import_keras()
+    takes = args.input or card.get("input") or _default_input(card["task"], run_folder)
+    card |= {"input": takes, "license": args.license, "data_license": args.data_license}
     publish(run_folder, target, card, names, repository=args.push)
     if args.push:
         print(f"{target} is at {push(target, args.push)}.")
@@ -210,10 +217,22 @@ def _read_metrics(path):
     kinds = [keys for score, keys in CARD_KEYS.items() if score in metrics]
     if len(kinds) != 1:
         raise UserError(f"{path} holds {len(kinds)} of {', '.join(CARD_KEYS)}: one says which card is to be written.")
-    if missing := [key for key in kinds[0] if key not in metrics]:
+    if missing := [key for key in kinds[0] if key not in metrics and key not in OPTIONAL_KEYS]:
         raise UserError(f"{path} lacks {', '.join(missing)}: run the recipe again.")
-    found = {key: metrics[key] for key in kinds[0]}
+    found = {key: metrics[key] for key in kinds[0] if key in metrics}
     return found | {key: metrics[key] for key in FINE_TUNING_KEYS if metrics.get(key)}
+
+
+def _default_input(task, folder):
+    """What a model takes, for its card."""
+    from zoo.io.cards import MODEL_FILE
+    from zoo.io.model_files import load_model
+
+    if task in INPUTS:
+        return INPUTS[task]
+    _, height, width, channels = load_model(folder / MODEL_FILE).input_shape
+    size = "(N, height, width, {}) of any size" if None in (height, width) else f"(N, {height}, {width}, {{}})"
+    return f"{'grey' if channels == 1 else 'RGB'} images {size.format(channels)}, 0..255, uint8 or float"
 
 
 def _with_clean_command(entry):
@@ -224,6 +243,7 @@ def _with_clean_command(entry):
     while "--output" in words:
         index = words.index("--output")
         del words[index : index + 2]
+    words = [re.sub(r"^.*[/\\](recipes)[/\\](\w+\.py)$", r"\1/\2", word) for word in words]  # wherever it was
     return entry | {"command": shlex.join(words)}
 
 

@@ -242,7 +242,7 @@ def load_captioned_folder(
         given=set(folders),
         fractions={"validation": validation_fraction, "test": test_fraction},
         seed=seed,
-        several="have several captions",
+        several=("has several captions", "have several captions"),
     )
     for part, rows in rows_of.items():
         if not len(rows):

@@ -24,6 +24,7 @@ import numpy as np
 
 from zoo.data.images import hold_out, read_tfds_images
 from zoo.errors import UserError, did_you_mean
+from zoo.io import files
 from zoo.io.images import open_image
 from zoo.typing import StrPath
 
@@ -269,6 +270,7 @@ def load_image_folder(
         seed=seed,
         broken=broken,
         remarks=remarks,
+        paths=[item.path for item in kept],
     )
 
 
@@ -331,13 +333,15 @@ class _Item:
 
 def _files_of_classes(folder, part):
     """The pictures in the sub-folders of a folder."""
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not files.is_hidden(path, folder))
     items = []
     for class_folder in classes:
         paths = sorted(
             str(path)
             for path in class_folder.rglob("*")
-            if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".") and path.is_file()
+            if path.suffix.lower() in IMAGE_SUFFIXES
+            and not files.is_hidden(path, folder)
+            and (path.is_file() or path.is_symlink())  # a link to nowhere is a broken picture
         )
         if not paths and len(classes) > 1 and any(_has_pictures(other) for other in classes):
             raise UserError(f"The class folder {class_folder} holds no pictures: put some into it or remove it.")
@@ -352,7 +356,9 @@ def _files_of_classes(folder, part):
 
 
 def _has_pictures(folder):
-    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.rglob("*"))
+    return any(
+        path.suffix.lower() in IMAGE_SUFFIXES and not files.is_hidden(path, folder) for path in folder.rglob("*")
+    )
 
 
 def _labelled_files(folders, path, group_column):
@@ -426,7 +432,7 @@ def read_csv(path: pathlib.Path, what: str) -> tuple[list[str], list[tuple[int, 
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): give a CSV file of {what}.") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not text in UTF-8: give a CSV file of {what}.") from error
+        raise UserError(f"{path} is not text in UTF-8: save the CSV file of {what} as UTF-8.") from error
     first = text.partition("\n")[0]
     delimiter = max(",;\t", key=first.count)
     try:
@@ -529,7 +535,9 @@ def _decode_all(paths, image_size):
 # ---------------------------------------------------------------------------------------------------------- splitting
 
 
-def _assemble(*, name, x, y, parts, groups, digests, given, class_names, source, fractions, seed, broken, remarks):
+def _assemble(
+    *, name, x, y, parts, groups, digests, given, class_names, source, fractions, seed, broken, remarks, paths=()
+):
     """The data set of pictures whose parts are given, or chosen here."""
     rows_of, more = split_pictures(
         digests,
@@ -540,7 +548,8 @@ def _assemble(*, name, x, y, parts, groups, digests, given, class_names, source,
         given=given,
         fractions=fractions,
         seed=seed,
-        several="stand in several classes",
+        several=("stands in several classes", "stand in several classes"),
+        paths=paths,
     )
     remarks = [*remarks, *more]
     for label, class_name in enumerate(class_names):
@@ -581,7 +590,8 @@ def split_pictures(
     given: Collection[str],
     fractions: Mapping[str, float],
     seed: int,
-    several: str,
+    several: tuple[str, str],
+    paths: Sequence[StrPath] = (),
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Split pictures into parts of which none has a copy in another; copies and groups stay together.
 
@@ -595,7 +605,8 @@ def split_pictures(
         given: names of the parts that were given.
         fractions: {"validation", "test": fraction to hold out}.
         seed: of the choice.
-        several: what is said of copies whose contents differ.
+        several: what is said of one picture, and of more, whose copies have other contents.
+        paths: of each, to name such copies; () where they are not known.
 
     Returns:
         ({part: its rows, (N,) int64, in an order of the contents alone}, remarks).
@@ -610,9 +621,15 @@ def split_pictures(
         contents_of = collections.defaultdict(set)
         for digest, content in zip(digests, contents):
             contents_of[digest].add(content)
-        differing = sum(len(found) > 1 for found in contents_of.values())
-        remark = f"{copies:,} of {len(digests):,} pictures are copies of another; copies stay on one side of the split"
-        remarks.append(remark + (f"; {differing:,} pictures {several}." if differing else "."))
+        differing = {digest for digest, found in contents_of.items() if len(found) > 1}
+        verb = "is a copy" if copies == 1 else "are copies"
+        remark = f"{copies:,} of {len(digests):,} pictures {verb} of another; copies stay on one side of the split"
+        where = ""
+        if differing and paths:
+            one = min(differing)
+            where = ", such as " + " and ".join(str(paths[row]) for row in order if digests[row] == one)
+        noun = f"picture {several[0]}" if len(differing) == 1 else f"pictures {several[1]}"
+        remarks.append(remark + (f"; {len(differing):,} {noun}{where}." if differing else "."))
     used = np.ones(len(digests), bool)
     for later in ("test", "validation"):
         code = PARTS.index(later)

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import hashlib
 import pathlib
+import zlib
 from collections.abc import Callable, Sequence
 
 import keras
@@ -77,7 +78,7 @@ def load_pairs(
     if source_lang == target_lang:
         raise UserError(f"Source and target_lang are both {source_lang!r}: give two languages.")
     if pairs is not None:
-        return _load_own_pairs(source_lang, target_lang, [pathlib.Path(file) for file in pairs]), None
+        return _load_own_pairs(source_lang, target_lang, [pathlib.Path(file).expanduser() for file in pairs]), None
     if data_dir is not None:
         return _load_multi30k(source_lang, target_lang, pathlib.Path(data_dir).expanduser()), None
     return _number_words(source_lang, target_lang), (
@@ -116,7 +117,7 @@ def _load_own_pairs(source_lang, target_lang, paths):
         raise UserError(f"--pairs takes one file of TSV or JSON lines, or two aligned files, got {len(paths)}.")
     if len(paths) == 2:
         pairs = _read_aligned(*paths)
-    elif ".jsonl" in paths[0].suffixes:
+    elif ".jsonl" in paths[0].name.lower():
         pairs = [
             _pair_of_json(line, source_lang, target_lang, f"{paths[0]}, line {number}")
             for number, line in enumerate(_read_lines(paths[0]), 1)
@@ -126,7 +127,10 @@ def _load_own_pairs(source_lang, target_lang, paths):
         for number, line in enumerate(_read_lines(paths[0]), 1):
             cells = line.split("\t")
             if len(cells) < 2 or not cells[0].strip() or not cells[1].strip():
-                raise UserError(f"{paths[0]}, line {number} is not source, tab, target: {line[:60]!r}.")
+                raise UserError(
+                    f"{paths[0]}, line {number} is not source, tab, target: {line[:60]!r}: give tab-separated text, "
+                    "JSON lines in a file that ends with .jsonl, or two aligned files."
+                )
             pairs.append((cells[0].strip(), cells[1].strip()))
     if len(pairs) < 20:
         raise UserError(f"{paths[0]} has {len(pairs)} pairs, at least 20 are needed: 18 to learn, one each to check.")
@@ -177,7 +181,7 @@ def _read_lines(path):
         raise UserError(
             f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at position {error.start}): save it as UTF-8."
         ) from error
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read as gzip ({error}): fetch it again.") from error
     lines = text.split("\n")  # not splitlines: a sentence may hold a line separator of Unicode
     lines = lines[:-1] if lines[-1] == "" else lines

@@ -13,6 +13,7 @@ import numpy as np
 from zoo.data.batches import epoch_order
 from zoo.data.images import read_tfds_text
 from zoo.errors import UserError
+from zoo.io import files
 from zoo.typing import StrPath
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ def load_text(*, file: StrPath | None = None, data_dir: StrPath | None = None) -
     """Load a text: a file, a folder of files, or tiny shakespeare.
 
     Args:
-        file: path of a UTF-8 text file; or of a folder, whose `.txt` files, those of its sub-folders too, are joined in
-            the order of their paths, with an empty line between two.
+        file: path of a UTF-8 text file, whose lines may end as on Windows; or of a folder, whose `.txt` files, those of
+            its sub-folders too, are joined in the order of their paths, with an empty line between two.
         data_dir: location of tiny shakespeare: a folder with `input.txt` (or that file itself), or a
             tensorflow-datasets folder with `tiny_shakespeare` prepared.
 
@@ -70,7 +71,7 @@ def load_text(*, file: StrPath | None = None, data_dir: StrPath | None = None) -
         UserError: if a file is missing, empty or not UTF-8, or `data_dir` holds no tiny shakespeare.
     """
     if file is not None:
-        path = pathlib.Path(file)
+        path = pathlib.Path(file).expanduser()
         return TextDataset(
             path.resolve().stem, _read_folder(path) if path.is_dir() else _read_text(path), str(file)
         ), None
@@ -97,7 +98,11 @@ def load_text(*, file: StrPath | None = None, data_dir: StrPath | None = None) -
 
 
 def _read_folder(folder):
-    paths = sorted(path for path in folder.rglob("*.txt") if path.is_file())
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() == ".txt" and path.is_file() and not files.is_hidden(path, folder)
+    )
     if not paths:
         raise UserError(f"{folder} holds no .txt file: give a UTF-8 text, or a folder of such files.")
     return "\n\n".join(_read_text(path).strip("\n") for path in paths) + "\n"
@@ -107,7 +112,7 @@ def _read_text(path):
     if not path.is_file():
         raise UserError(f"There is no text file at {path}: give the path of a UTF-8 text.")
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")  # lines may end as on Windows
     except UnicodeDecodeError as error:
         raise UserError(
             f"{path} is not UTF-8 (byte {error.object[error.start]:#04x} at position {error.start}): save it as UTF-8."
@@ -146,9 +151,9 @@ class BPTTBatches(keras.utils.PyDataset):
         self.steps_per_epoch = (len(self.token_ids) - 1 - max_offset) // batch_size // sequence_length
         if self.steps_per_epoch < 1:
             raise UserError(
-                f"The text has {len(self.token_ids):,} tokens, but one batch needs "
-                f"{batch_size * sequence_length + 1 + max_offset:,}: give a longer text, or a smaller --batch-size or "
-                "--sequence-length."
+                f"This part of the text has {len(self.token_ids):,} tokens, but one batch needs "
+                f"{batch_size * sequence_length + 1 + max_offset:,}: give a longer text (a twentieth of it is for "
+                "validation), or a smaller --batch-size or --sequence-length."
             )
         self.set_epoch(0)
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
 from zoo.data.batches import PrefetchedBatches
-from zoo.errors import UserError
+from zoo.errors import UserError, did_you_mean
 from zoo.evaluation import classification, language, translation
 from zoo.fast_paths.layers import use_fast_paths
 from zoo.io import files
@@ -26,7 +27,12 @@ if TYPE_CHECKING:
 
 
 def evaluate_classifier(
-    model: keras.Model, dataset: ImageDataset | ImageFolder, folder: StrPath, *, limit: int | None = None
+    model: keras.Model,
+    dataset: ImageDataset | ImageFolder,
+    folder: StrPath,
+    *,
+    limit: int | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Evaluate on the test images, or the first `limit`.
 
@@ -35,6 +41,8 @@ def evaluate_classifier(
         dataset: `zoo.data.ImageDataset` or `zoo.data.ImageFolder`.
         folder: where report.txt, confusion_matrix.png and worst_mistakes.png go.
         limit: most images; None for all.
+        class_names: what the model's classes are called, which must be those of the data set, in any order; None for
+            those of the data set in their order.
 
     Returns:
         dict of the metrics.
@@ -48,6 +56,13 @@ def evaluate_classifier(
             f"{model.name} maps {model.input_shape} to {model.output_shape}, but {dataset.name} needs (batch, height, "
             f"width, {channels}) to (batch, {num_classes}): this is a model of another architecture."
         )
+    if class_names is not None and sorted(class_names) != sorted(dataset.class_names):
+        unknown = next((name for name in dataset.class_names if name not in class_names), "")
+        raise UserError(
+            f"{model.name} knows no class {unknown!r}, which {dataset.name} has: evaluate it on data of its own "
+            f"classes, or fine-tune it with --init-from and --new-head.{did_you_mean(unknown, class_names)}"
+        )
+    columns = None if class_names is None else [list(class_names).index(name) for name in dataset.class_names]
     folder = files.prepare_folder(folder)
     images, labels = dataset.x_test[:limit], dataset.y_test[:limit]
     use_fast_paths(model)
@@ -56,6 +71,8 @@ def evaluate_classifier(
         logits = np.asarray(model.predict(images_in_batches, verbose=0))
     else:
         logits = np.asarray(model.predict(images, batch_size=250, verbose=0))
+    if columns is not None:
+        logits = logits[:, columns]
     scores = classification.scores(labels, logits)
     report = classification.format_report(labels, logits, dataset.class_names)
     print(f"\n{report}\nTest loss {scores['loss']:.4f}, test accuracy {scores['accuracy']:.2%}", flush=True)

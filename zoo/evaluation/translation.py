@@ -47,7 +47,7 @@ def bleu_confidence(translations: Sequence[str], references: Sequence[str]) -> f
     metric = BLEU()
     score = metric.corpus_score(list(translations), [list(references)], n_bootstrap=1000)
     described = json.loads(score.format(is_json=True, signature=metric.get_signature().format()))
-    return float(described["confidence_var"])
+    return float(described.get("confidence_var", 0.0))  # left out where no sample of the texts has a score
 
 
 def moses_bleu(translations: Sequence[str], references: Sequence[str], language: str) -> float:

@@ -22,6 +22,9 @@ try:
 except ImportError:  # Windows
     _HAS_LOCKS = False
 
+# Folders that macOS' archives and network storage put beside one's own.
+_SYSTEM_FOLDERS = frozenset(("__MACOSX", "@eaDir"))
+
 _discarding = False
 _prepared: set[pathlib.Path] = set()
 
@@ -190,6 +193,19 @@ def write_json(path: StrPath, value: Any) -> None:
         value: its content.
     """
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def is_hidden(path: pathlib.Path, folder: pathlib.Path) -> bool:
+    """Whether a file or folder is one of the system's, or in one: its name begins with a dot, or is __MACOSX or @eaDir.
+
+    Args:
+        path: below `folder`.
+        folder: whose own name does not count.
+
+    Returns:
+        bool.
+    """
+    return any(part.startswith(".") or part in _SYSTEM_FOLDERS for part in path.relative_to(folder).parts)
 
 
 def sha256(path: StrPath) -> str:
