@@ -58,7 +58,7 @@ def add_lora_argument(parser: argparse.ArgumentParser) -> None:
         "--lora",
         action="append",
         metavar="FILE[:SCALE]",
-        help="LoRA file or folder of a run, added to the model at a scale, 1 unless said; may be repeated; default none",
+        help="LoRA file or folder of a run to add, at a scale, 1 unless said; may be repeated; default none",
     )
 
 
