@@ -446,8 +446,8 @@ def _tensorflow_lstm(x, states, kernel, recurrent_kernel, bias, masked):
                 dc += d_c + dh * o * (1 - tanh_c * tanh_c)
                 parts = [dc * g * i * (1 - i), dc * c_previous * f * (1 - f), dc * i * (1 - g * g)]
                 d_gates.append(tf.concat([*parts, dh * tanh_c * o * (1 - o)], axis=-1))
-                kept, dh = dh, tf.matmul(d_gates[-1], kernel, transpose_b=True)
-                dc, dh = dc * f, dh if m is None else dh + m * kept
+                carried, dh = dh, tf.matmul(d_gates[-1], kernel, transpose_b=True)
+                dc, dh = dc * f, dh if m is None else dh + m * carried
             d_gates = d_gates[::-1]
             d_kernel = tf.matmul(tf.concat(hs[:-1], 0), tf.concat(d_gates, 0), transpose_a=True)
             return tf.stack(d_gates), dh, dc, d_kernel
