@@ -5,7 +5,8 @@
 
 Latent consistency distillation (Luo et al. 2023): the student learns that all points of a trajectory of the teacher
 lead to the same image. The guidance becomes part of the student, which generates without, by the sampler "lcm". The
-other parts of the preset are copied.
+other parts of the preset are copied. Two epochs of MNIST and Fashion-MNIST in colors take about 60 minutes on 2 CPU
+cores.
 """
 
 import pathlib

@@ -91,12 +91,9 @@ def main(args):
     )
     print(f"shared byte-pair tokenizer with {tokenizer.vocabulary_size:,} entries", flush=True)
     options = {"batch_tokens": args.batch_tokens, "pad_id": tokenizer.pad_id, "start_id": tokenizer.start_id}
-    encode_train = encode_pairs(tokenizer, dataset.train)
-    if args.bpe_dropout:  # other splits of the words in each epoch
 
-        def encode_train(epoch):
-            seed = f"{args.seed}, epoch {epoch}"
-            return encode_pairs(tokenizer, dataset.train, dropout=args.bpe_dropout, seed=seed)
+    def encode_train(epoch):  # with --bpe-dropout, words are split in other ways in each epoch
+        return encode_pairs(tokenizer, dataset.train, dropout=args.bpe_dropout, seed=f"{args.seed}, epoch {epoch}")
 
     train = data.BucketedBatches(encode_train, **options, seed=args.seed)
     validation = data.BucketedBatches(encode_pairs(tokenizer, dataset.validation), **options)
@@ -123,8 +120,8 @@ def main(args):
         run.fine_tuning |= fine_tuning.init_translator(model, pretrained, tokenizer, args)
         run.fine_tuning |= fine_tuning.set_trainable(model, freeze=args.freeze, train_only=args.train_only)
         set_random_streams(model, seed=args.seed)
-        lengths = {"source": (16,), "target": (16,)}  # for the work of a pair of 16 tokens
-        print(zoo.ledger(model, input_shape=lengths).to_text(width=80), flush=True)
+        # With the work of a pair of 16 tokens.
+        print(zoo.ledger(model, input_shape={"source": (16,), "target": (16,)}).to_text(width=80), flush=True)
 
         run.fine_tuning |= fine_tuning.add_lora(model, args)
 
@@ -136,8 +133,7 @@ def main(args):
             "constant": args.learning_rate,
         }[args.schedule]
         optimizer = TorchAdam(learning_rate, beta_2=0.98, epsilon=1e-9)
-        loss = LabelSmoothingCrossEntropy(args.label_smoothing)
-        model.compile(optimizer=optimizer, loss=loss)
+        model.compile(optimizer=optimizer, loss=LabelSmoothingCrossEntropy(args.label_smoothing))
 
         def validation_bleu():
             sources, references = zip(*dataset.validation)

@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
         distribution,
         errors,
         evaluation,
+        exporters,
         fast_paths,
         generation,
         io,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
     from zoo.tasks import load_task
     from zoo.tasks.causal_lm import CausalLM
     from zoo.tasks.convert import convert
+    from zoo.tasks.export import export
     from zoo.tasks.image_classifier import ImageClassifier
     from zoo.tasks.text_to_image import TextToImage
     from zoo.tasks.translator import Translator

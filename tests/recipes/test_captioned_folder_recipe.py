@@ -219,7 +219,7 @@ def test_the_right_caption_first():
             ["--lora-rank", "2", "--init-from", "diffusion_captions", "--stage", "autoencoder"],
             "--lora-rank adapts the denoiser alone: leave --stage autoencoder out",
         ),
-        (["--lora-rank", "2", "--init-from", "cnn_mnist"], "cnn_mnist has no encoder.keras, .*: --lora-rank takes"),
+        (["--lora-rank", "2", "--init-from", "cnn_mnist"], "cnn_mnist has no encoder.keras, .*: name the folder"),
     ],
 )
 def test_mistakes(pictures, tmp_path, flags, words):
