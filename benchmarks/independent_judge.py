@@ -89,11 +89,11 @@ def read_scans(images, foregrounds, backgrounds, side=28):
     return np.clip(inverse @ grey @ inverse.T, 0, 1)[..., None].astype("float32")
 
 
-def wilson_interval(right, count, z=1.959964):
+def wilson_interval(right, count):
     """(lower, upper) limit of a share, 95 %: Wilson 1927."""
-    share, center = right / count, (right + z**2 / 2) / (count + z**2)
-    half = z / (count + z**2) * (count * share * (1 - share) + z**2 / 4) ** 0.5
-    return center - half, center + half
+    import scipy.stats
+
+    return tuple(map(float, scipy.stats.binomtest(right, count).proportion_ci(0.95, method="wilson")))
 
 
 def judge_images(judge, images, labels, foregrounds, backgrounds):

@@ -103,8 +103,9 @@ def main():
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where something differs")
     args = parser.parse_args()
     if args.check:
-        print("\n".join(problems()) or "The pages say what their sources say.")
-        return 1 if problems() else 0
+        found = problems()
+        print("\n".join(found) or "The pages say what their sources say.")
+        return 1 if found else 0
     for template, name in PAGES.items():
         page = (ROOT / name).read_text("utf-8")
         (ROOT / name).write_text(place(page, template, render(template)), "utf-8")

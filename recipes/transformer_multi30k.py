@@ -92,10 +92,10 @@ def main(args):
     print(f"shared byte-pair tokenizer with {tokenizer.vocabulary_size:,} entries", flush=True)
     options = {"batch_tokens": args.batch_tokens, "pad_id": tokenizer.pad_id, "start_id": tokenizer.start_id}
 
-    def encode_train(epoch):  # with --bpe-dropout, words are split in other ways in each epoch
+    def encode_train(epoch):  # for --bpe-dropout: words are split in other ways in each epoch
         return encode_pairs(tokenizer, dataset.train, dropout=args.bpe_dropout, seed=f"{args.seed}, epoch {epoch}")
 
-    train = data.BucketedBatches(encode_train, **options, seed=args.seed)
+    train = data.BucketedBatches(encode_train if args.bpe_dropout else encode_train(0), **options, seed=args.seed)
     validation = data.BucketedBatches(encode_pairs(tokenizer, dataset.validation), **options)
 
     with zoo.strategy(

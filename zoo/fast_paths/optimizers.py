@@ -18,6 +18,7 @@ from typing import Any
 import keras
 
 from zoo.compat.keras import adam_slots, replace_update_step, replaced_update_step
+from zoo.typing import Tensor
 
 MEANS = {"tensorflow": "ResourceApplyAdam", "torch": "fused Adam"}
 
@@ -79,22 +80,49 @@ def _update_tensorflow(optimizer, gradient, variable, learning_rate):
 
     if isinstance(gradient, tf.IndexedSlices):  # of an Embedding: Keras adds the squares of rows that come twice
         return type(optimizer).update_step(optimizer, gradient, variable, learning_rate)
+    return apply_adam_tensorflow(optimizer, gradient, variable, learning_rate)
+
+
+def apply_adam_tensorflow(
+    optimizer: keras.optimizers.Optimizer,
+    gradient: Tensor,
+    variable: Any,
+    learning_rate: Tensor,
+    *,
+    correct_epsilon: bool = False,
+) -> Any:
+    """Update a variable and its two moments by TensorFlow's `ResourceApplyAdam`, the equation above.
+
+    Args:
+        optimizer: Keras' Adam, or of a class derived from it.
+        gradient: of the variable.
+        variable: `keras.Variable`, or under a tf.distribute strategy the tf.Variable itself.
+        learning_rate: scalar.
+        correct_epsilon: multiply epsilon by sqrt(1 - b2^t), which gives Adam as PyTorch defines it.
+
+    Returns:
+        the operation.
+    """
+    import tensorflow as tf
+
     slots = adam_slots(optimizer, variable)
     # Under a tf.distribute strategy Keras hands over the tf.Variable itself.
     variable, m, v = (one.value if isinstance(one, keras.Variable) else one for one in (variable, *slots))
     dtype = variable.dtype
     step = tf.cast(optimizer.iterations + 1, dtype)
     beta_1, beta_2 = tf.cast(optimizer.beta_1, dtype), tf.cast(optimizer.beta_2, dtype)
+    beta_2_power = tf.pow(beta_2, step)
+    epsilon = optimizer.epsilon * tf.sqrt(1 - beta_2_power) if correct_epsilon else tf.cast(optimizer.epsilon, dtype)
     return tf.raw_ops.ResourceApplyAdam(
         var=variable.handle,
         m=m.handle,
         v=v.handle,
         beta1_power=tf.pow(beta_1, step),
-        beta2_power=tf.pow(beta_2, step),
+        beta2_power=beta_2_power,
         lr=tf.cast(learning_rate, dtype),
         beta1=beta_1,
         beta2=beta_2,
-        epsilon=tf.cast(optimizer.epsilon, dtype),
+        epsilon=epsilon,
         grad=tf.cast(tf.convert_to_tensor(gradient), dtype),
     )
 

@@ -109,10 +109,7 @@ def max_pooling(layer: keras.layers.MaxPooling2D, inputs: Tensor) -> Tensor:
     Returns:
         tensor, (B, H', W', C).
     """
-    import torch
-
-    size, strides = tuple(layer.pool_size), tuple(layer.strides)
-    return torch.nn.functional.max_pool2d(inputs.permute(0, 3, 1, 2), size, strides).permute(0, 2, 3, 1)
+    return _pool("max_pool2d", layer, inputs)
 
 
 def average_pooling(layer: keras.layers.AveragePooling2D, inputs: Tensor) -> Tensor:
@@ -125,10 +122,15 @@ def average_pooling(layer: keras.layers.AveragePooling2D, inputs: Tensor) -> Ten
     Returns:
         tensor, (B, H', W', C).
     """
+    return _pool("avg_pool2d", layer, inputs)
+
+
+def _pool(name, layer, inputs):
+    """A function of `torch.nn.functional` on a view of (B, H, W, C) as (B, C, H, W)."""
     import torch
 
-    size, strides = tuple(layer.pool_size), tuple(layer.strides)
-    return torch.nn.functional.avg_pool2d(inputs.permute(0, 3, 1, 2), size, strides).permute(0, 2, 3, 1)
+    pool, size, strides = getattr(torch.nn.functional, name), tuple(layer.pool_size), tuple(layer.strides)
+    return pool(inputs.permute(0, 3, 1, 2), size, strides).permute(0, 2, 3, 1)
 
 
 def dense(layer: keras.layers.Dense, inputs: Tensor, training: bool | None = None) -> Tensor:

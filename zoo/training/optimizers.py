@@ -17,6 +17,7 @@ import keras
 from keras import ops
 
 from zoo.compat.keras import adam_slots, clip_summed_gradients
+from zoo.fast_paths.optimizers import apply_adam_tensorflow
 from zoo.typing import Tensor
 
 
@@ -91,29 +92,11 @@ class TorchAdam(keras.optimizers.Adam):
         """`ResourceApplyAdam` uses epsilon hat; handing it eps·sqrt(1 - b2^t) gives the equations above."""
         import tensorflow as tf
 
-        # Under a tf.distribute strategy Keras hands over the tf.Variable itself.
-        variable, momentum, velocity = (
-            v.value if isinstance(v, keras.Variable) else v for v in (variable, momentum, velocity)
-        )
-        dtype = variable.dtype
-        step = tf.cast(self.iterations + 1, dtype)
-        beta_1_power = tf.pow(tf.cast(self.beta_1, dtype), step)
-        beta_2_power = tf.pow(tf.cast(self.beta_2, dtype), step)
-        gradient = tf.cast(tf.convert_to_tensor(gradient), dtype)
+        gradient = tf.cast(tf.convert_to_tensor(gradient), variable.dtype)
         if self.l2_penalty:
-            gradient = gradient + self.l2_penalty * variable
-        tf.raw_ops.ResourceApplyAdam(
-            var=variable.handle,
-            m=momentum.handle,
-            v=velocity.handle,
-            beta1_power=beta_1_power,
-            beta2_power=beta_2_power,
-            lr=tf.cast(learning_rate, dtype),
-            beta1=tf.cast(self.beta_1, dtype),
-            beta2=tf.cast(self.beta_2, dtype),
-            epsilon=self.epsilon * tf.sqrt(1 - beta_2_power),
-            grad=gradient,
-        )
+            value = variable.value if isinstance(variable, keras.Variable) else variable
+            gradient = gradient + self.l2_penalty * value
+        apply_adam_tensorflow(self, gradient, variable, learning_rate, correct_epsilon=True)
 
     def _update_torch(self, gradient, variable, momentum, velocity, learning_rate):
         """PyTorch's own fused kernel, the one behind `torch.optim.Adam(fused=True)`."""
