@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any
@@ -16,6 +15,7 @@ from zoo.compat import private
 from zoo.typing import Tensor
 
 if TYPE_CHECKING:
+    import h5py
     import keras
 
 
@@ -38,7 +38,7 @@ def skip_weight_init() -> Iterator[None]:
     far, which compiles that for each shape: 14 of the 16 s that loading a small diffusion took.
 
     Since Keras 3.0: `StatelessScope(initialize_variables=False)` is public, but would leave the variables on the list
-    of those that the end of the next scope initializes. Public way: `zero_weight_init`, which allocates.
+    of those that the end of the next scope initializes. Public way: zeros, `zoo.io.weight_memory.zero_weight_init`.
     """
     import keras
 
@@ -62,57 +62,6 @@ def set_initial_value(variable: keras.Variable, array: np.ndarray) -> None:
         private(variable, "_deferred_initialize")()
     else:
         variable.assign(array)
-
-
-@contextlib.contextmanager
-def zero_weight_init(max_bytes: int | None = None) -> Iterator[None]:
-    """Models built inside have zeros where random numbers would be; what is not random has its usual value.
-
-    Replaces the `__call__` of Keras' public initializers for the time. It has no private name.
-
-    Args:
-        max_bytes: of float32, of all weights together; None for no limit.
-
-    Raises:
-        MemoryError: if a model built inside would take more.
-    """
-    import keras
-
-    taken = 0
-
-    def take(shape):
-        nonlocal taken
-        taken += 4 * math.prod(shape)
-        if max_bytes is not None and taken > max_bytes:
-            raise MemoryError(f"more than {max_bytes:,} bytes of weights")
-
-    def counted(original):
-        def initial(self, shape, dtype=None):
-            take(shape)
-            return original(self, shape, dtype=dtype)
-
-        return initial
-
-    def zeros(self, shape, dtype=None):
-        take(shape)
-        return keras.ops.convert_to_tensor(np.zeros(shape, "float32"), dtype=dtype or keras.config.floatx())
-
-    roots = [getattr(keras.initializers, name) for name in ("RandomNormal", "RandomUniform", "TruncatedNormal")]
-    roots += [keras.initializers.VarianceScaling, keras.initializers.Orthogonal]
-    kinds = [kind for root in roots for kind in (root, *_subclasses(root)) if "__call__" in vars(kind)]
-    fixed = [keras.initializers.Zeros, keras.initializers.Ones, keras.initializers.Constant]
-    originals = {kind: kind.__call__ for kind in kinds + fixed}
-    for kind, original in originals.items():
-        kind.__call__ = counted(original) if kind in fixed else zeros
-    try:
-        yield
-    finally:
-        for kind, original in originals.items():
-            kind.__call__ = original
-
-
-def _subclasses(kind):
-    return [one for direct in kind.__subclasses__() for one in (direct, *_subclasses(direct))]
 
 
 # ---------------------------------------------------------------------------------------------------- layers and graphs
@@ -257,14 +206,26 @@ def deserialize_model(config: dict[str, Any]) -> keras.Model:
         return keras.saving.deserialize_keras_object(config, safe_mode=True)
 
 
-def load_weights(model: keras.Model, file: IO[bytes]) -> None:
+def load_weights(model: keras.Model, file: IO[bytes], read: Callable[[h5py.Dataset], Tensor | None]) -> None:
     """Load a model's weights from an HDF5 file that is an `io.BytesIO`, e.g. a part of another file.
 
     Since Keras 3.0. Public way: `Model.load_weights`, which takes the path of a whole file only.
+
+    Args:
+        model: built.
+        file: HDF5.
+        read: gives a weight for its dataset in the file, as a tensor of the backend; None where Keras is to read it.
     """
     saving = private("keras", "src.saving.saving_lib")
-    load_state, store = private(saving, "_load_state"), private(saving, "H5IOStore")
-    weights, failed, messages = store(file, mode="r"), set(), {}
+    load_state, get_dataset = private(saving, "_load_state"), private(saving, "safe_get_h5_dataset")
+    keras_store: Any = private(saving, "H5IOStore")
+
+    class Store(keras_store):
+        def __getitem__(self, key):
+            value = read(get_dataset(private(self, "_h5_entry_group"), key))
+            return super().__getitem__(key) if value is None else value
+
+    weights, failed, messages = Store(file, mode="r"), set(), {}
     try:
         load_state(
             model,

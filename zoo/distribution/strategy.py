@@ -33,12 +33,13 @@ import keras
 import numpy as np
 
 from zoo import errors
-from zoo.compat.keras import flatten_layers, without_ddp, without_tensorflow, zero_weight_init
+from zoo.compat.keras import flatten_layers, without_ddp, without_tensorflow
 from zoo.data.batches import Batches
 from zoo.distribution.devices import PARALLEL, PRECISIONS, Devices, parse_devices
 from zoo.distribution.sharding import ArrayBatches, ShardedBatches, num_rows
 from zoo.errors import UserError
 from zoo.io import files
+from zoo.io.weight_memory import zero_weight_init
 
 PEER_FAILURE_MESSAGE = "Another process of this run has gone, and the run with it"
 _PEER_FAILURE_SIGNS = re.compile(

@@ -81,11 +81,14 @@ def read_card(path: StrPath) -> dict[str, Any]:
     return card if path.is_dir() or path.name in described else {}
 
 
-def check_file(path: StrPath) -> None:
+def check_file(path: StrPath) -> bool:
     """Compare a file with the sha256 in the card of its folder; a file that no card names passes.
 
     Args:
         path: of the file.
+
+    Returns:
+        whether a card names it, so that it is whole.
 
     Raises:
         UserError: if they differ.
@@ -97,6 +100,7 @@ def check_file(path: StrPath) -> None:
             f"{path} has sha256 {digest[:12]}… but {CARD_FILE} beside it says {str(entry.get('sha256'))[:12]}…: the "
             "file was altered or cut short, fetch it again."
         )
+    return entry is not None
 
 
 def write_card(folder: StrPath, card: Mapping[str, Any], names: Iterable[str]) -> None:
