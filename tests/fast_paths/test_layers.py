@@ -139,3 +139,23 @@ def test_training_after_inference_is_the_same():
         weights.append(model.get_weights())
     for a, b in zip(*weights):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"scale": 0.1}], ids=str)
+@pytest.mark.parametrize("length", [1024, 1025, 8])
+def test_attention_of_many_queries_is_the_same(length, options):
+    """Beside softmax(Q Kᵀ scale) V in float64, where it takes blocks of queries and where it cannot."""
+    query, key = keras.Input((length, 2, 4)), keras.Input((7, 2, 4)) if not options.get("is_causal") else None
+    key = query if key is None else key
+    inputs = [query] if key is query else [query, key]
+    model = keras.Model(inputs, ops.dot_product_attention(query, key, key * 2, **options))
+    arrays = [RNG.normal(size=(2, *x.shape[1:])).astype("float32") for x in inputs]
+    outputs = ops.convert_to_numpy(inference_function(model)(arrays))
+
+    q, k = arrays[0].astype("float64"), arrays[-1].astype("float64")
+    scores = np.einsum("btnh,bsnh->bnts", q, k) * options.get("scale", 0.5)
+    if options.get("is_causal"):
+        scores = np.where(np.tril(np.ones((length, length), bool)), scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    expected = np.einsum("bnts,bsnh->btnh", weights / weights.sum(-1, keepdims=True), 2 * k)
+    np.testing.assert_allclose(outputs, expected, atol=2e-5)

@@ -1,7 +1,10 @@
-"""The fast path of maximum pooling on JAX.
+"""The fast paths on JAX, on a CPU.
 
-XLA differentiates a maximum pooling by `select_and_scatter`, which runs on one thread of a CPU. Here the position of
-each maximum is kept from the forward pass, and the gradient is one elementwise pass.
+Maximum pooling: XLA differentiates it by `select_and_scatter`, which runs on one thread. Here the position of each
+maximum is kept from the forward pass, and the gradient is one elementwise pass.
+
+Attention of many queries, in inference: XLA writes out the scores of all heads, 1.07 GB in Stable Diffusion at 512x512,
+three times. Here they are those of a block of queries of one head, which stay in the processor's cache.
 """
 
 import functools
@@ -22,6 +25,63 @@ def max_pooling(layer: keras.layers.MaxPooling2D, inputs: Tensor) -> Tensor:
         array, (B, H/h, W/w, C) for windows of size (h, w).
     """
     return _pooling()(tuple(layer.pool_size), inputs)
+
+
+_FEWEST_QUERIES = 1024  # below, there is nothing to gain
+_BLOCK_SIZES = (512, 384, 256)  # queries at once, by preference
+
+
+def attention(
+    operation: keras.Operation,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    """What `keras.ops.dot_product_attention` computes, a block of queries of one head after the other.
+
+    The scores are divided by their sums after the product with the values (Rabe and Staats 2021, "Self-attention does
+    not need O(n²) memory", without their blocks of keys).
+
+    Args:
+        operation: of a functional graph, to which it applies.
+        query: (B, T, N, H).
+        key: (B, S, N, H).
+        value: (B, S, N, H).
+        bias: as in Keras.
+        mask: as in Keras.
+        scale: of the scores; 1 / sqrt(H) if None.
+
+    Returns:
+        array, (B, T, N, H), or `NotImplemented` where it does not apply to these inputs.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    batch, length, heads, size = query.shape
+    block_size = next((block for block in _BLOCK_SIZES if length % block == 0), None)
+    dtypes = {x.dtype.name for x in (query, key, value)}
+    if bias is not None or mask is not None or block_size is None or length < _FEWEST_QUERIES or dtypes != {"float32"}:
+        return NotImplemented
+    scale = size**-0.5 if scale is None else scale
+
+    def head_major(x):
+        return x.swapaxes(1, 2).reshape(batch * heads, -1, size)
+
+    def one_head(arrays):
+        query, key, value = arrays
+
+        def one_block(query):
+            scores = query @ key.T * scale
+            weights = jnp.exp(scores - scores.max(axis=1, keepdims=True))
+            return weights @ value / weights.sum(axis=1, keepdims=True)
+
+        return jax.lax.map(one_block, query.reshape(-1, block_size, size)).reshape(length, size)
+
+    outputs = jax.lax.map(one_head, (head_major(query), head_major(key), head_major(value)))
+    return outputs.reshape(batch, heads, length, size).swapaxes(1, 2)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ sums. What is slow in the stock path (see `benchmarks/`):
 
 - PyTorch: see `zoo.fast_paths.torch_layers`; and a forward pass keeps every tensor to its end, where inference here
   lets go of a tensor after its last use.
-- JAX on a CPU: the gradient of maximum pooling (`zoo.fast_paths.jax_layers`).
+- JAX on a CPU: the gradient of maximum pooling, and attention of many queries (`zoo.fast_paths.jax_layers`).
 - TensorFlow: the stock path is good, but for recurrent layers and the optimizer.
 
 `set_compiler_flags()` is the other half on JAX: XLA's matrix products and convolutions are handed to its YNNPACK
@@ -26,7 +26,7 @@ from keras import layers
 from zoo.compat.keras import flatten_layers, functional_graph, graph_calls, run_graph
 from zoo.errors import UserError
 from zoo.fast_paths import optimizers
-from zoo.fast_paths.paths import FastCall, fast_paths
+from zoo.fast_paths.paths import FastCall, fast_paths, inference_paths
 
 
 def use_fast_paths(model: keras.Model) -> None:
@@ -92,32 +92,35 @@ def inference_call(model: keras.Model) -> Callable[[Any], Any]:
 
     graph = functional_graph(model)
     masks = any(isinstance(one, layers.Masking) or getattr(one, "mask_zero", False) for one in flatten_layers(model))
-    if keras.backend.backend() != "torch" or graph is None or masks:
+    if not inference_paths() or graph is None or masks:
         return stock
     return _graph_call(graph)
 
 
 def _graph_call(graph):
-    """The function of inputs that runs a functional model on PyTorch."""
-    from zoo.fast_paths.torch_layers import reorder_kernel
-
-    calls, fast_calls, paths = graph_calls(graph), {}, fast_paths()
+    """The function of inputs that runs a functional model by the fast paths of inference."""
+    calls, fast_calls, paths = graph_calls(graph), {}, inference_paths()
     for one in calls:
         operation, (args, _) = one.operation, one.arguments
-        if operation in fast_calls or len(args) != 1:
+        if operation in fast_calls:
             continue
         path = paths.get(type(operation))
+        is_layer = isinstance(operation, layers.Layer)
         same_dtype = bool(one.inputs) and one.inputs[0].dtype == getattr(operation, "compute_dtype", None)
-        if path and path.method == "call" and same_dtype and not path.why_not(operation):
+        if path and path.method == "call" and not path.why_not(operation) and (same_dtype or not is_layer):
             fast_calls[operation] = FastCall(operation, path)
-            if type(operation) is layers.Conv2D and not operation.lora_enabled:
+            if keras.backend.backend() == "torch" and type(operation) is layers.Conv2D and not operation.lora_enabled:
+                from zoo.fast_paths.torch_layers import reorder_kernel
+
                 reorder_kernel(operation.kernel)
-        elif isinstance(operation, keras.Model) and (inner := functional_graph(operation)):
+        elif isinstance(operation, keras.Model) and len(args) == 1 and (inner := functional_graph(operation)):
             fast_calls[operation] = _graph_call(inner)
 
     def call(operation, *args, **kwargs):
-        fast = fast_calls.get(operation)
-        return fast(*args) if fast and len(args) == 1 and not kwargs else operation(*args, **kwargs)
+        fast = fast_calls.get(operation, operation)
+        if isinstance(operation, layers.Layer) and (len(args) != 1 or kwargs):
+            fast = operation
+        return fast(*args, **kwargs)
 
     def run(inputs):
         inputs = keras.tree.flatten(inputs)

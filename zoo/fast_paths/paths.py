@@ -13,6 +13,8 @@ from typing import Any
 import keras
 from keras import layers
 
+from zoo.compat.keras import graph_calls
+
 
 @dataclasses.dataclass(frozen=True)
 class FastPath:
@@ -62,6 +64,39 @@ def fast_paths() -> Mapping[type, FastPath]:
     if backend == "torch":
         return _torch_paths()
     return _jax_paths() if backend == "jax" else _tensorflow_paths()
+
+
+def inference_paths() -> Mapping[type, FastPath]:
+    """As `fast_paths`, for `inference_call`, where gradients are not asked for; {} where the stock way is as good."""
+    backend = keras.backend.backend()
+    if backend == "torch":
+        return _torch_paths()
+    return _jax_inference_paths() if backend == "jax" else {}
+
+
+@functools.cache
+def _jax_inference_paths():
+    import jax
+
+    if jax.default_backend() != "cpu":
+        return {}
+    from zoo.fast_paths.jax_layers import attention
+
+    means = "a block of queries of one head after the other"
+    return {_attention_operation(): FastPath("call", attention, _why_no_attention, means)}
+
+
+def _attention_operation():
+    """The class of what `keras.ops.dot_product_attention` puts into the graph of a functional model."""
+    inputs = keras.Input((4, 2, 8))
+    model = keras.Model(inputs, keras.ops.dot_product_attention(inputs, inputs, inputs))
+    return type(graph_calls(model)[0].operation)
+
+
+def _why_no_attention(operation):
+    if operation.is_causal:
+        return "is causal"
+    return "has a soft cap" if operation.attn_logits_soft_cap is not None else ""
 
 
 @functools.cache
