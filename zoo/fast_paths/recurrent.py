@@ -78,7 +78,7 @@ def _has_cudnn(layer):
     return _gpu_is_used() and (keras.backend.backend() == "tensorflow" or type(layer) is layers.LSTM)
 
 
-def fast_step(layer: keras.layers.RNN) -> Callable[..., Any] | None:
+def fast_step(layer: keras.layers.RNN) -> tuple[Callable[..., Any], Callable[..., Any]] | None:
     """One time step of a recurrent layer as plain calls of PyTorch, for generation.
 
     A call of Keras' cell costs a hundred microseconds of Python, and building a model of it imports PyTorch's compiler.
@@ -87,16 +87,30 @@ def fast_step(layer: keras.layers.RNN) -> Callable[..., Any] | None:
         layer: a stock `LSTM` or `GRU`.
 
     Returns:
-        a function (x (B, d), old states, each (B, h)) -> list of new states, the first of which is the output; None on
-        other backends, and for a layer that does not compute the equations above.
+        two functions that read the weights at each call. The first gives what the inputs (B, d) contribute to the
+        gates, (B, gates·h). The second takes that, which it may overwrite, and the old states (B, h); it gives the list
+        of new states, the first of which is the output. None on other backends, and for a layer that does not compute
+        the equations above.
     """
     if keras.backend.backend() != "torch" or type(layer) not in (layers.LSTM, layers.GRU):
         return None
     if why_not(layer) or layer.go_backwards or not layer.use_bias:
         return None
-    step = _torch_lstm_step if type(layer) is layers.LSTM else _torch_gru_step
-    cell = layer.cell
-    return lambda x, states: step(x, states, cell.kernel.value, cell.recurrent_kernel.value, cell.bias.value)
+    import torch
+
+    cell, is_lstm = layer.cell, type(layer) is layers.LSTM
+
+    def project(x):
+        bias = cell.bias.value
+        return torch.addmm(bias if is_lstm else bias[0], x, cell.kernel.value)
+
+    def lstm_step(projected, states):
+        return _torch_lstm_step(projected, states, cell.recurrent_kernel.value)
+
+    def gru_step(projected, states):
+        return _torch_gru_step(projected, states, cell.recurrent_kernel.value, cell.bias.value[1])
+
+    return project, lstm_step if is_lstm else gru_step
 
 
 def inner_loop(layer: keras.layers.RNN, sequences: Any, initial_state: Any, mask: Any, training: bool = False) -> Any:
@@ -198,22 +212,20 @@ def _torch_gru(x, states, kernel, recurrent_kernel, bias, masked):
     return h.transpose(0, 1), [h[-1]]
 
 
-def _torch_lstm_step(x, states, kernel, recurrent_kernel, bias):
+def _torch_lstm_step(projected, states, recurrent_kernel):
     import torch
 
     h, c = states
-    gates = torch.addmm(bias, x, kernel).addmm_(h, recurrent_kernel)  # (B, 4h)
-    i, f, g, o = gates.chunk(4, dim=1)
+    i, f, g, o = projected.addmm_(h, recurrent_kernel).chunk(4, dim=1)
     c = torch.addcmul(f.sigmoid() * c, i.sigmoid(), g.tanh())
     return [o.sigmoid() * c.tanh(), c]
 
 
-def _torch_gru_step(x, states, kernel, recurrent_kernel, bias):
+def _torch_gru_step(projected, states, recurrent_kernel, bias):
     import torch
 
     (h,) = states
-    projected, a = torch.addmm(bias[0], x, kernel), torch.addmm(bias[1], h, recurrent_kernel)  # (B, 3h)
-    units = 2 * h.shape[1]
+    a, units = torch.addmm(bias, h, recurrent_kernel), 2 * h.shape[1]  # (B, 3h)
     z, r = (projected[:, :units] + a[:, :units]).sigmoid_().chunk(2, dim=1)
     n = torch.addcmul(projected[:, units:], r, a[:, units:]).tanh_()
     return [torch.lerp(n, h, z)]
