@@ -7,9 +7,9 @@ is Keras as it comes. Plain PyTorch is `torch.nn.Embedding`, `torch.nn.LSTM` or 
 loop. Every measurement is a process of its own, contenders take turns, and the first steps (compilation) are not
 counted.
 
-`--generate`: one text, a character at a time with carried states, each sampled at temperature 0.8. Plain PyTorch does so
-in four ways, under `torch.inference_mode()`: with `torch.nn.LSTM` or `GRU`, or with the cells, and each with oneDNN and
-without. The fastest of the four is 1.
+`--generate`: one text, a character at a time with carried states, each sampled at temperature 0.8. Plain PyTorch does
+so in four ways, under `torch.inference_mode()`: with `torch.nn.LSTM` or `GRU`, or with the cells, and each with oneDNN
+and without. The fastest of the four is 1.
 """
 
 import argparse

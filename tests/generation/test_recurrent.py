@@ -117,9 +117,9 @@ def test_stop_tokens_and_lengths():
 
 def test_tokens_come_before_the_text_is_finished(monkeypatch):
     generator, calls = RecurrentGenerator(make("gru")), []
-    for name in ("_generate_eagerly", "_generate_compiled"):
+    for name in ("_generate_stepwise", "_generate_compiled"):
         run = getattr(generator, name)
-        monkeypatch.setattr(generator, name, lambda *args, run=run: calls.append(args) or run(*args))
+        monkeypatch.setattr(generator, name, lambda *args, run=run, **rest: calls.append(args) or run(*args, **rest))
     tokens = generator.generate([[1]], max_new_tokens=1000, seeds=[0])
     assert calls == []
     next(tokens)

@@ -78,19 +78,20 @@ def _has_cudnn(layer):
     return _gpu_is_used() and (keras.backend.backend() == "tensorflow" or type(layer) is layers.LSTM)
 
 
-def fast_step(layer: keras.layers.RNN) -> tuple[Callable[..., Any], Callable[..., Any]] | None:
+def fast_step(layer: keras.layers.RNN) -> Callable[[], tuple[Callable[..., Any], Callable[..., Any]]] | None:
     """One time step of a recurrent layer as plain calls of PyTorch, for generation.
 
-    A call of Keras' cell costs a hundred microseconds of Python, and building a model of it imports PyTorch's compiler.
+    A call of Keras' cell costs a hundred microseconds of Python, reading its variables ten, and building a model of it
+    imports PyTorch's compiler.
 
     Args:
         layer: a stock `LSTM` or `GRU`.
 
     Returns:
-        two functions that read the weights at each call. The first gives what the inputs (B, d) contribute to the
-        gates, (B, gates·h). The second takes that, which it may overwrite, and the old states (B, h); it gives the list
-        of new states, the first of which is the output. None on other backends, and for a layer that does not compute
-        the equations above.
+        a function that reads the weights and gives two functions. The first gives what inputs (B, d) contribute to the
+        gates, (B, gates·h). The second takes that, which it may overwrite, and the list of old states (B, h); it gives
+        the list of new states, the first of which is the output. None on other backends, and for a layer that does not
+        compute the equations above.
     """
     if keras.backend.backend() != "torch" or type(layer) not in (layers.LSTM, layers.GRU):
         return None
@@ -100,17 +101,20 @@ def fast_step(layer: keras.layers.RNN) -> tuple[Callable[..., Any], Callable[...
 
     cell, is_lstm = layer.cell, type(layer) is layers.LSTM
 
-    def project(x):
-        bias = cell.bias.value
-        return torch.addmm(bias if is_lstm else bias[0], x, cell.kernel.value)
+    def read_weights():
+        kernel, recurrent_kernel, bias = (one.value for one in (cell.kernel, cell.recurrent_kernel, cell.bias))
+        if is_lstm:
+            return (
+                lambda x: torch.addmm(bias, x, kernel),
+                lambda projected, states: _torch_lstm_step(projected, states, recurrent_kernel),
+            )
+        bias, recurrent_bias = bias
+        return (
+            lambda x: torch.addmm(bias, x, kernel),
+            lambda projected, states: _torch_gru_step(projected, states, recurrent_kernel, recurrent_bias),
+        )
 
-    def lstm_step(projected, states):
-        return _torch_lstm_step(projected, states, cell.recurrent_kernel.value)
-
-    def gru_step(projected, states):
-        return _torch_gru_step(projected, states, cell.recurrent_kernel.value, cell.bias.value[1])
-
-    return project, lstm_step if is_lstm else gru_step
+    return read_weights
 
 
 def inner_loop(layer: keras.layers.RNN, sequences: Any, initial_state: Any, mask: Any, training: bool = False) -> Any:

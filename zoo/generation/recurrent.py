@@ -51,7 +51,8 @@ class RecurrentGenerator:
         self._model, self._vocabulary_size = model, infer_config(model)["vocabulary_size"]
         sizes = [layer.cell.state_size for layer in recurrent_layers(model)]
         self._state_sizes = keras.tree.flatten(sizes)
-        self._decode = torch_step(model) or _keras_step(model)
+        self._read_step = torch_step(model)
+        self._decode = (lambda *inputs: self._read_step()(*inputs)) if self._read_step else _keras_step(model)
         self._variables = lambda: model.variables
         self._step = compile_function(self._decode, self._variables, trace=False)
         self._loops: dict[Any, Any] = {}
@@ -114,8 +115,14 @@ class RecurrentGenerator:
         check_sampling(**options)
         rngs = [] if seeds is None else [np.random.default_rng(seeds[row]) for row in range(len(prompts))]
         left, position, states = [max_new_tokens] * len(prompts), 0, self.init_states(len(prompts))
-        is_compiled = self._is_compiled(len(prompts))
-        num_steps, tokens = _NUM_STEPS if is_compiled else 1, np.zeros((0, len(prompts)), "int32")
+        num_steps = _NUM_STEPS if len(prompts) * self._vocabulary_size <= _MAX_LOGITS else 1
+        if self._read_step:
+            generate = self._generate_on_torch
+        elif num_steps > 1 and keras.backend.backend() != "torch" and computes_in_float32(self._model):
+            generate = self._generate_compiled
+        else:
+            generate, num_steps = self._generate_stepwise, 1
+        tokens = np.zeros((0, len(prompts)), "int32")
         while any(left):
             inputs = np.full((num_steps, len(prompts)), -1, "int32")  # -1: the token sampled at the step before
             if position:
@@ -129,7 +136,6 @@ class RecurrentGenerator:
             for row, rng in enumerate(rngs):
                 uniforms[first[row] :, row] = rng.random(max(0, num_steps - first[row]))
             count = min(num_steps, max(start + number for start, number in zip(first, left) if number))
-            generate = self._generate_compiled if is_compiled else self._generate_eagerly
             tokens, states = generate(inputs, uniforms, count, states, options)
             for step, row_tokens in enumerate(tokens.tolist()):
                 for row, token in enumerate(row_tokens):
@@ -139,22 +145,27 @@ class RecurrentGenerator:
                             yield row, token
             position += count
 
-    def _is_compiled(self, batch_size):
-        """Whether one call makes several steps."""
-        return (
-            keras.backend.backend() != "torch"
-            and batch_size * self._vocabulary_size <= _MAX_LOGITS
-            and computes_in_float32(self._model)
-        )
-
-    def _generate_eagerly(self, inputs, uniforms, count, states, options):
+    def _generate_stepwise(self, inputs, uniforms, count, states, options, step=None):
         """Make some steps one by one: (the token that each of them samples (count, B), the new states)."""
-        tokens = np.zeros((count, inputs.shape[1]), "int32")
-        for step in range(count):
-            token = np.where(inputs[step] < 0, tokens[step - 1], inputs[step])
-            logits, states = self.step(token, states)
-            tokens[step] = sample_tokens(logits, None if uniforms is None else uniforms[step], **options)
+        tokens, step = np.zeros((count, inputs.shape[1]), "int32"), step or self.step
+        for index in range(count):
+            token = np.where(inputs[index] < 0, tokens[index - 1], inputs[index])
+            logits, states = step(token, states)
+            tokens[index] = sample_tokens(logits, None if uniforms is None else uniforms[index], **options)
         return tokens, states
+
+    def _generate_on_torch(self, *args):
+        """The same; the weights are read once."""
+        import torch
+
+        decode = self._read_step()
+
+        def step(token, states):
+            logits, *states = decode(torch.from_numpy(token).to(states[0].device), *states)
+            return logits.cpu().numpy(), states
+
+        with torch.inference_mode():
+            return self._generate_stepwise(*args, step=step)
 
     def _generate_compiled(self, inputs, uniforms, count, states, options):
         """The same in one call."""

@@ -35,15 +35,16 @@ def filtered_softmax(
     scaled = np.asarray(logits, np.float64) / temperature
     p = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
     p /= p.sum(axis=-1, keepdims=True)
-    if top_k is not None or top_p is not None:
-        order = np.argsort(-p, axis=-1, kind="stable")
-        likeliest_first = np.take_along_axis(p, order, axis=-1)
-        keep = np.full((*p.shape[:-1], 1), p.shape[-1] if top_k is None else top_k)
-        if top_p is not None:
-            # The first token at which the sum reaches top_p is kept too.
-            below = np.cumsum(likeliest_first, axis=-1) < top_p - 1e-12
-            keep = np.minimum(keep, below.sum(axis=-1, keepdims=True) + 1)
-        np.put_along_axis(p, order, np.where(np.arange(p.shape[-1]) < keep, likeliest_first, 0.0), axis=-1)
+    if top_k is None and top_p is None:
+        return p
+    order = np.argsort(-p, axis=-1, kind="stable")
+    likeliest_first = np.take_along_axis(p, order, axis=-1)
+    keep = np.full((*p.shape[:-1], 1), p.shape[-1] if top_k is None else top_k)
+    if top_p is not None:
+        # The first token at which the sum reaches top_p is kept too.
+        below = np.cumsum(likeliest_first, axis=-1) < top_p - 1e-12
+        keep = np.minimum(keep, below.sum(axis=-1, keepdims=True) + 1)
+    np.put_along_axis(p, order, np.where(np.arange(p.shape[-1]) < keep, likeliest_first, 0.0), axis=-1)
     return p / p.sum(axis=-1, keepdims=True)
 
 
@@ -84,7 +85,7 @@ def sample_tokens(logits: npt.ArrayLike, uniforms: npt.ArrayLike | None = None, 
         return np.argmax(logits, axis=-1)
     cumulative = np.cumsum(filtered_softmax(logits, **options), axis=-1)
     # The last entry is 1 but for rounding.
-    return (cumulative <= np.expand_dims(uniforms, -1) * cumulative[..., -1:]).sum(axis=-1)
+    return (cumulative <= np.asarray(uniforms)[..., None] * cumulative[..., -1:]).sum(axis=-1)
 
 
 def sample_token(logits: npt.ArrayLike, rng: np.random.Generator | None = None, **options: Any) -> int:
