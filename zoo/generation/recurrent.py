@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 
-_NUM_STEPS = 16
+_NUM_STEPS = 32
 _MAX_LOGITS = 2**17  # of one step, where several make one call
 
 
