@@ -51,7 +51,7 @@ class RecurrentGenerator:
         self._model, self._vocabulary_size = model, infer_config(model)["vocabulary_size"]
         sizes = [layer.cell.state_size for layer in recurrent_layers(model)]
         self._state_sizes = keras.tree.flatten(sizes)
-        self._read_step = torch_step(model)
+        self._read_step: Any = torch_step(model)
         self._decode = (lambda *inputs: self._read_step()(*inputs)) if self._read_step else _keras_step(model)
         self._variables = lambda: model.variables
         self._step = compile_function(self._decode, self._variables, trace=False)
@@ -132,7 +132,7 @@ class RecurrentGenerator:
                 inputs[: len(given), row] = given
             # The first step of each row whose logits give a new token.
             first = [max(0, len(prompt) - 1 - position) for prompt in prompts]
-            uniforms = None if seeds is None else np.zeros(inputs.shape)
+            uniforms: Any = None if seeds is None else np.zeros(inputs.shape)
             for row, rng in enumerate(rngs):
                 uniforms[first[row] :, row] = rng.random(max(0, num_steps - first[row]))
             count = min(num_steps, max(start + number for start, number in zip(first, left) if number))
@@ -154,7 +154,7 @@ class RecurrentGenerator:
             tokens[index] = sample_tokens(logits, None if uniforms is None else uniforms[index], **options)
         return tokens, states
 
-    def _generate_on_torch(self, *args):
+    def _generate_on_torch(self, inputs, uniforms, count, states, options):
         """The same; the weights are read once."""
         import torch
 
@@ -165,7 +165,7 @@ class RecurrentGenerator:
             return logits.cpu().numpy(), states
 
         with torch.inference_mode():
-            return self._generate_stepwise(*args, step=step)
+            return self._generate_stepwise(inputs, uniforms, count, states, options, step)
 
     def _generate_compiled(self, inputs, uniforms, count, states, options):
         """The same in one call."""
