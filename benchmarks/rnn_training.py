@@ -4,8 +4,12 @@
 
 Two layers, sequences of 64 tokens, batches of 32, Adam, float32; 65 characters. "zoo" is what the recipe does, "stock"
 is Keras as it comes. Plain PyTorch is `torch.nn.Embedding`, `torch.nn.LSTM` or `GRU` and `torch.nn.Linear` in an eager
-loop; when generating, one character at a time with carried states under `torch.no_grad()`. Every measurement is a
-process of its own, contenders take turns, and the first steps (compilation) are not counted.
+loop. Every measurement is a process of its own, contenders take turns, and the first steps (compilation) are not
+counted.
+
+`--generate`: one text, a character at a time with carried states, each sampled at temperature 0.8. Plain PyTorch does
+so in four ways, under `torch.inference_mode()`: with `torch.nn.LSTM` or `GRU`, or with the cells, and each with oneDNN
+and without. The fastest of the four is 1.
 """
 
 import argparse
@@ -25,6 +29,14 @@ from benchmarks.side_by_side import ratios, run_interleaved
 
 VOCABULARY_SIZE, BATCH_SIZE, SEQUENCE_LENGTH, WARMUP_STEPS = 65, 32, 64, 4
 BACKENDS = ("tensorflow", "jax", "torch")
+# Ways of plain PyTorch to generate: (name, whether by cells, whether with oneDNN).
+PYTORCH_WAYS = (
+    ("pytorch", False, True),
+    ("pytorch-without-onednn", False, False),
+    ("pytorch-cells", True, True),
+    ("pytorch-cells-without-onednn", True, False),
+)
+TEMPERATURE, CALL_LENGTH = 0.8, 128  # characters of one call of `generate`
 
 
 def examples():
@@ -61,19 +73,38 @@ def pytorch_model(cell, units):
     return Model()
 
 
-def measure_pytorch(cell, units, steps, generate):
+def measure_pytorch_generation(cell, units, steps, by_cells, with_onednn):
+    import torch
+    from torch import nn
+
+    model = pytorch_model(cell, units)
+    cells = [{"lstm": nn.LSTMCell, "gru": nn.GRUCell}[cell](units, units) for _ in range(2)]
+    for index, one in enumerate(cells):
+        for name, weight in one.named_parameters():
+            weight.data = getattr(model.rnn, f"{name}_l{index}").data
+    token, state = torch.zeros((1, 1), dtype=torch.int64), None
+
+    def step(_):
+        nonlocal token, state
+        if by_cells:
+            x, new_states = model.encoder(token[:, 0]), []
+            for one, old in zip(cells, state or (None, None)):
+                new_states.append(one(x, old))
+                x = new_states[-1][0] if cell == "lstm" else new_states[-1]
+            state, logits = new_states, model.decoder(x)
+        else:
+            logits, state = model(token, state)
+            logits = logits[:, 0]
+        token = torch.multinomial(torch.softmax(logits / TEMPERATURE, -1), 1)
+
+    with torch.inference_mode(), torch.backends.mkldnn.flags(enabled=with_onednn):
+        return median_seconds(step, steps * 20)
+
+
+def measure_pytorch(cell, units, steps):
     import torch
 
     model = pytorch_model(cell, units)
-    if generate:
-        state, token = [None], torch.zeros((1, 1), dtype=torch.int64)
-
-        def step(_):
-            with torch.no_grad():
-                logits, state[0] = model(token, state[0])
-                token[0, 0] = int(logits[0, 0].argmax())
-
-        return median_seconds(step, steps * 20)
     optimizer = torch.optim.Adam(model.parameters())
     x, y = (torch.tensor(part, dtype=torch.int64) for part in examples())
 
@@ -100,14 +131,12 @@ def measure_keras(kind, cell, units, steps, generate):
         set_compiler_flags()
     config = {"cell": cell, "vocabulary_size": VOCABULARY_SIZE, "embedding_dim": units, "units": units}
     if generate:
-        generator, token = RecurrentGenerator(rnn_language_model(**config)), np.zeros(1, "int32")
-        states = [generator.init_states()]
-
-        def step(_):
-            logits, states[0] = generator.step(token, states[0])
-            token[0] = logits[0].argmax()
-
-        return median_seconds(step, steps * 20)
+        generator, options = RecurrentGenerator(rnn_language_model(**config)), {"temperature": TEMPERATURE}
+        options["max_new_tokens"] = CALL_LENGTH
+        calls = max(3, steps * 20 // CALL_LENGTH)
+        return (
+            median_seconds(lambda call: list(generator.generate([[0]], seeds=[call], **options)), calls) / CALL_LENGTH
+        )
     model = rnn_language_model(**config)
     model.compile(
         TorchAdam(1e-3) if kind == "zoo" else keras.optimizers.Adam(1e-3),
@@ -131,14 +160,19 @@ def main():
     args = parser.parse_args()
     if args.only:
         kind = args.only.split()[0]
-        case = (args.cell, args.units, args.steps, args.generate)
-        return print(json.dumps(measure_pytorch(*case) if kind == "pytorch" else measure_keras(kind, *case)))
+        case = (args.cell, args.units, args.steps)
+        if args.generate and kind.startswith("pytorch"):
+            seconds = measure_pytorch_generation(*case, *{name: way for name, *way in PYTORCH_WAYS}[kind])
+        else:
+            seconds = measure_pytorch(*case) if kind == "pytorch" else measure_keras(kind, *case, args.generate)
+        return print(json.dumps(seconds))
 
     kinds = ("zoo", "stock") if args.stock and not args.generate else ("zoo",)
-    contenders = ("pytorch", *(f"{kind} {backend}" for kind in kinds for backend in BACKENDS))
+    peers = [name for name, *_ in PYTORCH_WAYS] if args.generate else ["pytorch"]
+    contenders = (*peers, *(f"{kind} {backend}" for kind in kinds for backend in BACKENDS))
     tokens = 1 if args.generate else BATCH_SIZE * SEQUENCE_LENGTH
     lines = [
-        "| cell, units | contender | s/step | tokens/s | PyTorch = 1 (rounds) |",
+        "| cell, units | contender | ms/step | tokens/s | PyTorch = 1 (rounds) |",
         "| --- | --- | ---: | ---: | --- |",
     ]
     for cell in (args.cell,) if args.cell else ("lstm", "gru"):
@@ -147,9 +181,9 @@ def main():
             arguments = ["--cell", cell, "--units", units, "--steps", args.steps]
             arguments += ["--generate"] if args.generate else []
             times = run_interleaved(__file__, contenders, rounds=args.rounds, arguments=arguments)
-            for name, ratio in ratios(times, "pytorch").items():
+            for name, ratio in ratios(times, min(peers, key=lambda name: statistics.median(times[name]))).items():
                 median = statistics.median(times[name])
-                lines.append(f"| {cell}, {units} | {name} | {median:.4f} | {tokens / median:,.0f} | {ratio} |")
+                lines.append(f"| {cell}, {units} | {name} | {1000 * median:.3f} | {tokens / median:,.0f} | {ratio} |")
     print(f"\n{os.cpu_count()} cores\n\n" + "\n".join(lines))
 
 

@@ -34,7 +34,7 @@ def run_interleaved(script, contenders, *, rounds, arguments=(), before_round=No
             result = json.loads(process.stdout.strip().splitlines()[-1])
             times[name].append(result)
             values = result if isinstance(result, dict) else {"s": result}
-            line = "  ".join(f"{value:.4f} {key}" for key, value in values.items())
+            line = "  ".join(f"{value:.5f} {key}" for key, value in values.items())
             print(f"round {round_index + 1}: {name:24s} {line}", flush=True)
     return times
 

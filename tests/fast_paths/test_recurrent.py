@@ -7,6 +7,7 @@ from keras import layers
 
 from benchmarks.gradients import largest_error, outputs_and_gradients
 from zoo import fast_paths
+from zoo.training.optimizers import TorchAdam
 
 UNITS, STEPS, BATCH, WIDTH = 4, 5, 5, 2
 RNG = np.random.default_rng(0)
@@ -120,3 +121,26 @@ def test_a_stateful_layer_goes_on_where_it_ended(kind, mask):
         else:
             for variable, state in zip(variables, states):
                 variable.assign(state)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="the order in memory")
+@pytest.mark.parametrize("kind", ["zoo", "keras"])
+def test_training_with_kernels_in_another_order_in_memory(kind):
+    """An LSTM's kernels are kept as oneDNN takes them, which a fused optimizer must not mix up."""
+    weights = []
+    for fast in (False, True):
+        inputs = keras.Input((STEPS, WIDTH))
+        model = keras.Model(inputs, layers.Dense(2)(layers.LSTM(UNITS)(inputs)))
+        rng = np.random.default_rng(1)
+        model.set_weights([rng.normal(size=weight.shape) for weight in model.get_weights()])
+        model.compile(TorchAdam(0.01) if kind == "zoo" else keras.optimizers.Adam(0.01), loss="mse")
+        x, y = rng.normal(size=(BATCH, STEPS, WIDTH)).astype("float32"), np.ones((BATCH, 2), "float32")
+        for step in range(4):
+            if fast and step == 1:  # when the moments are there
+                fast_paths.use_fast_paths(model)
+            model.train_on_batch(x, y)
+        kernels = model.layers[1].cell.kernel, model.layers[1].cell.recurrent_kernel
+        assert all(kernel.value.t().is_contiguous() == fast for kernel in kernels)
+        weights.append(model.get_weights())
+    for a, b in zip(*weights):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)

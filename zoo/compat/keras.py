@@ -358,6 +358,17 @@ def clip_summed_gradients(optimizer_class: Any) -> Any:
     return optimizer_class
 
 
+def update_variables_at_once(optimizer_class: Any) -> Any:
+    """Class decorator: on PyTorch, the class updates by its method `update_variables`, of lists.
+
+    Since Keras 3.0. Public way: `update_step`, which is called for one variable after another.
+    """
+    if (name := _update_method()) != "update_step":
+        private(optimizer_class, name)
+        setattr(optimizer_class, name, lambda self, *args: self.update_variables(*args))
+    return optimizer_class
+
+
 def adam_slots(
     optimizer: keras.optimizers.Optimizer, variable: keras.Variable
 ) -> tuple[keras.Variable, keras.Variable]:

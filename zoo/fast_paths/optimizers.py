@@ -13,6 +13,7 @@ Weight decay, clipping, moving averages and the accumulation of gradients are Ke
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -128,31 +129,62 @@ def apply_adam_tensorflow(
 
 
 def _update_torch(optimizer, gradients, variables, learning_rate):
+    step = float(keras.ops.convert_to_numpy(optimizer.iterations)) + 1
+    epsilon = optimizer.epsilon / math.sqrt(1 - optimizer.beta_2**step)
+    apply_adam_torch(optimizer, gradients, variables, learning_rate, epsilon=epsilon)
+
+
+def apply_adam_torch(
+    optimizer: keras.optimizers.Optimizer,
+    gradients: Sequence[Tensor],
+    variables: Sequence[keras.Variable],
+    learning_rate: Tensor,
+    *,
+    epsilon: float,
+    l2_penalty: float = 0.0,
+) -> None:
+    """Update variables and their moments by PyTorch's fused kernel, in one call for each dtype and device.
+
+    Args:
+        optimizer: Keras' Adam, or of a class derived from it.
+        gradients: of the variables.
+        variables: those of a model.
+        learning_rate: scalar.
+        epsilon: added to the root of the corrected second moment.
+        l2_penalty: multiplied by a weight and added to its gradient.
+    """
     import torch
 
     from zoo.compat.torch import fused_adam
 
-    step = float(keras.ops.convert_to_numpy(optimizer.iterations)) + 1
+    groups: dict[Any, list[Any]] = {}
     with torch.no_grad():
-        for weight in (variable.value for variable in variables):
-            if not weight.is_contiguous():  # `zoo.fast_paths.inference_call` has reordered it
-                weight.data = weight.data.contiguous()
-        groups: dict[Any, list[Any]] = {}
         for gradient, variable in zip(gradients, variables):
-            slots = (slot.value for slot in adam_slots(optimizer, variable))
-            row = (variable.value, gradient.to(variable.value.dtype).contiguous(), *slots)
-            groups.setdefault((row[0].device, row[0].dtype), []).append(row)
+            weight, slots = variable.value, [slot.value for slot in adam_slots(optimizer, variable)]
+            for slot in slots:  # a fast path may have reordered the weight in memory
+                slot.data = _ordered_like(weight, slot)
+            row = (weight, _ordered_like(weight, gradient.to(weight.dtype)), *slots)
+            groups.setdefault((weight.device, weight.dtype), []).append(row)
+        step = optimizer.iterations.value.to(torch.float32) + 1
         for (device, _), rows in groups.items():
-            steps = torch.full((), step, dtype=torch.float32, device=device)
-            fused_adam(
+            fused_adam(  # which goes through the memory of all of these alike
                 *(list(part) for part in zip(*rows)),
                 [],
-                [steps] * len(rows),
+                [step.to(device)] * len(rows),
                 lr=float(learning_rate),
                 beta1=optimizer.beta_1,
                 beta2=optimizer.beta_2,
-                weight_decay=0.0,
-                eps=optimizer.epsilon / math.sqrt(1 - optimizer.beta_2**step),
+                weight_decay=l2_penalty,
+                eps=epsilon,
                 amsgrad=False,
                 maximize=False,
             )
+
+
+def _ordered_like(weight, tensor):
+    """A tensor's values in the order in memory that a weight of its shape has."""
+    import torch
+
+    if tensor.stride() == weight.stride():
+        return tensor
+    return torch.empty_like(weight, dtype=tensor.dtype).copy_(tensor)

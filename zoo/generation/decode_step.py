@@ -109,7 +109,7 @@ def sample_step(
     if sampling:
         logits = ops.cast(ops.concatenate(list(logits_blocks), axis=-1), "float32")  # (B, 1, V)
         uniforms = ops.take(params["uniforms"], position, axis=1)  # (B,)
-        token = _sample(logits[:, 0], uniforms, params, suppress_tokens, *sampling)  # (B, 1)
+        token = sample_on_device(logits[:, 0], uniforms, params, *sampling, suppress_tokens=suppress_tokens)  # (B, 1)
         score = ops.take_along_axis(logits[:, 0], token, axis=1)
         if with_scores:
             score = score - top_candidates([logits], 1, suppress_tokens, normalize_over)[2][:, 0]
@@ -223,8 +223,28 @@ def top_candidates(
     return scores, tokens, normalizer
 
 
-def _sample(logits, uniforms, params, suppress_tokens, top_k, use_top_p):
-    """Tokens (B, 1) of logits (B, V) by inversion of `zoo.generation.sampling.filtered_softmax` at uniforms (B,)."""
+def sample_on_device(
+    logits: Tensor,
+    uniforms: Tensor,
+    params: Mapping[str, Tensor],
+    top_k: int | None = None,
+    use_top_p: bool = False,
+    *,
+    suppress_tokens: Sequence[int] = (),
+) -> Tensor:
+    """`zoo.generation.sampling.sample_tokens` in tensors, for compiled loops, in float32.
+
+    Args:
+        logits: (B, V).
+        uniforms: (B,) in [0, 1).
+        params: {"temperature": scalar, "top_p": scalar}.
+        top_k: as there; of equally likely tokens at the cut all are kept.
+        use_top_p: whether `params["top_p"]` is applied.
+        suppress_tokens: tokens that are never chosen.
+
+    Returns:
+        tokens (B, 1) int32.
+    """
     scaled = logits / params["temperature"]
     if suppress_tokens:
         scaled = ops.where(np.isin(np.arange(scaled.shape[1]), suppress_tokens), -np.inf, scaled)

@@ -18,29 +18,34 @@ def filtered_softmax(
     """Probabilities of the next token after temperature, top-k and top-p filtering.
 
     Args:
-        logits: float array (V,).
+        logits: float array (V,), or (..., V) for several.
         temperature: logits are divided by it, > 0; below 1 sharper, above 1 flatter.
         top_k: keep the k most likely tokens; None for all.
         top_p: nucleus sampling (Holtzman et al. 2020): keep the fewest most likely tokens whose probabilities sum to
             at least this, in (0, 1]; None for all.
 
     Returns:
-        float64 array (V,) that sums to 1. Of equally likely tokens at a cut those with the smaller id are kept.
+        float64 array of the same shape; the last axis sums to 1. Of equally likely tokens at a cut those with the
+        smaller id are kept.
 
     Raises:
         UserError: if an argument is out of range.
     """
     check_sampling(temperature=temperature, top_k=top_k, top_p=top_p)
     scaled = np.asarray(logits, np.float64) / temperature
-    p = np.exp(scaled - scaled.max())
-    p /= p.sum()
-    order = np.argsort(-p, kind="stable")
-    keep = len(p) if top_k is None else min(top_k, len(p))
+    p = np.exp(scaled - scaled.max(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+    if top_k is None and top_p is None:
+        return p
+    order = np.argsort(-p, axis=-1, kind="stable")
+    likeliest_first = np.take_along_axis(p, order, axis=-1)
+    keep = np.full((*p.shape[:-1], 1), p.shape[-1] if top_k is None else top_k)
     if top_p is not None:
         # The first token at which the sum reaches top_p is kept too.
-        keep = min(keep, int(np.searchsorted(np.cumsum(p[order]), top_p - 1e-12)) + 1)
-    p[order[keep:]] = 0.0
-    return p / p.sum()
+        below = np.cumsum(likeliest_first, axis=-1) < top_p - 1e-12
+        keep = np.minimum(keep, below.sum(axis=-1, keepdims=True) + 1)
+    np.put_along_axis(p, order, np.where(np.arange(p.shape[-1]) < keep, likeliest_first, 0.0), axis=-1)
+    return p / p.sum(axis=-1, keepdims=True)
 
 
 def check_sampling(*, temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> None:
@@ -62,8 +67,29 @@ def check_sampling(*, temperature: float = 1.0, top_k: int | None = None, top_p:
         raise UserError(f"top_p must be above 0 and at most 1, got {top_p}.")
 
 
+def sample_tokens(logits: npt.ArrayLike, uniforms: npt.ArrayLike | None = None, **options: Any) -> np.ndarray:
+    """Choose the next token of each row by inversion sampling.
+
+    Args:
+        logits: float array (..., V).
+        uniforms: float64 array (...) of random numbers in [0, 1). None for the most likely tokens (greedy).
+        **options: `temperature`, `top_k`, `top_p`: see `filtered_softmax`.
+
+    Returns:
+        their ids, int array (...).
+
+    Raises:
+        UserError: if an argument is out of range.
+    """
+    if uniforms is None:
+        return np.argmax(logits, axis=-1)
+    cumulative = np.cumsum(filtered_softmax(logits, **options), axis=-1)
+    # The last entry is 1 but for rounding.
+    return (cumulative <= np.asarray(uniforms)[..., None] * cumulative[..., -1:]).sum(axis=-1)
+
+
 def sample_token(logits: npt.ArrayLike, rng: np.random.Generator | None = None, **options: Any) -> int:
-    """Choose the next token.
+    """Choose the next token of one text, see `sample_tokens`.
 
     Args:
         logits: float array (V,).
@@ -76,8 +102,4 @@ def sample_token(logits: npt.ArrayLike, rng: np.random.Generator | None = None, 
     Raises:
         UserError: if an argument is out of range.
     """
-    if rng is None:
-        return int(np.argmax(logits))
-    cumulative = np.cumsum(filtered_softmax(logits, **options))
-    # Inversion sampling; the last entry is 1 but for rounding.
-    return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+    return int(sample_tokens(logits, None if rng is None else rng.random(), **options))

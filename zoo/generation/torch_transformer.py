@@ -38,7 +38,19 @@ def supports(model: keras.Model) -> bool:
     Returns:
         True if it is.
     """
-    return keras.backend.backend() == "torch" and all(
+    return keras.backend.backend() == "torch" and computes_in_float32(model)
+
+
+def computes_in_float32(model: keras.Model) -> bool:
+    """Whether all layers of a model compute in float32 and none is quantised.
+
+    Args:
+        model: any.
+
+    Returns:
+        True if so.
+    """
+    return all(
         layer.compute_dtype == "float32" and not getattr(layer, "quantization_mode", None)
         for layer in flatten_layers(model)
     )

@@ -11,16 +11,18 @@ Why not `keras.optimizers.Adam`? Two reasons, both measured on the CNN of this p
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
-from zoo.compat.keras import adam_slots, clip_summed_gradients
-from zoo.fast_paths.optimizers import apply_adam_tensorflow
+from zoo.compat.keras import adam_slots, clip_summed_gradients, update_variables_at_once
+from zoo.fast_paths.optimizers import apply_adam_tensorflow, apply_adam_torch
 from zoo.typing import Tensor
 
 
+@update_variables_at_once
 @clip_summed_gradients
 @keras.saving.register_keras_serializable("zoo")
 class TorchAdam(keras.optimizers.Adam):
@@ -68,8 +70,8 @@ class TorchAdam(keras.optimizers.Adam):
 
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
         momentum, velocity = adam_slots(self, variable)
-        update = {"tensorflow": self._update_tensorflow, "torch": self._update_torch}.get(keras.backend.backend())
-        (update or self._update_ops)(gradient, variable, momentum, velocity, learning_rate)
+        update = self._update_tensorflow if keras.backend.backend() == "tensorflow" else self._update_ops
+        update(gradient, variable, momentum, velocity, learning_rate)
 
     def _update_ops(self, gradient, variable, momentum, velocity, learning_rate):
         """The equations above in `keras.ops`; XLA fuses them into one pass on JAX."""
@@ -98,31 +100,17 @@ class TorchAdam(keras.optimizers.Adam):
             gradient = gradient + self.l2_penalty * value
         apply_adam_tensorflow(self, gradient, variable, learning_rate, correct_epsilon=True)
 
-    def _update_torch(self, gradient, variable, momentum, velocity, learning_rate):
-        """PyTorch's own fused kernel, the one behind `torch.optim.Adam(fused=True)`."""
-        import torch
+    def update_variables(
+        self, gradients: Sequence[Tensor], variables: Sequence[keras.Variable], learning_rate: Tensor
+    ) -> None:
+        """On PyTorch, update all variables at once by its fused kernel, the one of `torch.optim.Adam(fused=True)`.
 
-        from zoo.compat.torch import fused_adam
-
-        weight = variable.value
-        if weight.stride() != momentum.value.stride():  # `zoo.fast_paths.inference_call` has reordered it
-            weight.data = weight.data.contiguous()
-        with torch.no_grad():
-            fused_adam(  # which goes through the memory of all of these alike
-                [weight],
-                [gradient.contiguous()],
-                [momentum.value],
-                [velocity.value],
-                [],
-                [self.iterations.value.to(torch.float32) + 1],
-                lr=float(learning_rate),
-                beta1=self.beta_1,
-                beta2=self.beta_2,
-                weight_decay=self.l2_penalty,
-                eps=self.epsilon,
-                amsgrad=False,
-                maximize=False,
-            )
+        Args:
+            gradients: of the variables.
+            variables: the model's.
+            learning_rate: scalar.
+        """
+        apply_adam_torch(self, gradients, variables, learning_rate, epsilon=self.epsilon, l2_penalty=self.l2_penalty)
 
     def get_config(self) -> dict[str, Any]:
         config = super().get_config()
