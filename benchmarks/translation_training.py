@@ -1,6 +1,6 @@
 """Tokens a second when training the translation recipe's transformer, beside plain PyTorch.
 
-    python benchmarks/translation_training.py --rounds 3
+    python benchmarks/translation_training.py --rounds 3 --record
 
 The model published for Multi30k (3 + 3 layers, hidden width 256, intermediate width 1024, 4 heads, 6,000 entries, pre-
 norm) and the "tiny" variant (4 + 4, 128, 256, 4, post-norm); batches of 2,048 tokens a side in the recipe's own
@@ -26,6 +26,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import rows
 from benchmarks.side_by_side import ratios, run_interleaved
 
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -168,6 +169,7 @@ def main():
     parser.add_argument("--size", choices=tuple(SIZES), help="this size only")
     parser.add_argument("--stock", action="store_true", help="Keras' own optimizer too")
     parser.add_argument("--only", help="measure this contender here and print seconds per token as JSON")
+    rows.add_record_flag(parser)
     args = parser.parse_args()
     if args.only:
         kind = args.only.split()[0]
@@ -184,6 +186,8 @@ def main():
         times = run_interleaved(
             __file__, contenders, rounds=args.rounds, arguments=["--size", size, "--steps", args.steps]
         )
+        workload = f"training the {size} transformer, batches of 2,048 tokens, float32"
+        rows.record(args, f"translation_training_{size}", times, workload=workload, unit="s/token")
         for name, ratio in ratios(times, "pytorch").items():
             lines.append(f"| {size} | {name} | {1 / statistics.median(times[name]):,.0f} | {ratio} |")
     print(f"\n{os.cpu_count()} cores\n\n" + "\n".join(lines))
