@@ -44,24 +44,30 @@ def random_examples(count):
     return rng.standard_normal((count, 48, 48, 3)).astype("float32"), rng.integers(0, 10, count)
 
 
-def measure_pytorch(steps, compiled=False):
-    """Plain PyTorch: a loop over `torch.nn` layers, eager or with the loss as a compiled function."""
-    import torch
+def pytorch_model():
+    """The CNN in `torch.nn`, from images (B, 3, 48, 48) to logits (B, 10)."""
     from torch import nn
 
-    torch.manual_seed(0)
-    model = nn.Sequential(
+    return nn.Sequential(
         *(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU()),
         *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Conv2d(64, 128, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
         *(nn.Flatten(), nn.Dropout(0.5), nn.Linear(18432, 512), nn.ReLU(), nn.Dropout(0.5), nn.Linear(512, 10)),
     )
+
+
+def measure_pytorch(steps, compiled=False):
+    """Plain PyTorch: a loop over `torch.nn` layers, eager or with the loss as a compiled function."""
+    import torch
+
+    torch.manual_seed(0)
+    model = pytorch_model()
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=1e-4)
     x, y = random_examples(BATCH * 4)
     x, y = torch.tensor(x).permute(0, 3, 1, 2).contiguous(), torch.tensor(y)
 
     def loss_of(images, labels):
-        return nn.functional.cross_entropy(model(images), labels)
+        return torch.nn.functional.cross_entropy(model(images), labels)
 
     if compiled:
         loss_of = torch.compile(loss_of)

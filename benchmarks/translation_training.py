@@ -97,7 +97,7 @@ def pytorch_model(num_layers, hidden_dim, intermediate_dim, num_heads, pre_norm)
 
         def forward(self, source, target):
             padding = source == PAD_ID
-            causal = nn.Transformer.generate_square_subsequent_mask(target.shape[1], dtype=torch.bool)
+            causal = nn.Transformer.generate_square_subsequent_mask(target.shape[1], target.device, torch.bool)
             hidden = self.transformer(
                 self.embed(source),
                 self.embed(target),
