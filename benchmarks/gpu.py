@@ -240,10 +240,10 @@ def is_peer(row, kind):
     return not row["contender"].startswith("zoo") and row["contender"].endswith("-compiled") == (kind == "compiled")
 
 
-def probe_backends(tiny):
+def probe_backends(backends, tiny):
     """[what each installed backend finds]; without --tiny, those without an accelerator are left out, with a word."""
     found = []
-    for backend in BACKENDS:
+    for backend in backends:
         if not importlib.util.find_spec(backend):
             continue
         program = f"import json; from benchmarks.gpu_pieces import probe; print(json.dumps(probe({backend!r})))"
@@ -332,7 +332,7 @@ def main(args):
             print(piece["part"], piece["name"])
         return 0
     start = time.monotonic()
-    devices = [one for one in probe_backends(args.tiny) if one["backend"] in (args.backends or BACKENDS)]
+    devices = probe_backends(args.backends or BACKENDS, args.tiny)
     if not devices:
         raise SystemExit("No backend finds an accelerator here: install its CUDA build, or use --tiny.")
     rows, jobs = [], args.jobs or max(1, min(4, (os.cpu_count() or 4) // 4))
