@@ -81,13 +81,12 @@ def pieces(backends, tiny):
         for workload, peers in (("translation", native), ("denoiser", diffusers)):
             add_all(3, "train", workload, precision, peers)
         for workload in ("LSTM", "GRU"):
-            for batch_size in (1, 64):
-                if precision != "float16":
-                    add_all(4, "generate", workload, precision, native, batch_size=batch_size)
+            for batch_size in {"float32": (1, 64), "bfloat16": (64,), "float16": ()}[precision]:
+                add_all(4, "generate", workload, precision, native, batch_size=batch_size)
         for beams in (1, 5):
             add_all(4, "translate", "opus-mt", precision, ("transformers",), num_beams=beams, batch_size=32)
-        for batch_size in (1, 8):
-            add_all(5, "draw", "SD 1.5", precision, diffusers, batch_size=2 if tiny and batch_size > 1 else batch_size)
+        for batch_size in (1, 8) if precision == "bfloat16" and not tiny else (1,):
+            add_all(5, "draw", "SD 1.5", precision, diffusers, batch_size=batch_size)
         if precision != "float16":
             add_all(6, "train", "autoencoder", precision, diffusers)
             add_all(6, "draw", "SD 1.5", precision, diffusers, batch_size=3 if tiny else 13)
@@ -107,7 +106,7 @@ def is_possible(piece):
     quick = piece["workload"] in ("CNN", "rnn_shakespeare, LSTM")
     if piece["contender"].endswith(("-compiled", "-jit")) and (not quick or piece["precision"] != "float32"):
         return False
-    if piece.get("batch_size", 32) == 1 or piece.get("num_beams") == 1:
+    if piece["kind"] == "generate" and piece["batch_size"] == 1 or piece.get("num_beams") == 1:
         return False  # the others run the same code
     return piece["precision"] == "float32" or piece["precision"] == "bfloat16" and quick
 
