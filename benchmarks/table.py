@@ -98,6 +98,7 @@ LINES = (
     Line("SD 1.5, peak memory", "text_to_image_sd15_1", "diffusers", PIPELINE, 1.1, "peak", "cost"),
     Line("SD 1.5, loading", "text_to_image_sd15_1", "diffusers", PIPELINE, 2.0, "load", "cost"),
     Line("SD 1.5 U-Net, 32x32 latents", "unet_sd15", "zeromodels {backend}", ZEROMODELS, 1.0, "s"),
+    Line("SD 1.5 U-Net, 32x32 latents", "unet_sd15", "diffusers", CLASS, None, "s"),
     Line(
         *("SD 1.5 U-Net, over the arithmetic floor", "unet_sd15", "matmul*", "its products alone", 1.6, "s", "cost"),
         remark="the best ≤ 1.3",
@@ -105,6 +106,17 @@ LINES = (
     Line(
         *("SD 1.5 U-Net, memory above Keras and weights", "unet_sd15", None, "–", 0.5, "GB above weights", "value"),
         unit="GB",
+    ),
+    Line("SD 1.5 text encoder", "text_encoder_sd15", "zeromodels {backend}", ZEROMODELS, None, "s"),
+    Line("SD 1.5 text encoder", "text_encoder_sd15", "diffusers", "transformers' class, eager", None, "s"),
+    Line("SD 1.5 decoder, 32x32 latents", "decoder_sd15", "zeromodels {backend}", ZEROMODELS, None, "s"),
+    Line("SD 1.5 decoder, 32x32 latents", "decoder_sd15", "diffusers", CLASS, None, "s"),
+    Line(
+        "translation training, published size",
+        "translation_training_published",
+        "keras-hub {backend}",
+        "KerasHub's layers",
+        None,
     ),
     *(
         Line(
