@@ -1,6 +1,6 @@
 """Images per second when training the denoiser of the captioned images, beside diffusers' U-Net in plain PyTorch.
 
-    python benchmarks/denoiser_training.py --rounds 3
+    python benchmarks/denoiser_training.py --rounds 3 --record
 
 The "tiny" denoiser on latents of 12x12x4 and contexts of 16x128, batches of 64, mean squared error, Adam, float32.
 "zoo" is what the recipe does, without the moving average of the weights. diffusers' `UNet2DConditionModel` is of the
@@ -21,6 +21,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import rows
 from benchmarks.side_by_side import ratios, run_interleaved
 
 CONTENDERS = ("diffusers", *(f"zoo {backend}" for backend in ("tensorflow", "jax", "torch")))
@@ -86,6 +87,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--only", help="measure this contender here and print seconds as JSON")
+    rows.add_record_flag(parser)
     args = parser.parse_args()
     if args.only:
         return print(json.dumps((measure_zoo if args.only.startswith("zoo") else measure_diffusers)(args.steps)))
@@ -95,6 +97,8 @@ def main():
     for name, ratio in ratios(times, "diffusers").items():
         median = statistics.median(times[name])
         print(f"| {name} | {1000 * median:.0f} | {BATCH_SIZE / median:.0f} | {ratio} |")
+    workload = f"the tiny denoiser, 12x12x4 latents, batches of {BATCH_SIZE}, Adam, float32"
+    rows.record(args, "denoiser_training", times, workload=workload, unit="s/step")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Tokens a second when training and generating with recurrent language models, beside plain PyTorch.
 
-    python benchmarks/rnn_training.py --rounds 3
+    python benchmarks/rnn_training.py --rounds 3 --record
 
 Two layers, sequences of 64 tokens, batches of 32, Adam, float32; 65 characters. "zoo" is what the recipe does, "stock"
 is Keras as it comes. Plain PyTorch is `torch.nn.Embedding`, `torch.nn.LSTM` or `GRU` and `torch.nn.Linear` in an eager
@@ -25,6 +25,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import rows
 from benchmarks.side_by_side import ratios, run_interleaved
 
 VOCABULARY_SIZE, BATCH_SIZE, SEQUENCE_LENGTH, WARMUP_STEPS = 65, 32, 64, 4
@@ -157,6 +158,7 @@ def main():
     parser.add_argument("--generate", action="store_true", help="generation instead of training")
     parser.add_argument("--stock", action="store_true", help="Keras as it comes too")
     parser.add_argument("--only", help="measure this contender here and print seconds as JSON")
+    rows.add_record_flag(parser)
     args = parser.parse_args()
     if args.only:
         kind = args.only.split()[0]
@@ -181,6 +183,9 @@ def main():
             arguments = ["--cell", cell, "--units", units, "--steps", args.steps]
             arguments += ["--generate"] if args.generate else []
             times = run_interleaved(__file__, contenders, rounds=args.rounds, arguments=arguments)
+            row = f"{cell}_{'generation' if args.generate else 'training'}_{units}"
+            workload = f"{cell}, 2 layers of {units}, {tokens} tokens a step, float32"
+            rows.record(args, row, times, workload=workload, unit="s/step")
             for name, ratio in ratios(times, min(peers, key=lambda name: statistics.median(times[name]))).items():
                 median = statistics.median(times[name])
                 lines.append(f"| {cell}, {units} | {name} | {1000 * median:.3f} | {tokens / median:,.0f} | {ratio} |")

@@ -25,6 +25,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import rows
 from benchmarks.diffusers_models import autoencoder_kl, clip_text_encoder, conditional_unet
 from benchmarks.side_by_side import ratios, run_interleaved
 from zoo.models import variants
@@ -137,6 +138,7 @@ def main():
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--batch-size", type=int, default=1, help="images at once, with --only")
     parser.add_argument("--only", help="measure this contender here and print the figures as JSON")
+    rows.add_record_flag(parser)
     args = parser.parse_args()
     folder = args.folder / args.size
     if args.only:
@@ -156,6 +158,9 @@ def main():
     for batch_size in SIZES[args.size]["batch_sizes"]:
         arguments = ["--size", args.size, "--folder", args.folder, "--batch-size", batch_size]
         results = run_interleaved(__file__, args.contenders, rounds=args.rounds, arguments=arguments)
+        workload = f"{IMAGE_SIZE[args.size]} pixels, {num_steps} steps, {batch_size} images at once, float32"
+        row = f"text_to_image_{args.size}_{batch_size}"
+        rows.record(args, row, results, workload=workload, unit="s; peak: GB (1e9 bytes)")
         speed = ratios({name: [one["next"] for one in rounds] for name, rounds in results.items()}, args.contenders[0])
         medians = {
             name: {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}

@@ -1,6 +1,6 @@
 """Sentences a second when translating with a model of opus-mt's size, beside `generate` of transformers.
 
-    python benchmarks/translation_decoding.py --rounds 3
+    python benchmarks/translation_decoding.py --rounds 3 --record
 
 6 + 6 layers, hidden width 512, intermediate width 2048, 8 heads, 58,101 pieces, float32; 32 sentences of 8 to 32
 tokens, translated greedily or with 5 beams into 32 tokens each: the weights are random, the same on both sides, and no
@@ -21,6 +21,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import rows
 from benchmarks.side_by_side import ratios, run_interleaved
 
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -100,6 +101,7 @@ def main():
     parser.add_argument("--batch-size", type=int, default=32, help="sentences translated at once")
     parser.add_argument("--max-new-tokens", type=int, default=32, help="length of each translation")
     parser.add_argument("--only", help="measure this contender here and print seconds as JSON")
+    rows.add_record_flag(parser)
     args = parser.parse_args()
     if args.only:
         from zoo.fast_paths.layers import set_compiler_flags
@@ -128,6 +130,9 @@ def main():
             args.repeats,
         ]
         times = run_interleaved(__file__, contenders, rounds=args.rounds, arguments=arguments)
+        row = f"translation_{num_beams}_beam{'s' * (num_beams > 1)}_{args.batch_size}"
+        workload = f"{args.batch_size} sentences, {num_beams} beams, {args.max_new_tokens} tokens each, float32"
+        rows.record(args, row, times, workload=workload, unit="s/batch")
         for name, ratio in ratios(times, "transformers").items():
             median = statistics.median(times[name])
             lines.append(f"| {num_beams} | {name} | {median:.3f} | {args.batch_size / median:.2f} | {ratio} |")

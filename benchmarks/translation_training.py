@@ -1,14 +1,15 @@
 """Tokens a second when training the translation recipe's transformer, beside plain PyTorch.
 
-    python benchmarks/translation_training.py --rounds 3
+    python benchmarks/translation_training.py --rounds 3 --record
 
 The model published for Multi30k (3 + 3 layers, hidden width 256, intermediate width 1024, 4 heads, 6,000 entries, pre-
 norm) and the "tiny" variant (4 + 4, 128, 256, 4, post-norm); batches of 2,048 tokens a side in the recipe's own
 buckets, dropout 0.3, label smoothing 0.1, Adam, float32. "zoo" is what the recipe does, "stock" is Keras' own optimizer
-in its place. Plain PyTorch is `torch.nn.Transformer` between a tied `torch.nn.Embedding` with sinusoidal positions and
-its transpose, in an eager loop; its dropouts of attention weights and inner activations, which the recipe's model does
-not have, are off. Tokens are those of the target, padding not counted. Every measurement is a process of its own,
-contenders take turns, and a first pass over the batches (compilation) is not counted.
+in its place; "keras-hub" is the network of KerasHub's layers as they come, with Keras' Adam. Plain PyTorch is
+`torch.nn.Transformer` between a tied `torch.nn.Embedding` with sinusoidal positions and its transpose, in an eager
+loop; its dropouts of attention weights and inner activations, which the recipe's model does not have, are off. Tokens
+are those of the target, padding not counted. Every measurement is a process of its own, contenders take turns, and a
+first pass over the batches (compilation) is not counted.
 """
 
 import argparse
@@ -26,6 +27,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import rows
 from benchmarks.side_by_side import ratios, run_interleaved
 
 BACKENDS = ("tensorflow", "jax", "torch")
@@ -96,7 +98,7 @@ def pytorch_model(num_layers, hidden_dim, intermediate_dim, num_heads, pre_norm)
 
         def forward(self, source, target):
             padding = source == PAD_ID
-            causal = nn.Transformer.generate_square_subsequent_mask(target.shape[1], dtype=torch.bool)
+            causal = nn.Transformer.generate_square_subsequent_mask(target.shape[1], target.device, torch.bool)
             hidden = self.transformer(
                 self.embed(source),
                 self.embed(target),
@@ -136,6 +138,31 @@ def measure_pytorch(size, count):
     return seconds_per_token(step, batches), sum(part.numel() for part in model.parameters())
 
 
+def keras_hub_model(num_layers, hidden_dim, intermediate_dim, num_heads, pre_norm):
+    """The same network of KerasHub's layers, which drop out where `nn.Transformer` does but for attention weights."""
+    import keras
+    import keras_hub
+
+    options = {"intermediate_dim": intermediate_dim, "num_heads": num_heads, "dropout": DROPOUT}
+    options |= {"activation": "relu", "normalize_first": pre_norm}
+    source, target = (keras.Input((None,), dtype="int32", name=name) for name in ("source", "target"))
+    embedding = keras_hub.layers.ReversibleEmbedding(VOCABULARY_SIZE, hidden_dim, tie_weights=True)
+    positions, dropout = keras_hub.layers.SinePositionEncoding(), keras.layers.Dropout(DROPOUT)
+
+    def embed(tokens):
+        x = embedding(tokens) * math.sqrt(hidden_dim)
+        return dropout(x + positions(x))
+
+    x, y, padding = embed(source), embed(target), keras.ops.not_equal(source, PAD_ID)
+    for _ in range(num_layers):
+        x = keras_hub.layers.TransformerEncoder(**options)(x, padding_mask=padding)
+    for _ in range(num_layers):
+        y = keras_hub.layers.TransformerDecoder(**options)(y, x, encoder_padding_mask=padding)
+    if pre_norm:
+        y = keras.layers.LayerNormalization()(y)
+    return keras.Model([source, target], embedding(y, reverse=True))
+
+
 def measure_keras(kind, size, count):
     import keras
 
@@ -146,8 +173,11 @@ def measure_keras(kind, size, count):
     from zoo.training.optimizers import TorchAdam
 
     set_compiler_flags()
-    model = transformer(vocabulary_size=VOCABULARY_SIZE, dropout=DROPOUT, pad_id=PAD_ID, **SIZES[size])
-    set_initial_weights(model, seed=0, initializer="transformer")
+    if kind == "keras-hub":
+        model = keras_hub_model(**SIZES[size])
+    else:
+        model = transformer(vocabulary_size=VOCABULARY_SIZE, dropout=DROPOUT, pad_id=PAD_ID, **SIZES[size])
+        set_initial_weights(model, seed=0, initializer="transformer")
     adam = TorchAdam if kind == "zoo" else keras.optimizers.Adam
     model.compile(adam(LEARNING_RATE, beta_2=0.98, epsilon=1e-9), LabelSmoothingCrossEntropy(LABEL_SMOOTHING))
     if kind == "zoo":
@@ -167,7 +197,9 @@ def main():
     parser.add_argument("--steps", type=int, default=20, help="timed training steps in each process")
     parser.add_argument("--size", choices=tuple(SIZES), help="this size only")
     parser.add_argument("--stock", action="store_true", help="Keras' own optimizer too")
+    parser.add_argument("--keras-hub", action="store_true", help="the same network of KerasHub's layers too")
     parser.add_argument("--only", help="measure this contender here and print seconds per token as JSON")
+    rows.add_record_flag(parser)
     args = parser.parse_args()
     if args.only:
         kind = args.only.split()[0]
@@ -176,7 +208,7 @@ def main():
         print(f"{args.only}: {parameters:,} parameters", file=sys.stderr)
         return print(json.dumps(seconds))
 
-    kinds = ("zoo", "stock") if args.stock else ("zoo",)
+    kinds = ("zoo", *["stock"] * args.stock, *["keras-hub"] * args.keras_hub)
     contenders = ("pytorch", *(f"{kind} {backend}" for kind in kinds for backend in BACKENDS))
     lines = ["| model | contender | tokens/s | PyTorch = 1 (rounds) |", "| --- | --- | ---: | --- |"]
     for size in (args.size,) if args.size else SIZES:
@@ -184,6 +216,8 @@ def main():
         times = run_interleaved(
             __file__, contenders, rounds=args.rounds, arguments=["--size", size, "--steps", args.steps]
         )
+        workload = f"training the {size} transformer, batches of 2,048 tokens, float32"
+        rows.record(args, f"translation_training_{size}", times, workload=workload, unit="s/token")
         for name, ratio in ratios(times, "pytorch").items():
             lines.append(f"| {size} | {name} | {1 / statistics.median(times[name]):,.0f} | {ratio} |")
     print(f"\n{os.cpu_count()} cores\n\n" + "\n".join(lines))

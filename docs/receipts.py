@@ -1,4 +1,4 @@
-"""Write the results into the pages from what they were read of: cards, runs, anchors. One command for maintainers.
+"""Write the results into the pages from what they were read of: cards, runs, anchors, benchmarks. For maintainers.
 
     python docs/receipts.py            # write
     python docs/receipts.py --check    # say where a page differs from its sources, or a template states a figure itself
@@ -9,6 +9,7 @@ place only:
     cards[NAME]      saved_models/NAME/card.json: of a published model
     runs[NAME]       docs/results/runs.json: of a run that was made and not published, good or bad
     anchors[NAME]    docs/results/anchors.json: a published figure, its convention, its source and when that was read
+    speed_table      benchmarks/results/*.json, through benchmarks/table.py: speed beside peers
 """
 
 import argparse
@@ -20,9 +21,13 @@ import sys
 import jinja2
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.table import table
+
 TEMPLATES = ROOT / "docs" / "results"
 # {template: page}; in a page the text is between <!-- receipt: TEMPLATE --> and <!-- end receipt -->.
-PAGES = {"readme_results.md": "README.md", "results.md": "docs/results.md"}
+PAGES = {"readme_results.md": "README.md", "results.md": "docs/results.md", "speed_table.md": "docs/speed.md"}
 UNITS = r"%|BLEU|bits|nats|seconds|minutes|min|hours|s|h|ms|MB|GB|points|images/s|tokens/s"
 FIGURE = re.compile(rf"\d(?:[\d.,]*\d)?(?:\*\*)?\s?(?:{UNITS})(?![\w%])")
 
@@ -48,9 +53,9 @@ def minutes(seconds):
 
 
 def sources():
-    """{"cards", "runs", "anchors"}: what templates read."""
+    """{"cards", "runs", "anchors", "speed_table"}: what templates read."""
     cards = {path.parent.name: json.loads(path.read_text("utf-8")) for path in ROOT.glob("saved_models/*/card.json")}
-    return {"cards": cards} | {
+    return {"cards": cards, "speed_table": table(ROOT / "benchmarks" / "results")} | {
         name: json.loads((TEMPLATES / f"{name}.json").read_text("utf-8")) for name in ("runs", "anchors")
     }
 

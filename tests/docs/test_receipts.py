@@ -1,7 +1,8 @@
-"""The figures in README and docs/results.md are those of the cards and of docs/results/*.json."""
+"""The figures in README, docs/results.md and docs/speed.md are those of cards, docs/results and benchmarks/results."""
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -16,7 +17,7 @@ def test_the_pages_say_what_their_sources_say():
 
 def test_every_card_is_in_the_results():
     cards = receipts.sources()["cards"]
-    for template in receipts.PAGES:
+    for template in ("readme_results.md", "results.md"):
         text = receipts.render(template)
         assert cards and all(f"`{name}`" in text for name in cards), template
 
@@ -33,6 +34,7 @@ def copy(tmp_path, monkeypatch):
     for name in (*receipts.PAGES.values(), *(f"saved_models/{name}/card.json" for name in receipts.sources()["cards"])):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((receipts.ROOT / name).read_bytes())
+    shutil.copytree(receipts.ROOT / "benchmarks" / "results", tmp_path / "benchmarks" / "results")
     templates = tmp_path / "docs" / "results"
     templates.mkdir()
     for path in receipts.TEMPLATES.iterdir():
@@ -55,6 +57,20 @@ def test_another_figure_in_a_page_or_a_card_is_seen(copy, monkeypatch, capsys):
     assert len(receipts.problems()) == 2  # README.md and docs/results.md
     monkeypatch.setattr("sys.argv", ["receipts.py", "--check"])
     assert receipts.main() == 1 and "README.md" in capsys.readouterr().out
+
+
+def test_another_run_of_a_benchmark_is_seen(copy):
+    (path,) = (copy / "benchmarks" / "results").glob("transcribed.json")
+    run = {
+        "row": "denoiser_training",
+        "date": "2099-01-01",
+        "machine": json.loads(path.read_text("utf-8"))[0]["machine"],
+    }
+    run["results"] = {"diffusers": [96.0], "zoo jax": [1.0]}
+    (path.parent / "another.json").write_text(json.dumps(run), "utf-8")
+    assert receipts.problems() == ["docs/speed.md differs from its sources: run python docs/receipts.py."]
+    receipts.main()
+    assert receipts.problems() == [] and "96.00" in (copy / "docs" / "speed.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
