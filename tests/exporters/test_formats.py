@@ -18,7 +18,11 @@ from zoo.io.model_files import save_model
 
 BACKEND = keras.backend.backend()
 OWN_FORMATS = [name for name, about in FORMATS.items() if about.backend == BACKEND]
-KINDS = pytest.mark.parametrize("make", [classifier, language_model, translator], ids=lambda make: make.__name__)
+KINDS = pytest.mark.parametrize(
+    "make",
+    [classifier, language_model, pytest.param(translator, marks=pytest.mark.slow)],
+    ids=lambda make: make.__name__,
+)
 on_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="written by TensorFlow")
 on_torch = pytest.mark.skipif(BACKEND != "torch", reason="written by PyTorch")
 

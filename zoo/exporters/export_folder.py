@@ -196,12 +196,12 @@ def _record_name(name):
 
 
 def _replays(plan, parts, fixed):
-    """The replays of the parts that are written; records of further shapes only where shapes are open."""
+    """The replays of the parts that are written; of the records, those that have the shapes of a format."""
     return [
         (kind, names, record)
         for kind, names, record in plan.replays
         if all(name in parts for name in names)
-        and not (fixed and record in plan.inputs and record not in plan.fixed_inputs)
+        and not (fixed and plan.fixed_inputs and record not in plan.fixed_inputs)
     ]
 
 
