@@ -64,7 +64,7 @@ def write_framework_models(jobs: Sequence[ConversionJob], folder_format: str) ->
         UserError: if the framework cannot convert a model; the sentence names the layer where that is known.
     """
     backend = FORMATS[folder_format].backend
-    if keras.backend.backend() == backend:
+    if backend is None or keras.backend.backend() == backend:
         for job in jobs:
             _convert(job, folder_format)
         return

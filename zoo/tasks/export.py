@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+from typing import Any
 
 from zoo import backends
 from zoo.parity.records import ParityRecord, parity_path
@@ -52,7 +53,7 @@ def export(
     from zoo.exporters.export_folder import check_export, plan_of_model, write_export
     from zoo.tasks.base import TASK_CLASSES, task_class
 
-    options = {"folder_format": format, "quantize": quantize, "tolerance": tolerance, "log": log}
+    options: dict[str, Any] = {"folder_format": format, "quantize": quantize, "tolerance": tolerance, "log": log}
     check_export(folder, format, quantize)
     one_file = not isinstance(preset, Preset) and os.fspath(preset).endswith(".keras")
     paths = [found.model_path] if one_file or found.model_path.is_file() else found.model_paths

@@ -223,7 +223,7 @@ class Translator(Task):
             length = min(length, self._config["max_length"])
         source = np.pad(source[1:], [(0, 0), (0, length - 9)], constant_values=self._config["pad_id"])
         cache = [(1, heads, length, size)] * 2 * len(layers)
-        fixed_shapes = {
+        fixed_shapes: dict[str, list[tuple[int, ...]]] = {
             "encoder": [(1, length)],
             "decode_step": [(1, 1), (1,), (1, length), (1, 1, length), *cache, *cache],
         }
