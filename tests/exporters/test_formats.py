@@ -51,6 +51,8 @@ def test_every_kind(make, folder_format, tmp_path):
     name = "model" if make is classifier else "decode_step"
     shape = file_of(path, name)[1]["inputs"][0]["shape"]
     assert (shape[0] == 1) == FORMATS[folder_format].fixed_shapes
+    if FORMATS[folder_format].fixed_shapes:
+        assert all(isinstance(size, int) for x in file_of(path, name)[1]["outputs"] for size in x["shape"])
     file = max((file for file in path.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
     file.write_bytes(file.read_bytes()[:-9] + b"different")
     with pytest.raises(UserError, match=f"{file.relative_to(path.parent).as_posix()} has sha256 .* was altered or cut"):

@@ -262,9 +262,13 @@ def _describe(part, shapes):
         {"name": x.name, "shape": axis_names(x.name, shape), "dtype": x.dtype}
         for x, shape in zip(part.model.inputs, shapes)
     ]
+    results = part.model.outputs
+    if all(None not in shape for shape in shapes):  # where the format fixes them
+        symbols = [keras.KerasTensor(shape, x.dtype) for x, shape in zip(part.model.inputs, shapes)]
+        results = keras.tree.flatten(part.model.compute_output_spec(symbols if len(symbols) > 1 else symbols[0]))
     outputs = [
         {"name": name, "shape": axis_names(name, x.shape), "dtype": x.dtype}
-        for name, x in zip(part.output_names, part.model.outputs)
+        for name, x in zip(part.output_names, results)
     ]
     return {"inputs": inputs, "outputs": outputs}
 
