@@ -247,6 +247,7 @@ def _write_models(parts, shapes, folder, folder_format, quantize):
 
 def _to_openvino(path):
     """Write an ONNX file as OpenVINO's, in its place."""
+    require("openvino", what="An export to OpenVINO")
     import openvino
 
     converted = openvino.convert_model(str(path))

@@ -67,7 +67,6 @@ class RuntimeModel:
 
     def __init__(self, runtime: str, path: StrPath, output_names: Sequence[str] | None = None) -> None:
         self.runtime, self.path, self._output_names = runtime, pathlib.Path(path), output_names
-        require(RUNTIMES[runtime], what=f"The runtime {runtime}")
         load = {
             "onnxruntime": self._load_onnxruntime,
             "openvino": self._load_openvino,
@@ -77,6 +76,8 @@ class RuntimeModel:
         }[runtime]
         try:
             self._run = load()
+        except UserError:
+            raise
         except Exception as error:  # runtimes raise many kinds
             raise UserError(
                 f"{runtime} does not load {path} ({error_summary(error)}): export the model again, or take a newer "
@@ -104,6 +105,7 @@ class RuntimeModel:
             ) from error
 
     def _load_onnxruntime(self):
+        require("onnxruntime", what="The runtime onnxruntime")
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -112,6 +114,7 @@ class RuntimeModel:
         return lambda feeds: session.run(None, feeds)
 
     def _load_openvino(self):
+        require("openvino", what="The runtime openvino")
         import openvino
 
         # The processor's bfloat16, which OpenVINO would take by itself, has 8 bits.
@@ -119,12 +122,14 @@ class RuntimeModel:
         return lambda feeds: list(compiled(feeds).values())
 
     def _load_litert(self):
+        require("ai_edge_litert", what="The runtime litert")
         from ai_edge_litert.interpreter import Interpreter
 
         runner = Interpreter(str(self.path)).get_signature_runner()
         return lambda feeds: self._ordered(runner(**feeds))
 
     def _load_tensorflow(self):
+        require("tensorflow", what="The runtime tensorflow")
         import tensorflow
 
         self._loaded = tensorflow.saved_model.load(str(self.path))  # which its signatures do not keep alive
@@ -132,6 +137,7 @@ class RuntimeModel:
         return lambda feeds: self._ordered(run(**{name: tensorflow.constant(x) for name, x in feeds.items()}))
 
     def _load_torch(self):
+        require("torch", what="The runtime torch")
         import torch
 
         module = torch.export.load(self.path).module()
