@@ -68,6 +68,7 @@ def test_a_saved_model_takes_any_batch_and_length(tmp_path):
         np.testing.assert_allclose(model({"token": tokens})[0], task.model(tokens, training=False), atol=1e-5)
 
 
+@pytest.mark.slow
 @on_torch
 def test_a_torch_program_takes_any_batch_and_size(tmp_path):
     task = classifier()

@@ -30,9 +30,7 @@ def weights(path):
 @pytest.mark.parametrize(
     "make, name",
     [
-        pytest.param(
-            make, name, id=f"{make.__name__}-{name}", marks=[pytest.mark.slow] * (make is translator and name != "int8")
-        )
+        pytest.param(make, name, id=f"{make.__name__}-{name}", marks=[pytest.mark.slow] * (make is translator))
         for make in (classifier, language_model, translator)
         for name in QUANTIZATIONS
     ],
