@@ -4,7 +4,8 @@
     python benchmarks/export_matrix.py cnn_mnist --keep DIR  some, and the exported folders stay in DIR
 
 Each preset is exported to each format, and its records are replayed in each runtime of that format. A cell is the
-largest difference as a fraction of the largest output (or of 1, if that is larger), or why there is none.
+largest difference as a fraction of the largest output (or of 1, if that is larger), or why there is none: "open length"
+where the format would fix the length of a text, so that only the steps are written.
 """
 
 import argparse
@@ -17,9 +18,11 @@ sys.path.insert(0, str(ROOT))
 
 import zoo
 from zoo.errors import UserError
-from zoo.exporters.runtimes import RUNTIMES
+from zoo.exporters.runtimes import FORMATS
 
-COLUMNS = [(folder_format, runtime) for folder_format, runtimes in RUNTIMES.items() for runtime in runtimes]
+COLUMNS = [(folder_format, runtime) for folder_format, about in FORMATS.items() for runtime in about.runtimes]
+
+LEFT_OUT = "open length"  # of a model that takes whole sequences, where the format would fix their length
 
 
 def rows_of(name, folder):
@@ -36,7 +39,7 @@ def rows_of(name, folder):
         except UserError as error:
             cells = {"all": str(error)[:80]}
         for models, cell in cells.items():
-            rows.setdefault(models, ["" for _ in COLUMNS])[column] = cell
+            rows.setdefault(models, [LEFT_OUT for _ in COLUMNS])[column] = cell
     return rows
 
 

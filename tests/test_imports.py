@@ -24,7 +24,9 @@ TIERS = (
 )
 TIER = {room: tier for tier, rooms in enumerate(TIERS) for room in rooms}
 # Rooms whose point is a framework's own way: they import it, inside functions.
-FRAMEWORK_ROOMS = {"backends", "compat", "distribution", "fast_paths", "generation", "io", "parity", "training"}
+FRAMEWORK_ROOMS = {
+    *("backends", "compat", "distribution", "exporters", "fast_paths", "generation", "io", "parity", "training")
+}
 FILES = sorted([*(ROOT / "zoo").rglob("*.py"), *(ROOT / "recipes").glob("*.py")])
 
 

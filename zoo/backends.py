@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import json
 import os
+import subprocess
 import sys
 import tempfile
 
@@ -163,6 +164,37 @@ def skip_optional_imports() -> None:
     """
     global _skip_optional_imports
     _skip_optional_imports = True
+
+
+def run_on_backend(backend: str, module: str, *arguments: object) -> None:
+    """Run a module of the zoo in a process of its own, with Keras on a backend.
+
+    Args:
+        backend: its name.
+        module: whose `main` is a `zoo.errors.run_command`.
+        *arguments: of its command line.
+
+    Raises:
+        UserError: with the process's own sentence, if it fails.
+    """
+    environment = os.environ | {
+        "KERAS_BACKEND": backend,
+        "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3"),
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+    child = subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+    if child.returncode:
+        messages = child.stderr.strip().splitlines()
+        signal = f"the process ended with signal {-child.returncode}"
+        last = messages[-1] if messages and child.returncode > 0 else signal
+        raise UserError(last.removeprefix("error: "))
 
 
 @contextlib.contextmanager

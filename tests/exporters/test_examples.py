@@ -108,6 +108,20 @@ def test_generate(name, exported):
     assert text == task.generate("A", max_new_tokens=9, temperature=0.5) + "\n"
 
 
+@pytest.mark.slow  # TensorFlow writes the files
+def test_litert(tmp_path):
+    """Equal texts for equal seeds; a photo of a digit is resized by the program, not by the model."""
+    path, name = EXAMPLES.parent / "images" / "digit.png", "lstm_shakespeare"
+    folder = zoo.export(name, tmp_path / name, format="litert")
+    text = run_file("litert_generate.py", folder, "ROMEO:", "--seed", 1)
+    assert text == zoo.CausalLM.from_preset(name).generate("ROMEO:", seed=1) + "\n"
+    folder = zoo.export("cnn_mnist", tmp_path / "cnn_mnist", format="litert")
+    code = "import litert_classify\nprint(json.dumps(litert_classify.classify(*sys.argv[1:])))"
+    found = json.loads(run_example(code, folder, path))
+    best = zoo.ImageClassifier.from_preset("cnn_mnist").classify(path)[0]
+    assert found[0][0] == best["label"] and abs(found[0][1] - best["score"]) < 1e-2
+
+
 def translations(folder, sentences, num_beams):
     code = (
         "import onnx_translate\ntranslator = onnx_translate.Translator(sys.argv[1])\n"

@@ -214,7 +214,7 @@ def test_bad_input(tmp_path, monkeypatch):
     for arguments, words in (
         (
             ["cnn_mnist", "--to", "onxx"],
-            "There is no format 'onxx': choose one of onnx, openvino. Did you mean 'onnx'?",
+            "There is no format 'onxx': choose one of onnx, openvino, litert, saved_model, torch. Did you mean 'onnx'?",
         ),
         (["cnn_mnits", "--to", "onnx"], "Did you mean 'cnn_mnist'?"),
         (["cnn_mnist", "--to", "onnx", "--output", "/proc/x/y"], "Cannot write to /proc/x"),
@@ -232,7 +232,7 @@ def test_bad_input(tmp_path, monkeypatch):
             with pytest.raises(UserError, match=rf"An export needs {name}, .*pip install 'keras-model-zoo\[export\]'"):
                 run(["export", "cnn_mnist", "--to", "onnx", "--output", str(tmp_path / "x")])
     with pytest.raises(
-        UserError, match="There is no runtime 'onnxruntim': choose one of onnxruntime, openvino. Did you"
+        UserError, match="There is no runtime 'onnxruntim': choose one of onnxruntime, openvino, litert, tensorflow, to"
     ):
         zoo.verify("cnn_mnist", runtimes=["onnxruntim"])
     with pytest.raises(UserError, match="A model is verified on backends or in runtimes: give one of the two"):

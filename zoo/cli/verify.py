@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--runtimes",
         type=comma_separated,
         metavar="A,B",
-        help="onnxruntime, openvino: export the model and run it there instead of on backends; default none, or for a "
-        "folder that zoo export wrote the one of its certificate",
+        help="some of onnxruntime, openvino, litert, tensorflow, torch: export the model and run it there instead of "
+        "on backends; default none, or for a folder that zoo export wrote the one of its certificate",
     )
 
 

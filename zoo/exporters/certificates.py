@@ -21,7 +21,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from zoo.errors import UserError
-from zoo.exporters.runtimes import RUNTIMES, RuntimeModel, check_runtimes, runtime_version
+from zoo.exporters.quantization import QUANTIZATIONS
+from zoo.exporters.runtimes import FORMATS, RuntimeModel, check_runtimes, runtime_version
 from zoo.io import files, schemas
 from zoo.parity.records import ParityRecord
 from zoo.parity.verify import TOLERANCE, max_scaled_error
@@ -171,6 +172,7 @@ def certify(
     *,
     tolerance: float = TOLERANCE,
     metadata: dict[str, object],
+    quantize: str | None = None,
 ) -> list[ReplayResult]:
     """Replay the records of a new folder in the runtime of its format, and write its certificate.
 
@@ -179,6 +181,7 @@ def certify(
         replays: (kind, names of model files, name of the record) of each.
         tolerance: the largest error that passes.
         metadata: what else the certificate says.
+        quantize: how the files were quantized, or None.
 
     Returns:
         the results.
@@ -187,7 +190,7 @@ def certify(
         UserError: if an error is over the tolerance, or the runtime refuses a file.
     """
     config = read_export_config(folder)
-    runtime = RUNTIMES[config.format][0]
+    runtime = FORMATS[config.format].runtimes[0]
     results, version = [], runtime_version(runtime)
     for kind, models, record in replays:
         error = replay_error(folder, config, kind, models, record, runtime)
@@ -199,8 +202,12 @@ def certify(
                 "nothing was exported: give a larger --tolerance if that will do."
             )
     described = {
-        path.name: {"sha256": files.sha256(path), "bytes": path.stat().st_size} for path in sorted(folder.iterdir())
+        path.relative_to(folder).as_posix(): {"sha256": files.sha256(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
     }
+    if quantize:
+        metadata = metadata | {"quantization": _describe_quantization(quantize)}
     certificate = {
         **metadata,
         "runtime": {"name": runtime, "version": version},
@@ -215,6 +222,19 @@ def certify(
         json.dumps(certificate, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
     )
     return results
+
+
+def _describe_quantization(quantize):
+    """What the certificate of quantized files says of itself."""
+    return {
+        "name": quantize,
+        "method": QUANTIZATIONS[quantize].method,
+        "meaning": (
+            "Quantized files differ from the float32 model by design: the tolerance bounds the difference on the "
+            "parity records alone and says nothing of the score. Scores before and after, on test data: "
+            "docs/guides/export.md, made by benchmarks/export_scores.py."
+        ),
+    }
 
 
 # ------------------------------------------------------------------------------------------------------------- replays
@@ -247,8 +267,10 @@ def replay_error(
     if missing := [name for name in models if name not in config.models]:
         raise UserError(f"{CONFIG_FILE} in {folder} does not describe {missing[0]}: export the model again.")
     path, reference = pathlib.Path(folder), ParityRecord.load(pathlib.Path(folder) / record)
-    loaded = [RuntimeModel(runtime, path / name) for name in models]
     described = [config.models[name] for name in models]
+    loaded = [
+        RuntimeModel(runtime, path / name, [x.name for x in about.outputs]) for name, about in zip(models, described)
+    ]
     replays: dict[str, Callable] = {
         "call": _call,
         "token_by_token": _token_by_token,
@@ -290,9 +312,11 @@ def _decoder_steps(encoder, step, encoder_described, step_described, inputs):
     (batch, length), logits = target.shape, []
     heads, size = cross[0].shape[1], cross[0].shape[3]
     count = len(step_described.inputs) - 4 - len(cross)
-    caches = np.zeros((count, batch, heads, length, size), cross[0].dtype)
+    fixed = step_described.inputs[3].shape[2]  # cached positions; the name of an open size
+    capacity = fixed if isinstance(fixed, int) else length
+    caches = np.zeros((count, batch, heads, capacity, size), cross[0].dtype)
     for position, token in enumerate(target.T):
-        mask = np.broadcast_to(np.arange(length) < position, (batch, 1, length))
+        mask = np.broadcast_to(np.arange(capacity) < position, (batch, 1, capacity))
         positions = np.full(batch, position)
         first, *new = step(_feeds(step_described, [token[:, None], positions, padding_mask, mask, *cross, *caches]))
         caches[:, :, :, position] = np.stack(new)[:, :, :, 0]

@@ -161,7 +161,12 @@ def _load(path, dtype, load_weights):
                 return model
             if _file_size(path, "model.weights.h5") >= LARGE_MODEL and (extent := find_weights(path)):
                 return load_mapped(path, *extent)
-            return keras.saving.load_model(path, compile=False, safe_mode=True)
+            try:
+                return keras.saving.load_model(path, compile=False, safe_mode=True)
+            except ValueError:
+                if (model := _load_quantized_attention(path)) is None:
+                    raise
+                return model
     except Exception as error:  # Keras raises many kinds; all of them mean that this file cannot be used
         if isinstance(error, MemoryError) or isinstance(error.__cause__, MemoryError):
             raise UserError(
@@ -175,6 +180,36 @@ def _load(path, dtype, load_weights):
                 "again with stock layers or registered classes in its place."
             ) from error
         raise UserError(f"{path} cannot be loaded as a Keras model: {error_summary(error)}.") from error
+
+
+def _load_quantized_attention(path):
+    """The model of a file in which attention layers are quantized, or None if it is no such file.
+
+    Keras 3.15 quantizes the four projections of `MultiHeadAttention`, but writes nothing of it to the layer's
+    configuration, so that it builds them in float32 again and then finds other weights in the file.
+    """
+    import keras
+
+    attention = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
+    for mode in ("int8", "int4"):
+        model = _model_from_config(path, None)
+        layers = [layer for layer in flatten_layers(model) if isinstance(layer, attention)]
+        projections = [
+            one
+            for layer in layers
+            for one in flatten_layers(layer)
+            if isinstance(one, keras.layers.EinsumDense) and one.built and not one.quantization_mode
+        ]
+        if not projections:
+            return None
+        for projection in projections:
+            projection.quantize(mode)
+        try:
+            model.load_weights(path)
+        except ValueError:
+            continue
+        return model
+    return None
 
 
 def _file_size(path, name):

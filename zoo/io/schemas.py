@@ -36,11 +36,13 @@ Share = Annotated[float, Meta(ge=0, le=1)]
 Text = Annotated[str, Meta(max_length=1000)]
 _PATTERNS = {
     r"^[^/\\]+$": "the name of a file in its folder",
+    r"^(?!\.\.?/)[^/\\]+(/(?!\.\.?(/|$))[^/\\]+)*$": "the name of a file in its folder or in one below",
     "^[0-9a-f]{64}$": "a sha256",
     "^(https?|file)://": "a URL",
 }
-_FILE_NAME, _SHA256, _URL = _PATTERNS
+_FILE_NAME, _FILE_PATH, _SHA256, _URL = _PATTERNS
 FileName = Annotated[str, Meta(pattern=_FILE_NAME, max_length=255)]
+FilePath = Annotated[str, Meta(pattern=_FILE_PATH, max_length=1000)]  # below a folder
 Sha256 = Annotated[str, Meta(pattern=_SHA256)]
 Url = Annotated[str, Meta(pattern=_URL)]
 Widths = Annotated[list[Width], Meta(min_length=1, max_length=16)]
@@ -593,7 +595,7 @@ class ExportedModel(Struct):
     outputs: Annotated[list[ExportedTensor], Meta(min_length=1, max_length=4096)]
 
 
-EXPORT_FORMATS = Literal["onnx", "openvino"]
+EXPORT_FORMATS = Literal["onnx", "openvino", "litert", "saved_model", "torch"]
 ExportedModels = Annotated[dict[FileName, ExportedModel], Meta(min_length=1, max_length=64)]
 
 
@@ -604,6 +606,7 @@ class ExportConfig(Struct):
     models: ExportedModels
     name: Text = ""
     task: Text | None = None
+    quantization: Literal["int8", "int4", "float16"] | None = None
 
 
 class Replay(Struct):
@@ -634,7 +637,7 @@ class Certificate(Struct):
 
     runtime: Runtime
     tolerance: Annotated[float, Meta(ge=0, le=1)]
-    files: Annotated[dict[FileName, CertifiedFile], Meta(min_length=1, max_length=256)]
+    files: Annotated[dict[FilePath, CertifiedFile], Meta(min_length=1, max_length=256)]
     replays: Annotated[list[Replay], Meta(min_length=1, max_length=64)]
 
 

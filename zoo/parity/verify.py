@@ -7,9 +7,7 @@ record beside the file (see `zoo.parity.records`) and with the other backends.
 from __future__ import annotations
 
 import dataclasses
-import os
 import pathlib
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from zoo.backends import check_backend, import_keras, installed_backends, skip_optional_imports
+from zoo.backends import check_backend, import_keras, installed_backends, run_on_backend, skip_optional_imports
 from zoo.errors import UserError, run_command
 from zoo.io import files, model_files
 from zoo.parity.records import ParityRecord, compute_parity_record, parity_path
@@ -308,24 +306,8 @@ def _first_difference(name, record, other_name, other, tolerance):
 
 def _run_child(backend, model_path, inputs_path, target):
     """Record the file on a backend in a process of its own, with the inputs of the record at `inputs_path`, if any."""
-    environment = os.environ | {
-        "KERAS_BACKEND": backend,
-        "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3"),
-        "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-    }
-    child = subprocess.run(
-        [sys.executable, "-m", "zoo.parity.verify", model_path, target, *([inputs_path] if inputs_path else [])],
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
-    if child.returncode:
-        messages = child.stderr.strip().splitlines()
-        signal = f"the process ended with signal {-child.returncode}"
-        last = messages[-1] if messages and child.returncode > 0 else signal
-        raise UserError(last.removeprefix("error: "))
+    inputs = [inputs_path] if inputs_path else []
+    run_on_backend(backend, "zoo.parity.verify", model_path, target, *inputs)
     return ParityRecord.load(target)
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from zoo.errors import UserError
 from zoo.io import cards, files, model_files, schemas
-from zoo.parity.verify import TOLERANCE
 from zoo.presets import find_preset, preset_folders
 from zoo.typing import Log, StrPath
 
@@ -208,7 +207,13 @@ class Task:
         return path
 
     def export(
-        self, folder: StrPath, *, format: str = "onnx", tolerance: float = TOLERANCE, log: Log | None = None
+        self,
+        folder: StrPath,
+        *,
+        format: str = "onnx",
+        quantize: str | None = None,
+        tolerance: float | None = None,
+        log: Log | None = None,
     ) -> pathlib.Path:
         """Write the task for another runtime: model files, tokenizer, config.json and a certificate.
 
@@ -218,9 +223,10 @@ class Task:
 
         Args:
             folder: where it goes; an export that is there is replaced, and anything else is an error.
-            format: "onnx" or "openvino".
+            format: "onnx", "openvino", "litert", "saved_model" or "torch".
+            quantize: "int8", "int4" or "float16" for smaller ONNX files; None for float32.
             tolerance: the largest difference that passes, as a fraction of the largest output (or of 1, if that is
-                larger).
+                larger); 1e-4, or that of the quantization, if None.
             log: function that takes a line for each result.
 
         Returns:
@@ -230,15 +236,15 @@ class Task:
             UserError: if the format is unknown, a package is missing, the folder cannot be written to, a model holds a
                 layer or operation that cannot be exported, or a difference is over the tolerance.
         """
-        return self._export(folder, format, tolerance, {}, log)
+        return self._export(folder, {}, folder_format=format, quantize=quantize, tolerance=tolerance, log=log)
 
-    def _export(self, folder, format, tolerance, records, log):
+    def _export(self, folder, records, *, folder_format, quantize, **options):
         """`export` with the parity records of a preset, {name of a model: `zoo.parity.records.ParityRecord`}."""
         from zoo.exporters.export_folder import check_export, write_export
 
-        check_export(folder, format)
-        plan = self._export_plan()
-        return write_export(folder, plan, folder_format=format, tolerance=tolerance, records=records, log=log)
+        check_export(folder, folder_format, quantize)
+        options |= {"folder_format": folder_format, "quantize": quantize}
+        return write_export(folder, self._export_plan(), records=records, **options)
 
     def _export_plan(self) -> ExportPlan:
         """What an export of this task consists of."""

@@ -200,6 +200,7 @@ class CausalLM(Task):
 
     def _export_plan(self):
         from zoo.exporters.export_folder import ExportedPart, ExportPlan
+        from zoo.exporters.quantization import QUANTIZATIONS
 
         step = decode_step_model(self.model)
         next_states = [f"{x.name}_next" for x in step.inputs[1:]]
@@ -211,6 +212,8 @@ class CausalLM(Task):
             recorded={"model": self.model},
             replays=[("call", ["model"], "model"), ("token_by_token", ["decode_step"], "model")],
             config=self._export_config(vocabulary_size=self._vocabulary_size),
+            # The step is what quantizers handle, and what does not fix the length of the text.
+            left_out=dict.fromkeys(("litert", "torch", *QUANTIZATIONS), ["model"]),
             save_tokenizer=self._save_tokenizer,
         )
 

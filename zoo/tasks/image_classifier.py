@@ -255,10 +255,17 @@ class ImageClassifier(Task):
     save_to_preset.__doc__ = Task.save_to_preset.__doc__
 
     def _export_plan(self):
+        from keras.layers import Resizing
+
+        from zoo.compat.keras import flatten_layers
         from zoo.exporters.export_folder import ExportedPart, ExportPlan
         from zoo.parity.records import smooth_images
 
         _, height, width, channels = self.model.input_shape
+        # The size that the model works on, where it takes any size.
+        sizes = [(layer.height, layer.width) for layer in flatten_layers(self.model) if isinstance(layer, Resizing)]
+        inner = sizes[0] if sizes else (48, 48)
+        fixed_shape = (1, height or inner[0], width or inner[1], channels)
         # Larger than what the model works on, where it takes any size: runtimes differ in how they shrink images.
         shape = (2, height or 100, width or 80, channels)
         large = smooth_images(np.random.default_rng(0), shape).astype("float32")
@@ -267,6 +274,8 @@ class ImageClassifier(Task):
             recorded={"model": self.model, "large_images": self.model},
             inputs={"large_images": [large + np.random.default_rng(1).uniform(-30, 30, shape).astype("float32")]},
             replays=[("call", ["model"], "model"), ("call", ["model"], "large_images")],
+            fixed_shapes={"model": [fixed_shape]},
+            fixed_inputs={"model": [smooth_images(np.random.default_rng(0), fixed_shape).astype("float32")]},
             config=self._export_config(
                 class_names=self.class_names,
                 preprocess_input=self.preprocess_input,

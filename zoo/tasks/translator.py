@@ -37,6 +37,9 @@ class TranslateOptions(TypedDict, total=False):
     batch_size: int
 
 
+FIXED_LENGTH = 64  # source tokens, and target positions, of exports whose shapes are fixed
+
+
 class Translator(Task):
     """Translates with a model and the tokenizer it was trained with.
 
@@ -214,6 +217,16 @@ class Translator(Task):
         names = {
             kind: [f"{kind}_{part}_{i}" for i in layers for part in ("keys", "values")] for kind in ("cross", "new")
         }
+        size, (source, target) = self._config["hidden_dim"] // self._config["num_heads"], self._padded_batch()
+        heads, length = self._config["num_heads"], FIXED_LENGTH
+        if self._config["positions"] == "learned":
+            length = min(length, self._config["max_length"])
+        source = np.pad(source[1:], [(0, 0), (0, length - 9)], constant_values=self._config["pad_id"])
+        cache = [(1, heads, length, size)] * 2 * len(layers)
+        fixed_shapes: dict[str, list[tuple[int, ...]]] = {
+            "encoder": [(1, length)],
+            "decode_step": [(1, 1), (1,), (1, length), (1, 1, length), *cache, *cache],
+        }
         languages = {name: self.card.get(name) for name in ("source_lang", "target_lang")}
         return ExportPlan(
             parts={
@@ -235,6 +248,9 @@ class Translator(Task):
                 max_positions=self._config["max_length"] if self._config["positions"] == "learned" else None,
                 **languages,
             ),
+            left_out={"litert": ["model"]},
+            fixed_shapes=fixed_shapes,
+            fixed_inputs={"padded_batch": [source, target[1:]]},
             save_tokenizer=self._save_tokenizer,
         )
 

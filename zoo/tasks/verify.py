@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from zoo.errors import UserError
 from zoo.exporters.certificates import ExportReport, is_export, verify_folder
-from zoo.exporters.runtimes import check_runtimes
+from zoo.exporters.runtimes import FORMATS, check_runtime, check_runtimes
 from zoo.parity.verify import TOLERANCE, VerificationReport, verify_file
 from zoo.presets import find_preset
 from zoo.typing import Log, StrPath
@@ -34,8 +34,9 @@ def verify(
         tolerance: the largest difference that passes, as a fraction of the largest value (or of 1, if that is larger);
             1e-4, or what the certificate says, if None.
         backends: names of backends; those installed if None.
-        runtimes: names of runtimes, "onnxruntime" or "openvino": the preset is exported to a temporary folder and run
-            there instead; or the runtimes that are to run an exported folder.
+        runtimes: names of runtimes, "onnxruntime", "openvino", "litert", "tensorflow" or "torch": the preset is
+            exported to a temporary folder, in the format of each, and run there instead; or the runtimes that are to
+            run an exported folder.
         log: function that takes each line of the report as soon as it is known.
         on_start: function that takes the name of each backend before it runs, which takes seconds.
 
@@ -84,8 +85,20 @@ def _verify_in_runtimes(preset, tolerance, runtimes, log):
     """Export to a temporary folder and verify that; a difference is a row of the report, not an error."""
     from zoo.tasks.export import export
 
-    check_runtimes(list(runtimes), "onnx")
+    formats: dict[str, list[str]] = {}
+    for runtime in dict.fromkeys(runtimes):
+        check_runtime(runtime)
+        folder_format = next(name for name, about in FORMATS.items() if runtime in about.runtimes)
+        check_runtimes([runtime], folder_format)
+        formats.setdefault(folder_format, []).append(runtime)
+    reports = []
     with tempfile.TemporaryDirectory() as scratch:
-        folder = pathlib.Path(scratch) / "export"
-        export(preset, folder, tolerance=1.0)
-        return verify_folder(folder, tolerance=tolerance, runtimes=runtimes, log=log)
+        for folder_format, names in formats.items():
+            folder = pathlib.Path(scratch) / folder_format
+            export(preset, folder, format=folder_format, tolerance=1.0)
+            reports.append(verify_folder(folder, tolerance=tolerance, runtimes=names, log=log))
+    return ExportReport(
+        passed=all(report.passed for report in reports),
+        rows=tuple(row for report in reports for row in report.rows),
+        text="\n\n".join(report.text for report in reports),
+    )
