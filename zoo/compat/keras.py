@@ -242,6 +242,39 @@ def _functional_class():
     return type(keras.Model(probe, probe, name="probe"))
 
 
+# ------------------------------------------------------------------------------------------------------------- precision
+
+
+@contextlib.contextmanager
+def float64_results() -> Iterator[None]:
+    """In this context float64 stays float64: Keras on JAX and PyTorch else takes float32 for the result of an operation.
+
+    `keras.backend.result_type("float64", "float32")` is float32 there since Keras 3.0, so that a BatchNormalization of
+    dtype float64 computes in float32. Public way: none.
+    """
+    import keras
+
+    table = private("keras", "src.backend.common.dtypes.BIT64_TO_BIT32_DTYPE")
+    original, is_jax = table.get("float64"), keras.backend.backend() == "jax"
+    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
+    if is_jax:
+        import jax
+
+        enabled = jax.config.read("jax_enable_x64")
+        jax.config.update("jax_enable_x64", True)
+    table["float64"] = "float64"
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    try:
+        yield
+    finally:
+        table["float64"] = original
+        keras.config.set_floatx(floatx)
+        keras.config.set_dtype_policy(policy)
+        if is_jax:
+            jax.config.update("jax_enable_x64", enabled)
+
+
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
