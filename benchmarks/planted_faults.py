@@ -3,10 +3,10 @@
     python benchmarks/planted_faults.py --output planted_faults.json
     python benchmarks/planted_faults.py --plants 3 --clean 0 --seed 1
 
-Each plant is drawn of a seed: one of three small models, a backend, a kind of fault and a layer. It is a patch of Keras'
-public classes, made in the process of that backend by a file that `Worker("setup")` runs, as `zoo verify --setup` would;
-the verifier knows nothing of it. Found means: this layer (or the optimizer), this kind, on this backend, and nothing else.
-Clean runs have other random weights and inputs each.
+Each plant is drawn of a seed: one of three small models, a backend, a kind of fault and a layer. It is a patch of
+Keras' public classes, made in the process of that backend by a file that `Worker("setup")` runs, as `zoo verify
+--setup` would; the verifier knows nothing of it. Found means: this layer (or the optimizer), this kind, on this
+backend, and nothing else. Clean runs have other random weights and inputs each.
 """
 
 import argparse
@@ -25,7 +25,7 @@ BACKENDS = ("tensorflow", "jax", "torch")
 KINDS = ("forward", "gradient", "optimizer", "dropout", "state")
 
 
-# ------------------------------------------------------------------------------------------------------------ the models
+# ----------------------------------------------------------------------------------------------------------- the models
 
 
 def image_classifier():
@@ -111,7 +111,7 @@ def write_model(build, seed, path):
     return [(type(layer).__name__, layer.name) for layer in layers if type(layer).__name__ != "InputLayer"]
 
 
-# ------------------------------------------------------------------------------------------------------------ the plants
+# ----------------------------------------------------------------------------------------------------------- the plants
 
 _undo = []
 
@@ -131,7 +131,7 @@ def plant(kind, layer):
         "state": _with_momentum,
     }
     for layer_class in {value for value in vars(keras.layers).values() if isinstance(value, type)}:
-        if "call" in vars(layer_class):
+        if hasattr(layer_class, "call"):
             _patch_call(layer_class, layer, changes[kind])
 
 
@@ -153,7 +153,7 @@ def _with_momentum(original, self, args, kwargs):
 def _patch_call(layer_class, name, change):
     import functools
 
-    original = layer_class.call
+    original, is_own = layer_class.call, "call" in vars(layer_class)
 
     @functools.wraps(original)
     def call(self, *args, **kwargs):
@@ -162,7 +162,7 @@ def _patch_call(layer_class, name, change):
         return original(self, *args, **kwargs)
 
     layer_class.call = call
-    _undo.append(lambda: setattr(layer_class, "call", original))
+    _undo.append(lambda: setattr(layer_class, "call", original) if is_own else delattr(layer_class, "call"))
 
 
 def _plant_epsilon(optimizer_class):
@@ -187,7 +187,7 @@ def clear():
         _undo.pop()()
 
 
-# ---------------------------------------------------------------------------------------------------------------- the run
+# -------------------------------------------------------------------------------------------------------------- the run
 
 
 def draw_plants(count, seed, layers_of):
@@ -240,7 +240,9 @@ def main():
             workers[backend]("setup", path=str(folder / "setup.py"))
 
         layers_of = [write_model(build, args.seed, folder / "probe.keras") for build in MODELS]
-        runs = [("clean", None)] * args.clean + [("plant", one) for one in draw_plants(args.plants, args.seed, layers_of)]
+        runs = [("clean", None)] * args.clean + [
+            ("plant", one) for one in draw_plants(args.plants, args.seed, layers_of)
+        ]
         for index, (what, planted) in enumerate(runs):
             model = index % len(MODELS) if planted is None else planted[0]
             path = folder / f"{index}.keras"

@@ -242,12 +242,13 @@ def _functional_class():
     return type(keras.Model(probe, probe, name="probe"))
 
 
-# ------------------------------------------------------------------------------------------------------------- precision
+# ------------------------------------------------------------------------------------------------------------ precision
 
 
 @contextlib.contextmanager
 def float64_results() -> Iterator[None]:
-    """In this context float64 stays float64: Keras on JAX and PyTorch else takes float32 for the result of an operation.
+    """In this context float64 stays float64: Keras on JAX and PyTorch else takes float32 for the result of an "
+    f"operation.
 
     `keras.backend.result_type("float64", "float32")` is float32 there since Keras 3.0, so that a BatchNormalization of
     dtype float64 computes in float32. Public way: none.
@@ -404,6 +405,27 @@ def shuffled_batch_sampler(num_rows: int, batch_size: int) -> tuple[Iterable[lis
     adapter = private("keras", "src.trainers.data_adapters.array_data_adapter.ArrayDataAdapter")
     adapter = adapter(np.arange(num_rows), batch_size=batch_size, shuffle=True)
     return private(adapter, "get_torch_dataloader")().batch_sampler, private(adapter, "on_epoch_end")
+
+
+def fit_batches(x: Any, y: Any = None, **options: Any) -> Iterator[Any]:
+    """The batches that `Model.fit` takes in its first epoch, shuffled as it shuffles them on this backend.
+
+    Since Keras 3.0. Public way: none, `fit` keeps its data adapters to itself.
+
+    Args:
+        x: as `fit` takes it: arrays, a dataset, a `PyDataset`, a generator.
+        y: as `fit` takes it.
+        **options: sample_weight, batch_size, steps_per_epoch, shuffle, class_weight.
+
+    Returns:
+        iterator over (x,), (x, y) or (x, y, sample_weight) in the backend's tensors or arrays.
+    """
+    import keras
+
+    adapter = private("keras", "src.trainers.data_adapters.get_data_adapter")(x=x, y=y, **options)
+    adapter.on_epoch_begin()
+    method = {"torch": "get_torch_dataloader", "tensorflow": "get_tf_dataset"}.get(keras.backend.backend())
+    yield from private(adapter, method or "get_jax_iterator")()
 
 
 # ----------------------------------------------------------------------------------------------------------- optimizers

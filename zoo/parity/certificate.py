@@ -7,11 +7,13 @@ reference, for each tensor the largest of
 - half the spacing of numbers at the tensor's largest value, e.g. 2^-24 of it for float32;
 - the change of the float64 run when the output of every layer, and the gradient at it, is rounded to the precision
   (as in Monte Carlo arithmetic, Parker 1997, but with the rounding itself in place of random numbers);
-- the difference of the middle backend's run, the smaller one of two: what the order of sums costs everybody.
+- the difference of the backend that comes closest, where there are several: what arithmetic in this precision costs
+  everybody, as where a saturated softmax leaves a gradient no digits.
 
-A sum in another order makes a few units. Up to `ALARM` units count as rounding; above `SUSPECT` every layer is given the
-input, and the gradient at its output, that the reference has there, on every backend: a layer that differs by itself is
-at fault, one that only follows is not. Which backend is wrong is told by the float64 runs of all of them, by majority.
+A sum in another order makes a few units. Up to `ALARM` units count as rounding; above `SUSPECT` every layer is given
+the input, and the gradient at its output, that the reference has there, on every backend: a layer that differs by
+itself is at fault, one that only follows is not. Which backend is wrong is told by the float64 runs of all of them,
+by majority.
 """
 
 from __future__ import annotations
@@ -110,9 +112,7 @@ class BackendCertificate:
     error: str = ""
 
     def __str__(self):
-        columns = "".join(
-            f"{_format_units(self.units[part]) if part in self.units else '-':>10}" for part in _PARTS
-        )
+        columns = "".join(f"{_format_units(self.units[part]) if part in self.units else '-':>10}" for part in _PARTS)
         return f"{self.backend:<12}{self.version:<10}{self.precision:<15}{columns}  {self.verdict}"
 
 
@@ -280,9 +280,7 @@ def start_workers(
     """
     for name in backends or ():
         if name not in (known := ("tensorflow", "jax", "torch")):
-            raise UserError(
-                f"A backend to run is {name!r}: choose of {', '.join(known)}.{did_you_mean(name, known)}"
-            )
+            raise UserError(f"A backend to run is {name!r}: choose of {', '.join(known)}.{did_you_mean(name, known)}")
     workers, problems = {}, {}
     for name in dict.fromkeys(backends or installed_backends()):
         if on_start:
@@ -311,6 +309,8 @@ def certify(
     setup: StrPath | None = None,
     name: str | None = None,
     every_layer: bool = False,
+    weights: str | None = None,
+    arguments: Sequence[str] = (),
     workers: Mapping[str, Worker] | None = None,
     log: Log | None = None,
     on_start: Callable[[str], None] | None = None,
@@ -327,6 +327,9 @@ def certify(
         setup: Python file that each process runs before it loads the model, e.g. to register classes.
         name: what to call the model in the report; the source if None.
         every_layer: whether every layer is compared by itself even where the whole model agrees.
+        weights: file of weights that `zoo.parity.worker.save_arrays` wrote, for a function; those of the first backend
+            that builds the model if None.
+        arguments: words for `parse_args` of the function's file, where the function takes what that returns.
         workers: processes to use, of `start_workers`; new ones, ended afterwards, if None.
         log: function that takes each line of the report as soon as it is known.
         on_start: function that takes the name of each backend before its process starts.
@@ -348,6 +351,7 @@ def certify(
     with tempfile.TemporaryDirectory() as scratch:
         try:
             run = _Run(os.fspath(source), own, problems, precisions, pathlib.Path(scratch), every_layer)
+            run.weights, run.arguments = weights, list(arguments)
             return run.certificate(name or os.fspath(source), inputs, input_shapes, seed, log)
         finally:
             if not workers:
@@ -364,8 +368,12 @@ class _Run:
         self.scratch, self.every_layer, self.count = scratch, every_layer, 0
         self.notes, self.findings, self.about = [], [], {}
         self.weights = None  # the file of a function's weights, for the other backends
+        self.arguments = []
         self.modes = ["inference"]
-        self.results, self.reports = {}, {}
+        self.results: dict[tuple[str, str], Any] = {}
+        self.random: dict[str, set[str]] = {}  # {backend: modes in which two float64 runs differ}
+        self.cotangents: dict[str, str] = {}
+        self.gradients: str | None = None
 
     def file(self, what="arrays"):
         self.count += 1
@@ -438,40 +446,53 @@ class _Run:
 
     def _first_reference(self, inputs, input_shapes, seed):
         """Load the model in float64 on the first backend that can; its inputs, and its runs."""
-        for backend in [name for name in _REFERENCE_ORDER if name in self.workers]:
+        candidates = [name for name in _REFERENCE_ORDER if name in self.workers]
+        for backend in candidates:
             if not self._load(backend, REFERENCE):
                 continue
             worker = self.workers[backend]
             self.inputs = self.file("inputs")
             if inputs is not None and not isinstance(inputs, (str, os.PathLike)):
                 given = self.file("given")
-                np.savez(given, **{key: np.asarray(value) for key, value in inputs.items()})
+                np.savez(given, **{key: np.asarray(value) for key, value in inputs.items()})  # type: ignore[arg-type]
                 inputs = given
             # What does not fit here fits nowhere, so that this is the user's to put right.
-            given = None if inputs is None else os.path.abspath(inputs)
+            file = None if inputs is None else os.path.abspath(str(inputs))
             shapes = {key: list(value) for key, value in (input_shapes or {}).items()}
-            arguments = {"given": given, "shapes": shapes, "seed": seed}
+            arguments = {"given": file, "shapes": shapes, "seed": seed}
             self.input_names = worker("inputs", target=self.inputs, precision=REFERENCE, **arguments)
             try:
                 if self.about[backend]["states"]:
                     self.modes = ["inference", "training"]
                 self._compute(backend, REFERENCE)
-                return backend
             except WorkerError as error:
                 self._drop(backend, error)
-        raise UserError(*dict.fromkeys(self.problems.values()))
+                continue
+            if "training" in self.random.get(backend, ()) and "training" in self.modes:
+                self.modes.remove("training")
+                self.notes.append("Training mode was not compared: layers draw random numbers there.")
+            if "inference" not in self.random.get(backend, ()) or backend == candidates[-1]:
+                return backend
+            self.notes.append(f"{backend} draws random numbers in inference, so it is no reference.")
+            self.cotangents, self.gradients = {}, None
+        raise UserError(*list(dict.fromkeys(self.problems.values()))[:1])
 
     def _load(self, backend, precision):
+        """Load the model on a backend; False, and the backend is left out, if it does not."""
         try:
-            about = self.workers[backend]("load", source=self.source, precision=precision, weights=self.weights)
-            if split_function(self.source) and self.weights is None:
-                self.weights = self.file("weights")
-                self.workers[backend]("weights", target=self.weights, precision=precision)
+            self._load_on(backend, precision)
         except WorkerError as error:
             self._drop(backend, error)
             return False
-        self.about.setdefault(backend, about)
         return True
+
+    def _load_on(self, backend, precision):
+        arguments = {"source": self.source, "weights": self.weights, "arguments": self.arguments}
+        about = self.workers[backend]("load", precision=precision, **arguments)
+        if split_function(self.source) and self.weights is None:
+            self.weights = self.file("weights")
+            self.workers[backend]("weights", target=self.weights, precision=precision)
+        self.about.setdefault(backend, about)
 
     def _drop(self, backend, error):
         self.problems[backend] = str(error)
@@ -482,12 +503,12 @@ class _Run:
         worker, results = self.workers[backend], {}
         for mode in self.modes:
             target = self.file(f"{backend}-{precision}-{mode}")
-            cotangents = self.cotangents.get(mode) if hasattr(self, "cotangents") else None
-            worker("run", target=target, precision=precision, inputs=self.inputs, mode=mode, cotangents=cotangents)
+            arguments = {"inputs": self.inputs, "mode": mode, "cotangents": self.cotangents.get(mode)}
+            if not worker("run", target=target, precision=precision, **arguments):
+                self.random.setdefault(backend, set()).add(mode)
             results[mode] = load_arrays(target)
-            if cotangents is None:
-                self.cotangents = getattr(self, "cotangents", {}) | {mode: target}
-        if not hasattr(self, "gradients"):
+            self.cotangents.setdefault(mode, target)
+        if self.gradients is None:
             self.gradients = self.file("gradients")
             save_arrays(self.gradients, {"gradients": results["inference"]["gradients"]})
             self.optimizer = self.about[backend]["optimizer"]
@@ -592,25 +613,30 @@ class _Run:
     def _arbitrate(self, precision):
         """Run the others in float64 too; choose the reference by majority. True if it is another one now."""
         for backend in list(self.workers):
-            if (backend, REFERENCE) not in self.results and self._load(backend, REFERENCE):
+            if (backend, REFERENCE) not in self.results:
                 try:
+                    self._load_on(backend, REFERENCE)
                     self._compute(backend, REFERENCE)
                 except WorkerError as error:
                     self.notes.append(f"{backend} does not run the model in float64: {error}")
-        names = [b for b in self.workers if (b, REFERENCE) in self.results]
+        names = [
+            b for b in self.workers if (b, REFERENCE) in self.results and "inference" not in self.random.get(b, ())
+        ]
+        names = names or [self.reference]
         names.sort(key=_REFERENCE_ORDER.index)
         rounded, bits = self._rounded(precision), _BITS[PRECISIONS[precision]]
+        base = self.results[self.reference, REFERENCE]
 
         def agree(a, b):
             first, second = self.results[a, REFERENCE], self.results[b, REFERENCE]
-            for mode in first.keys() & second.keys():
-                for key in ("outputs", "gradients", "states", "step"):
-                    if key not in first[mode]:
-                        continue
-                    perturbed = rounded[mode][key] if mode in rounded else first[mode][key]
-                    pairs = measure(first[mode][key], perturbed, {b: second[mode][key]}, bits)[b]
-                    if max((units for units, _ in pairs), default=0) > SUSPECT:
-                        return False
+            for mode in first.keys() & second.keys() & base.keys():
+                for key in first[mode].keys() & {"outputs", "gradients", "states", "step"}:
+                    tensors = zip(base[mode][key], first[mode][key], second[mode][key], strict=True)
+                    for i, (right, one, other) in enumerate(tensors):
+                        change = _largest(rounded[mode][key][i], right) if mode in rounded else 0.0
+                        unit = max(float(np.abs(right).max(initial=0.0)) * 2.0**-bits, change, np.finfo("float32").tiny)
+                        if not _largest(one, other) <= SUSPECT * unit:
+                            return False
             return True
 
         votes = {a: sum(agree(a, b) for b in names if b != a) for a in names}
@@ -631,17 +657,15 @@ class _Run:
             found = self._layers(precision, mode, composite=False)
             if here - {finding.backend for finding in found}:
                 found += self._layers(precision, mode, composite=True)
-            known = {(f.backend, f.layer, f.kind) for f in findings}
-            findings += [f for f in found if (f.backend, f.layer, f.kind) not in known]
+            known = {(f.backend, f.layer) for f in findings}
+            findings += [f for f in found if (f.backend, f.layer) not in known]
             for backend in here - {finding.backend for finding in findings}:
                 units, relative, name = max(
                     item for (m, _), items in compared[backend].items() if m == mode for item in items
                 )
                 if units > ALARM:
                     note = f"The largest difference is in {name}."
-                    findings.append(
-                        Finding(backend, precision, "unexplained", "", "", mode, units, relative, note)
-                    )
+                    findings.append(Finding(backend, precision, "unexplained", "", "", mode, units, relative, note))
         for backend in [b for b, mode in suspects if mode == "step"]:
             units, relative, name = max(compared[backend]["step", "step"])
             if units > ALARM:
@@ -701,13 +725,13 @@ class _Run:
                     worst[backend][key] = max(pairs, default=(0.0, 0.0))
             for backend, found in worst.items():
                 path, kind = recorded["paths"][index], recorded["kinds"][index]
-                key = next((key for key in found if found[key][0] > ALARM), None)
-                if key is None:
+                over = [key for key in found if found[key][0] > ALARM]
+                if not over:
                     continue
-                what = {"outputs": "forward", "states": "state"}.get(key, "gradient")
+                what = {"outputs": "forward", "states": "state"}.get(over[0], "gradient")
                 if what == "forward" and mode == "inference" and any(word in kind for word in _NOISY):
                     what = "dropout"
-                findings.append(Finding(backend, precision, what, path, kind, mode, *found[key]))
+                findings.append(Finding(backend, precision, what, path, kind, mode, *found[over[0]]))
         return findings
 
     def _explain_step(self, backend, precision):
@@ -717,7 +741,7 @@ class _Run:
         config = self.optimizer["config"]
         if not isinstance(config.get("learning_rate"), float) or config.get("weight_decay"):
             return ""
-        gradients = load_arrays(self.gradients)["gradients"]
+        gradients = load_arrays(str(self.gradients))["gradients"]
         got = self.results[backend, precision]["step"]
         right = self.results[self.reference, REFERENCE]["step"]["step"]
         keras_way = self.optimizer["class_name"] != "TorchAdam"
@@ -769,16 +793,16 @@ def measure(
         values that are not finite, do not match.
     """
     results: dict[str, list[tuple[float, float]]] = {backend: [] for backend in others}
+    tiny = float(np.finfo("float32").tiny)
     for i, right in enumerate(rights):
         errors = {b: _largest(arrays[i], right) if i < len(arrays) else np.inf for b, arrays in others.items()}
         largest = float(np.abs(right[np.isfinite(right)]).max(initial=0.0)) if right.dtype.kind == "f" else 1.0
-        ordered = sorted(errors.values())
-        middle = ordered[(len(ordered) - 1) // 2] if len(ordered) > 1 else 0.0
+        closest = min(errors.values()) if len(errors) > 1 else 0.0
         change = _largest(rounded[i], right)
-        change, middle = (x if np.isfinite(x) else 0.0 for x in (change, middle))
-        unit = max(largest * 2.0**-bits, change, middle, np.finfo("float32").tiny)
+        change, closest = (x if np.isfinite(x) else 0.0 for x in (change, closest))
+        unit = max(largest * 2.0**-bits, change, closest, tiny)
         for backend, error in errors.items():
-            results[backend].append((error / unit, error / max(largest, np.finfo("float32").tiny)))
+            results[backend].append((error / unit, error / max(largest, tiny)))
     return results
 
 

@@ -102,7 +102,9 @@ def given_inputs(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> dict[s
     words = ", ".join(f"{name} {_words(tensor.shape)}" for name, tensor in expected.items())
     for name in arrays:
         if name not in expected:
-            raise UserError(f"The inputs given have {name!r}, but the model takes {words}.{did_you_mean(name, expected)}")
+            raise UserError(
+                f"The inputs given have {name!r}, but the model takes {words}.{did_you_mean(name, expected)}"
+            )
     if missing := [name for name in expected if name not in arrays]:
         raise UserError(f"The inputs given lack {', '.join(missing)}: the model takes {words}.")
     for name, tensor in expected.items():
@@ -157,9 +159,10 @@ def random_inputs(
         if not any(None in shape[1:] for shape in fixed.values()):
             break
     words = ", ".join(f"{name} {_words(array.shape)}" for name, array in drawn.items())
+    reason = error_summary(first_error) if first_error else "no size fits"
     raise UserError(
-        f"The model cannot be called with {words} ({error_summary(first_error)}): give the sizes of an example with "
-        "--input-shape NAME=H,W,C, or whole inputs with --inputs FILE.npz."
+        f"The model cannot be called with {words} ({reason}): give the sizes of an example with --input-shape "
+        "NAME=H,W,C, or whole inputs with --inputs FILE.npz."
     ) from first_error
 
 
@@ -207,7 +210,10 @@ class _Use:
     def __init__(self, model, tensor):
         import keras
 
-        self.dtype, self.num_ids, self.masked, self.scale, self.crop = tensor.dtype, None, False, (0.0, 1.0), None
+        self.dtype, self.masked = tensor.dtype, False
+        self.num_ids: int | None = None
+        self.scale: tuple[Any, Any] | None = (0.0, 1.0)
+        self.crop: int | None = None
         name = tensor.name.lower()
         self.is_mask = tensor.dtype == "bool" or name.split("/")[-1].endswith("mask")
         for operation in _first_operations(model, tensor):

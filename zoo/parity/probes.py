@@ -208,7 +208,7 @@ def _without_training(layer):
     return call
 
 
-# ------------------------------------------------------------------------------------------------------- differentiation
+# ------------------------------------------------------------------------------------------------------ differentiation
 
 
 def differentiate(
@@ -218,7 +218,7 @@ def differentiate(
     states: Sequence[keras.Variable],
     *,
     compiled: bool = True,
-) -> tuple[Any, list, list, list]:
+) -> tuple[Any, list, list, list, list]:
     """Compute something once, and the gradients of what it sums up to.
 
     Args:
@@ -234,8 +234,8 @@ def differentiate(
         arrays; zeros where nothing depends on it.
     """
     before = [to_numpy(v) for v in states]
-    jax = functools.partial(_jax, compiled=compiled)
-    run = {"tensorflow": _tensorflow, "torch": _torch, "jax": jax}[keras.backend.backend()]
+    runs: dict[str, Callable] = {"tensorflow": _tensorflow, "torch": _torch}
+    run = runs.get(keras.backend.backend(), functools.partial(_jax, compiled=compiled))
     kept, by_tensors, by_variables, inner, inner_gradients, after = run(compute, list(tensors), variables, states)
     for variable, value in zip(states, before):
         variable.assign(value)
@@ -349,7 +349,7 @@ def total(outputs: Any, cotangents: Sequence[np.ndarray]) -> Any:
     return sum(terms[1:], terms[0]) if terms else keras.ops.convert_to_tensor(np.float32(0))
 
 
-# ------------------------------------------------------------------------------------------------------------- the probe
+# ------------------------------------------------------------------------------------------------------------ the probe
 
 
 class Probe:
@@ -456,7 +456,9 @@ class Probe:
     def cotangents(self, outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The fixed random tensor of each float output, over its number of values: the gradient of the loss there."""
         rng = np.random.default_rng(0)
-        return [(rng.standard_normal(x.shape) / max(1, x.size)).astype("float32") for x in outputs if x.dtype.kind == "f"]
+        return [
+            (rng.standard_normal(x.shape) / max(1, x.size)).astype("float32") for x in outputs if x.dtype.kind == "f"
+        ]
 
     def calls(self, inputs: Sequence[np.ndarray], *, training: bool) -> list[Call]:
         """The calls of this backend's own run, in order, to be given other inputs by `run_call`."""
@@ -503,7 +505,7 @@ class Probe:
             args, kwargs = tree.pack_sequence_as(
                 (call.args, call.kwargs), [values.get(i, x) for i, x in enumerate(flat)]
             )
-            recorder = Recorder(self.model, lambda _call, _output, x: round_to(x, rounding), inside=True)
+            recorder = Recorder(self.model, lambda _call, _output, x: round_to(x, rounding or "float32"), inside=True)
             with recorder.active() if rounding else contextlib.nullcontext():
                 return call.operation(*args, **kwargs)
 
@@ -560,6 +562,7 @@ def make_optimizer(config: dict[str, Any]) -> keras.optimizers.Optimizer:
         return keras.optimizers.deserialize(config)
     except Exception as error:  # Keras raises many kinds
         raise UserError(
-            f"The optimizer {config.get('class_name')!r} cannot be made ({error_summary(error)}): register its class in "
+            f"The optimizer {config.get('class_name')!r} cannot be made ({error_summary(error)}): register its "
+            f"class in "
             "a file that --setup names."
         ) from error

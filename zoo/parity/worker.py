@@ -17,12 +17,16 @@ import sys
 import traceback
 import zipfile
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from zoo.backends import import_keras, package_version, skip_optional_imports
 from zoo.errors import UserError, error_summary
+
+if TYPE_CHECKING:
+    from zoo.parity.probes import Probe
+    from zoo.parity.training_run import TrainingRun
 
 REFERENCE = "float64"
 
@@ -34,7 +38,8 @@ def save_arrays(path: str, results: dict[str, Any]) -> None:
         path: of the file.
         results: values; None in place of a list of arrays is kept, and lists of text or numbers.
     """
-    arrays, about = {}, {}
+    arrays: dict[str, Any] = {}
+    about: dict[str, Any] = {}
     for key, value in results.items():
         if all(isinstance(x, np.ndarray) for x in value):
             about[key] = len(value)
@@ -73,7 +78,9 @@ class Worker:
     """What a process does on its backend; each public method is a command."""
 
     def __init__(self) -> None:
-        self.source, self.probes, self.training = None, {}, None
+        self.source: str | None = None
+        self.probes: dict[str, Probe] = {}
+        self.training: TrainingRun | None = None
 
     def start(self, setup: str | None = None) -> dict[str, Any]:
         """Import Keras, then run a file of the user's; returns backend and versions."""
@@ -92,7 +99,9 @@ class Worker:
 
     # ------------------------------------------------------------------------------------------------------ the model
 
-    def load(self, source: str, precision: str, weights: str | None = None) -> dict[str, Any]:
+    def load(
+        self, source: str, precision: str, weights: str | None = None, arguments: Sequence[str] = ()
+    ) -> dict[str, Any]:
         """Load or build the model in a precision, with the weights of a file if there is one; describe it."""
         import keras
 
@@ -103,7 +112,7 @@ class Worker:
             self.source, self.probes = source, {}
             keras.utils.clear_session()
         with self._in(precision):
-            model = load_source(source, precision)
+            model = load_source(source, precision, arguments)
             silenced = probes.silence(model)
             for layer in flatten_layers(model):
                 layer.trainable = True  # the gradient of every weight, of frozen layers too
@@ -158,14 +167,16 @@ class Worker:
         cotangents: str | None = None,
         rounding: str | None = None,
         record: bool = False,
-    ) -> None:
-        """Run the whole model, `Probe.run`, and write the results."""
+    ) -> bool:
+        """Run the whole model, `Probe.run`, and write the results; returns whether a second call gives the same."""
         given = load_arrays(cotangents)["cotangents"] if cotangents else None
         arrays = load_arrays(inputs)["inputs"]
         with self._in(precision):
             probe = self.probes[precision]
             results = probe.run(arrays, given, training=mode == "training", rounding=rounding, record=record)
+            again = probe.outputs(arrays, training=mode == "training") if precision == REFERENCE else []
         save_arrays(target, results)
+        return all(np.allclose(a, b, rtol=1e-9, atol=1e-30, equal_nan=True) for a, b in zip(again, results["outputs"]))
 
     def run_calls(
         self, target: str, precision: str, inputs: str, mode: str, record: str, rounding: str | None, composite: bool
@@ -200,6 +211,39 @@ class Worker:
             after = probe.step(optimizer, given)
         save_arrays(target, {"step": after, "before": before})
 
+    # ------------------------------------------------------------------------------------------------------- training
+
+    def start_training(self, source: str, arguments: Sequence[str], steps: int, target: str) -> dict[str, Any]:
+        """Get model and batches of a function, and write the first batches and the weights."""
+        import keras
+
+        from zoo.parity.training_run import TrainingRun, call_function
+
+        function, names = find_function(source)
+        self.training = run = TrainingRun(call_function(function, names, arguments, source), source)
+        run.read(steps)
+        run.prepare()
+        batches = [[x for x in keras.tree.flatten(batch) if x is not None] for batch in run.batches]
+        save_arrays(target, {"batches": batches, "weights": run.model.get_weights()})
+        first = run.batches[0][0]
+        return {
+            "rows": run.rows,
+            "complete": run.complete,
+            "num_inputs": len(keras.tree.flatten(first)),
+            "weights": [v.path for v in run.model.weights],
+            "optimizer": type(run.model.optimizer).__name__,
+        }
+
+    def losses(
+        self, weights: str | None = None, batches: str | None = None, nudge: bool = False, silence: bool = False
+    ) -> dict[str, Any]:
+        """Losses of the first steps, with the weights and the batches of files where they are given."""
+        assert self.training is not None
+        silenced = self.training.silence() if silence else []
+        given = load_arrays(batches)["batches"] if batches else None
+        values = load_arrays(weights)["weights"] if weights else None
+        return {"losses": self.training.losses(values, given, nudge), "silenced": silenced}
+
     @contextlib.contextmanager
     def _in(self, precision):
         import keras
@@ -231,7 +275,7 @@ def _read_npz(path):
         raise UserError(f"{path} is no .npz file of arrays ({error_summary(error)}): write it by np.savez.") from error
 
 
-# ----------------------------------------------------------------------------------------------------- where models come from
+# ----------------------------------------------------------------------------------------------- where models come from
 
 
 def split_function(source: str) -> tuple[str, str] | None:
@@ -251,7 +295,9 @@ def _run_file(path):
     except UserError:
         raise
     except BaseException as error:  # whatever a file of somebody's does, and sys.exit
-        raise UserError(f"{path} cannot be run on this backend: {type(error).__name__}: {error_summary(error)}.") from error
+        raise UserError(
+            f"{path} cannot be run on this backend: {type(error).__name__}: {error_summary(error)}."
+        ) from error
 
 
 def find_function(source: str) -> Any:
@@ -274,12 +320,13 @@ def find_function(source: str) -> Any:
     return names[name], names
 
 
-def load_source(source: str, precision: str) -> Any:
+def load_source(source: str, precision: str, arguments: Sequence[str] = ()) -> Any:
     """The model of a `.keras` file, or that a function returns, in a precision.
 
     Args:
         source: path of a `.keras` file, or FILE.py:FUNCTION.
         precision: a dtype policy; float64 for the reference.
+        arguments: words for `parse_args` of the function's file.
 
     Returns:
         built `keras.Model`.
@@ -303,11 +350,10 @@ def load_source(source: str, precision: str) -> Any:
             model_files.load_model(source)  # raises the sentence, if it is the file's fault
             raise
         return model
-    function, _ = find_function(source)
-    try:
-        model = function()
-    except Exception as error:  # the user's own code
-        raise UserError(f"{source} raises {type(error).__name__}: {error_summary(error)}.") from error
+    from zoo.parity.training_run import call_function
+
+    function, names = find_function(source)
+    model = call_function(function, names, arguments, source)
     if isinstance(model, tuple) and model and isinstance(model[0], keras.Model):
         model = model[0]
     if not isinstance(model, keras.Model) or not model.built:
