@@ -1,7 +1,7 @@
 """Load every published file in several releases of Keras on three backends, and compare its numbers.
 
     python benchmarks/load_matrix.py --output load_matrix.json     fetch the releases, run everything, print the table
-    python benchmarks/load_matrix.py --table load_matrix.json      the table of docs/results/load_matrix.md
+    python benchmarks/load_matrix.py --table load_matrix.json      the table of docs/load_matrix.md
 
 The environment is that of the command; each release of Keras is laid over it (`pip install --no-deps --target`), so
 that the backends stay. A process for each release and backend imports Keras and nothing of this project's models,
