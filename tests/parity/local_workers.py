@@ -20,7 +20,7 @@ class LocalWorker:
     """
 
     def __init__(self, backend, fault=None):
-        self.backend, self.fault, self.worker = backend, fault or contextlib.nullcontext, worker.Worker()
+        self.backend, self.fault, self.worker = backend, fault or contextlib.nullcontext, worker._Worker()
         self.about = {"backend": backend, "version": "0", "keras": "3"}
 
     def __call__(self, method, **arguments):

@@ -125,7 +125,8 @@ class Certificate:
         model: name of the model or path of the file.
         reference: name of the backend whose float64 run the others are compared with; "" where none ran.
         inputs: {name: shape and dtype of an input}.
-        layers, parameters: how many the model has.
+        layers: how many the model has.
+        parameters: how many the model has.
         optimizer: class name of the optimizer of the step.
         rows: tuple of `BackendCertificate`s.
         findings: tuple of `Finding`s.
@@ -215,7 +216,7 @@ class Worker:
         """Send a command and wait for its result.
 
         Args:
-            method: of `zoo.parity.worker.Worker`.
+            method: of the process, see `zoo.parity.worker`.
             **arguments: of the method.
 
         Returns:

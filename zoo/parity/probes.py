@@ -145,12 +145,26 @@ class Recorder:
 
 
 def is_tensor(x: Any) -> bool:
-    """Whether something has a shape and a dtype."""
+    """Whether something has a shape and a dtype.
+
+    Args:
+        x: anything.
+
+    Returns:
+        True for tensors, arrays, variables and symbolic tensors.
+    """
     return hasattr(x, "shape") and hasattr(x, "dtype")
 
 
 def is_float(x: Any) -> bool:
-    """Whether something is a tensor of floating point."""
+    """Whether something is a tensor of floating point.
+
+    Args:
+        x: anything.
+
+    Returns:
+        False for tensors of integers too.
+    """
     return is_tensor(x) and "float" in keras.backend.standardize_dtype(x.dtype)
 
 
@@ -247,7 +261,14 @@ def differentiate(
 
 
 def to_numpy(x: Any) -> np.ndarray:
-    """A tensor as an array of its own, bfloat16 as float32."""
+    """A tensor as an array of its own, bfloat16 as float32.
+
+    Args:
+        x: tensor or variable.
+
+    Returns:
+        NumPy array.
+    """
     x = getattr(x, "value", x) if isinstance(x, keras.Variable) else x
     if hasattr(x, "detach"):
         x = x.detach()
@@ -321,13 +342,27 @@ def _now(states):
 
 
 def seed_states(model: keras.layers.Layer) -> set[int]:
-    """ids of the variables that random generators count with, which are no numbers of the model."""
+    """ids of the variables that random generators count with, which are no numbers of the model.
+
+    Args:
+        model: layer or model.
+
+    Returns:
+        set of `id`s.
+    """
     generators = [value for layer in flatten_layers(model) for value in vars(layer).values()]
     return {id(g.state) for g in generators if isinstance(g, keras.random.SeedGenerator)}
 
 
 def state_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """The variables that a call may change, without those of random generators and metrics."""
+    """The variables that a call may change, without those of random generators and metrics.
+
+    Args:
+        layer: layer or model.
+
+    Returns:
+        list of `keras.Variable`s.
+    """
     seeds = seed_states(layer)
     return [v for v in layer.non_trainable_variables if id(v) not in seeds and "seed_generator" not in v.path]
 
@@ -366,7 +401,14 @@ class Probe:
         self.states = state_variables(model)
 
     def tensor(self, array: np.ndarray) -> Any:
-        """An input as a tensor, floats in the precision of the probe."""
+        """An input as a tensor, floats in the precision of the probe.
+
+        Args:
+            array: of any dtype.
+
+        Returns:
+            tensor of this backend.
+        """
         array = np.asarray(array)
         return keras.ops.convert_to_tensor(array.astype(self.dtype) if array.dtype.kind == "f" else array)
 
@@ -446,7 +488,15 @@ class Probe:
         }
 
     def outputs(self, inputs: Sequence[np.ndarray], *, training: bool = False) -> list[np.ndarray]:
-        """The flat outputs of the model; states that training changes are set back."""
+        """The flat outputs of the model; states that training changes are set back.
+
+        Args:
+            inputs: arrays in the order of the model's inputs.
+            training: the `training` argument of the call.
+
+        Returns:
+            list of arrays.
+        """
         before = [to_numpy(v) for v in self.states]
         outputs = self.model(pack_inputs(self.model, [self.tensor(x) for x in inputs]), training=training)
         for variable, value in zip(self.states, before):
@@ -454,14 +504,29 @@ class Probe:
         return [to_numpy(x) for x in tree.flatten(outputs) if x is not None]
 
     def cotangents(self, outputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The fixed random tensor of each float output, over its number of values: the gradient of the loss there."""
+        """The fixed random tensor of each float output, over its number of values: the gradient of the loss there.
+
+        Args:
+            outputs: arrays; those of integers are left out.
+
+        Returns:
+            list of float32 arrays.
+        """
         rng = np.random.default_rng(0)
         return [
             (rng.standard_normal(x.shape) / max(1, x.size)).astype("float32") for x in outputs if x.dtype.kind == "f"
         ]
 
     def calls(self, inputs: Sequence[np.ndarray], *, training: bool) -> list[Call]:
-        """The calls of this backend's own run, in order, to be given other inputs by `run_call`."""
+        """The calls of this backend's own run, in order, to be given other inputs by `run_call`.
+
+        Args:
+            inputs: arrays in the order of the model's inputs.
+            training: the `training` argument of the call.
+
+        Returns:
+            list of `Call`s.
+        """
         recorder = Recorder(self.model)
         before = [to_numpy(v) for v in self.states]
         with recorder.active() as calls:

@@ -2,7 +2,7 @@
 
     python -m zoo.parity.worker
 
-A command is a line of JSON: {"method": name of a method of `Worker`, "arguments": {…}}. The reply is one line too:
+A command is a line of JSON: {"method": name of a method of `_Worker`, "arguments": {…}}. The reply is one line too:
 {"result": …}, or {"error": one sentence}. Arrays are in .npz files that the commands name.
 """
 
@@ -74,7 +74,7 @@ def load_arrays(path: str) -> dict[str, Any]:
     return results
 
 
-class Worker:
+class _Worker:
     """What a process does on its backend; each public method is a command."""
 
     def __init__(self) -> None:
@@ -279,7 +279,14 @@ def _read_npz(path):
 
 
 def split_function(source: str) -> tuple[str, str] | None:
-    """(file, function) of FILE.py:FUNCTION, None for anything else."""
+    """(file, function) of FILE.py:FUNCTION, None for anything else.
+
+    Args:
+        source: of a model.
+
+    Returns:
+        the two, or None.
+    """
     path, colon, name = source.rpartition(":")
     return (path, name) if colon and path.endswith(".py") else None
 
@@ -414,7 +421,7 @@ def main() -> None:
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what others print is no reply
     skip_optional_imports()
-    worker = Worker()
+    worker = _Worker()
     for line in sys.stdin:
         command = json.loads(line)
         try:
