@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group(
         "certificate",
-        "outputs, gradients of every weight and an optimizer step; default for models without a parity record",
+        "outputs, gradients and an optimizer step, of any model without a parity record",
     )
     add = group.add_argument
     add("--gradients", action="store_true", help="make a certificate also where there is a parity record")
@@ -74,7 +74,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "for all of them; default sizes that the model takes",
     )
     add("--seed", type=at_least(0), metavar="N", help="of the random inputs; default 0")
-    add("--setup", metavar="FILE.py", help="file to run before the model is loaded, e.g. to register classes")
+    add(
+        "--setup",
+        metavar="FILE.py",
+        help="file to run before the model is loaded, e.g. to register classes; default none",
+    )
     add("--json", metavar="FILE", help="write the certificate as JSON")
     add("--html", metavar="FILE", help="write the certificate as a page to look at in a browser")
     group = parser.add_argument_group(
@@ -84,7 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--train",
         metavar="FILE.py:FUNCTION",
-        help="function that returns a compiled model and batches, or calls model.fit, as a script or a recipe's main",
+        help="function that returns a compiled model and batches, or calls model.fit, as a script or a recipe's main; "
+        "default none",
     )
     add("--steps", type=at_least(1), default=20, metavar="N", help="how many steps to train; default 20")
     add(

@@ -5,8 +5,8 @@ is taken away one by one, and the same steps are trained again: the same weights
 dropout. What is left is in the model, whose layers and optimizer `zoo.parity.certificate` compares, or in the loss.
 
 The unit of a loss is what rounding makes of it by that step: the largest change, up to there, of the same run from
-weights that are moved by half of float32's spacing, and at least half the spacing at the loss. The losses part where
-they differ by more than `ALARM` units.
+weights that are each moved to a neighbouring float32 number, and at least half the spacing at the loss. The losses
+part where they differ by more than `ALARM` units.
 """
 
 from __future__ import annotations

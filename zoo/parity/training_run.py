@@ -63,7 +63,12 @@ def call_function(function: Any, names: dict[str, Any], arguments: Sequence[str]
     def fit(model, *args, **kwargs):
         bound = signature.bind(model, *args, **kwargs)
         bound.apply_defaults()
-        raise _FitReached(model, {key: bound.arguments[key] for key in _DATA if key in bound.arguments})
+        arguments = {key: bound.arguments[key] for key in _DATA if key in bound.arguments}
+        if split := bound.arguments.get("validation_split"):  # the last examples are not trained on
+            count = int(len(tree.flatten(arguments["x"])[0]) * (1.0 - split))
+            for key in ("x", "y", "sample_weight"):
+                arguments[key] = tree.map_structure(lambda a: None if a is None else a[:count], arguments[key])
+        raise _FitReached(model, arguments)
 
     keras.Model.fit = fit
     try:
@@ -192,7 +197,7 @@ class TrainingRun:
         Args:
             weights: to start from; the model's own if None.
             batches: leaves of each batch; the model's own batches if None.
-            nudge: whether every float weight is moved by about half of float32's spacing first.
+            nudge: whether every float weight is moved to a neighbouring number first.
 
         Returns:
             the loss of each step.
@@ -204,9 +209,9 @@ class TrainingRun:
         if nudge:
             rng = np.random.default_rng(0)
             values = self.model.get_weights()
-            signs = [rng.choice([-1.0, 1.0], value.shape) for value in values]
-            moved = [v * (1 + s * 2.0**-24) if v.dtype.kind == "f" else v for v, s in zip(values, signs)]
-            self.model.set_weights([m.astype(v.dtype) for m, v in zip(moved, values)])
+            towards = [rng.choice([-np.inf, np.inf], value.shape).astype("float32") for value in values]
+            moved = [np.nextafter(v, t) if v.dtype == "float32" else v for v, t in zip(values, towards)]
+            self.model.set_weights(moved)
         losses = []
         for index, own in enumerate(self.batches):
             batch = own if batches is None else tree.pack_sequence_as(own, _leaves(batches[index], own))
@@ -238,7 +243,7 @@ def _words(value):
 
 
 def _array(x):
-    return np.array(x) if isinstance(x, np.ndarray) else np.array(keras.ops.convert_to_numpy(x))
+    return np.array(keras.ops.convert_to_numpy(x) if hasattr(x, "detach") else x)
 
 
 def _digests(batch):

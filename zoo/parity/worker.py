@@ -121,6 +121,9 @@ class _Worker:
                 if [x.shape for x in given] != [tuple(v.shape) for v in model.weights]:
                     raise UserError(f"{source} builds another model on {keras.backend.backend()}: its weights differ.")
                 model.set_weights(given)
+            if precision == REFERENCE:  # from the numbers that the others have too
+                narrow = [w.astype("float32") if w.dtype.kind == "f" else w for w in model.get_weights()]
+                model.set_weights(narrow)
             probe = probes.Probe(model, REFERENCE if precision == REFERENCE else "float32")
         self.probes[precision] = probe
         return {
