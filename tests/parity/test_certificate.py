@@ -1,6 +1,7 @@
 """Certificates: gradients against closed forms, units that tell rounding from faults, faults named at their layer."""
 
 import contextlib
+import functools
 import json
 
 import keras
@@ -192,6 +193,7 @@ def changed_call(layer_class, name, change):
     def fault():
         original, is_own = layer_class.call, "call" in vars(layer_class)
 
+        @functools.wraps(original)  # Keras looks at the names of the arguments
         def call(self, *args, **kwargs):
             if self.name == name:
                 return change(original, self, *args, **kwargs)
@@ -204,6 +206,11 @@ def changed_call(layer_class, name, change):
             setattr(layer_class, "call", original) if is_own else delattr(layer_class, "call")
 
     return fault
+
+
+def grown_gradient(x):
+    """The same value with a gradient that is off by 1 %."""
+    return x * 1.01 - ops.stop_gradient(x * 0.01)
 
 
 def other_momentum(original, self, *args, **kwargs):
@@ -238,9 +245,7 @@ FAULTS = {
     "forward": ("conv", changed_call(layers.Conv2D, "conv", lambda f, self, x: f(self, x) * 1.001)),
     "gradient": (
         "logits",
-        changed_call(
-            layers.Dense, "logits", lambda f, self, x: f(self, x) * 1.01 - ops.stop_gradient(f(self, x) * 0.01)
-        ),
+        changed_call(layers.Dense, "logits", lambda f, self, x, training=None: grown_gradient(f(self, x))),
     ),
     "dropout": ("drop", changed_call(layers.Dropout, "drop", lambda f, self, x, training: f(self, x, training=True))),
     "state": ("norm", changed_call(layers.BatchNormalization, "norm", other_momentum)),
@@ -275,7 +280,7 @@ def test_a_clean_run_in_several_precisions(small):
     for row in report.rows:
         assert set(row.units) == {"forward", "gradients", "states", "step"} and max(row.units.values()) < 25
     assert json.loads(json.dumps(report.to_dict()))["rows"][0]["verdict"] == "same"
-    assert report.inputs == {"image": "4x6x6x2 float32"} and report.parameters == 319
+    assert report.inputs == {"image": "4x6x6x2 float32"} and report.parameters == 265
 
 
 @pytest.mark.once
@@ -304,7 +309,7 @@ def test_functions_layers_of_ones_own_and_bad_input(small, tmp_path):
         "def fails():\n    raise ValueError('no data')\n"
         "def needs(a, b):\n    pass\n"
     )
-    fault = changed_call(layers.Dense, "inner", lambda f, self, x: f(self, x) + 0.01)
+    fault = changed_call(layers.Dense, "inner", lambda f, self, x, training=None: f(self, x) + 0.01)
     report = certify(f"{tmp_path}/build.py:build", workers=local_workers(jax=fault))
     assert [(f.backend, f.layer, f.kind) for f in report.findings] == [("jax", "block/inner", "forward")], str(report)
     for function, words in (
