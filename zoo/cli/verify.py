@@ -27,8 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model",
         nargs="?",
         help=f"{MODEL_HELP}, FILE.py:FUNCTION that returns a built model, or a folder that zoo export wrote; of "
-        f"a preset "
-        "of several models all, or one: diffusion_captions/denoiser",
+        "a preset of several models all, or one: diffusion_captions/denoiser",
     )
     add(
         "--tolerance",

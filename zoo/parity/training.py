@@ -248,8 +248,7 @@ class _Training:
             self._cause(
                 "initial weights",
                 f"Initial weights: {len(differing)} of {len(rights)} differ, first {sorted(differing)[0]!r}: "
-                f"the same seed "
-                "gives other numbers on each backend (draw them by NumPy, or load one file of weights).",
+                "the same seed gives other numbers on each backend (draw them by NumPy, or load one file of weights).",
             )
 
     def _compare_batches(self, own, about, first):

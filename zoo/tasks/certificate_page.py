@@ -59,8 +59,8 @@ def _table(columns, rows):
     body = "".join(
         "<tr>" + "".join(f"<td{_class(css)}>{_text(text)}</td>" for text, css in row) + "</tr>\n" for row in rows
     )
-    return '<div class="scroll"><table '
-    f'class="units"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>\n'
+    table = f'<table class="units"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
+    return f'<div class="scroll">{table}</div>\n'
 
 
 def _class(css):
@@ -95,9 +95,8 @@ def _model(certificate):
     return (
         _head("Certificate", certificate.model, figures)
         + "<section>\n<h2>Differences in units of rounding</h2>\n"
-        + f"<p>The largest difference of a tensor from the float64 run, in units of what rounding to the "
-        f"precision makes of "
-        f"it. Up to {ALARM:g} units are rounding. Inputs: {_text(inputs)}.</p>\n"
+        + "<p>The largest difference of a tensor from the float64 run, in units of what rounding to the precision makes "
+        f"of it. Up to {ALARM:g} units are rounding. Inputs: {_text(inputs)}.</p>\n"
         + _table(columns, rows)
         + "</section>\n"
         + _list("What differs", map(str, certificate.findings))
