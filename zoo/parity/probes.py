@@ -628,6 +628,5 @@ def make_optimizer(config: dict[str, Any]) -> keras.optimizers.Optimizer:
     except Exception as error:  # Keras raises many kinds
         raise UserError(
             f"The optimizer {config.get('class_name')!r} cannot be made ({error_summary(error)}): register its "
-            f"class in "
-            "a file that --setup names."
+            "class in a file that --setup names."
         ) from error

@@ -95,8 +95,8 @@ def _model(certificate):
     return (
         _head("Certificate", certificate.model, figures)
         + "<section>\n<h2>Differences in units of rounding</h2>\n"
-        + "<p>The largest difference of a tensor from the float64 run, in units of what rounding to the precision makes "
-        f"of it. Up to {ALARM:g} units are rounding. Inputs: {_text(inputs)}.</p>\n"
+        + "<p>The largest difference of a tensor from the float64 run, in units of what rounding makes of it. "
+        f"Up to {ALARM:g} units are rounding. Inputs: {_text(inputs)}.</p>\n"
         + _table(columns, rows)
         + "</section>\n"
         + _list("What differs", map(str, certificate.findings))
