@@ -247,9 +247,9 @@ def _functional_class():
 
 @contextlib.contextmanager
 def float64_results() -> Iterator[None]:
-    """In this context float64 stays float64: Keras on JAX and PyTorch else takes float32 for the result of an "
-    f"operation.
+    """In this context float64 stays float64 in operations of Keras, and is what new layers have.
 
+    Keras on JAX and PyTorch else takes float32 for the result of an operation:
     `keras.backend.result_type("float64", "float32")` is float32 there since Keras 3.0, so that a BatchNormalization of
     dtype float64 computes in float32. Public way: none.
     """

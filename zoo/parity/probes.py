@@ -88,7 +88,7 @@ class Recorder:
         original, recorder = keras.Operation.__call__, self
 
         def call(operation, *args, **kwargs):
-            return recorder.record(original, operation, args, kwargs)
+            return recorder._record(original, operation, args, kwargs)
 
         keras.Operation.__call__ = call
         try:
@@ -96,7 +96,7 @@ class Recorder:
         finally:
             keras.Operation.__call__ = original
 
-    def record(self, original, operation, args, kwargs):
+    def _record(self, original, operation, args, kwargs):
         symbolic = any(isinstance(x, keras.KerasTensor) for x in tree.flatten((args, kwargs)))
         if self._closed or symbolic or operation is self.root:
             return original(operation, *args, **kwargs)
