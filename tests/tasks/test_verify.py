@@ -1,15 +1,21 @@
 """zoo.verify: presets of one model and of several, and what is wrong with the question."""
 
+import json
+
 import keras
+import numpy as np
 import pytest
 from keras import layers
 
 import zoo
+from tests.parity.local_workers import local_workers
 from tests.parity.test_verify import run_child_here
+from zoo import cli
 from zoo.errors import UserError
 from zoo.io import cards, model_files
-from zoo.parity import verify
+from zoo.parity import certificate, training, verify
 from zoo.parity.records import write_parity_record
+from zoo.tasks.certificate_page import render_certificate
 
 pytestmark = pytest.mark.once
 
@@ -58,3 +64,59 @@ def test_wrong_questions(folder):
         zoo.verify(folder, tolerance=-1)
     with pytest.raises(UserError, match="Did you mean 'torch'"):
         zoo.verify(folder, backends=["toch"])
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Certificates are made in this process."""
+    for module in (certificate, training):
+        monkeypatch.setattr(module, "start_workers", lambda *arguments: (local_workers(), {}))
+
+
+def test_models_without_a_parity_record_get_a_certificate(folder, here):
+    report = zoo.verify(folder / "encoder.keras")
+    assert isinstance(report, certificate.Certificate) and report.passed
+    x = keras.Input((None, 4), name="x")
+    model = keras.Model(x, layers.GRU(2, name="gru")(x), name="mine")
+    report = zoo.verify(model, input_shapes={"x": (3, 4)})
+    assert report.passed and report.model == "mine" and report.inputs == {"x": "4x3x4 float32"}
+    both = zoo.verify(folder, gradients=True)
+    assert both.passed and len(both.rows) == 6 and str(both).endswith("2 of 2 models passed.")
+    with pytest.raises(UserError, match="takes a model, a name or a path, got int"):
+        zoo.verify(3)
+    with pytest.raises(UserError, match="'unbuilt' is not built"):
+        zoo.verify(keras.Sequential([layers.Dense(2)], name="unbuilt"))
+
+
+def test_the_command_writes_json_and_a_page(folder, here, tmp_path, capsys):
+    np.savez(tmp_path / "inputs.npz", x=np.ones((2, 4), "float32"))
+    words = ["verify", str(folder / "encoder.keras"), "--inputs", str(tmp_path / "inputs.npz")]
+    assert cli.run([*words, "--json", str(tmp_path / "a.json"), "--html", str(tmp_path / "a.html")]) == 0
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert written["passed"] and written["inputs"] == {"x": "2x4 float32"} and len(written["rows"]) == 3
+    page = (tmp_path / "a.html").read_text()
+    assert page.count("<tr>") == 4 and "http" not in page.replace("http-equiv", "") and "GUTTER" not in page
+    assert "All 3 backends give the same numbers." in capsys.readouterr().out
+
+
+def test_the_page_of_findings_and_of_a_training(tmp_path, here):
+    finding = certificate.Finding("jax", "float32", "gradient", "<b>", "Dense", "inference", 2e5, 0.01)
+    row = certificate.BackendCertificate("jax", "1", "float32", {"forward": 2.0, "gradients": 2e5}, {}, "DIFFERS")
+    report = certificate.Certificate(False, "m", "torch", {}, 1, 2, "Adam", (row,), (finding,), ("A note.",), "")
+    page = render_certificate(report)
+    assert "&lt;b&gt;" in page and "'<b>'" not in page and "200,000.0" in page and "A note." in page
+    (tmp_path / "train.py").write_text(
+        "import keras\nimport numpy as np\n"
+        "def main():\n"
+        "    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer='ones')])\n"
+        "    model.compile('sgd', 'mse')\n"
+        "    return model, [(np.ones((3, 2), 'float32'), np.ones((3, 1), 'float32'))] * 4\n"
+    )
+    report = zoo.verify(f"{tmp_path}/train.py:main", train_steps=3)
+    assert report.passed and "stay together" in render_certificate(report)
+
+
+def test_wrong_commands(capsys):
+    for words in (["verify"], ["verify", "cnn_mnist", "--train", "a.py:b"]):
+        with pytest.raises(UserError, match="either a model to verify or --train"):
+            cli.run(words)

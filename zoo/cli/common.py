@@ -14,6 +14,8 @@ import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from zoo.errors import UserError
+
 if TYPE_CHECKING:
     import pathlib
 
@@ -50,6 +52,27 @@ def at_least(minimum: int) -> Callable[[str], int]:
         return value
 
     return integer
+
+
+def input_shape(text: str) -> tuple[str | None, tuple[int, ...]]:
+    """(name, sizes) of a text such as image=48,48,3; the name is None where there is none."""
+    name, equals, sizes_text = text.rpartition("=")
+    sizes = re.split(r"[,x]", sizes_text)
+    if (equals and not name) or not all(size.strip().isdigit() and int(size) > 0 for size in sizes):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a shape such as 48,48,3 or image=48,48,3")
+    return name or None, tuple(int(size) for size in sizes)
+
+
+def shapes_by_name(
+    given: list[tuple[str | None, tuple[int, ...]]],
+) -> dict[str, tuple[int, ...]] | tuple[int, ...]:
+    """{name: shape} of what --input-shape was given, or the shape if it has no name."""
+    named = {name: shape for name, shape in given if name is not None}
+    if len(named) == len(given):
+        return named
+    if len(given) > 1:
+        raise UserError("--input-shape takes one shape without a name, or each with the name of its input: NAME=H,W,C.")
+    return given[0][1]
 
 
 def add_lora_argument(parser: argparse.ArgumentParser) -> None:

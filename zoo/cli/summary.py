@@ -2,9 +2,8 @@
 
 import argparse
 import pathlib
-import re
 
-from zoo.cli.common import MODEL_HELP, at_least, find_models, load_found_model
+from zoo.cli.common import MODEL_HELP, at_least, find_models, input_shape, load_found_model, shapes_by_name
 from zoo.errors import UserError
 
 HELP = "show where every parameter of a model comes from"
@@ -24,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--input-shape",
-        type=_shape,
+        type=input_shape,
         nargs="+",
         action="extend",
         default=[],
@@ -38,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    shapes = _by_name(args.input_shape)
+    shapes = shapes_by_name(args.input_shape)
     models = find_models(args.model)
     several, dicts, unused = len(models) > 1, [], set(shapes if isinstance(shapes, dict) else ())
     for name, path in models.items():
@@ -93,20 +92,3 @@ def _write_page(file, name, several, result):
     except OSError as error:
         raise UserError(f"Cannot write {path} ({error.strerror}): name another file with --html.") from error
     print(f"The summary of {name} is in {path}.")
-
-
-def _by_name(given):
-    """{name: shape} of what --input-shape was given, or the shape if it has no name."""
-    if not any(name is None for name, _ in given):
-        return dict(given)
-    if len(given) > 1:
-        raise UserError("--input-shape takes one shape without a name, or each with the name of its input: NAME=H,W,C.")
-    return given[0][1]
-
-
-def _shape(text):
-    name, equals, sizes = text.rpartition("=")
-    sizes = re.split(r"[,x]", sizes)
-    if (equals and not name) or not all(size.strip().isdigit() and int(size) > 0 for size in sizes):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a shape such as 48,48,3 or image=48,48,3")
-    return name or None, tuple(int(size) for size in sizes)

