@@ -10,7 +10,7 @@ import pytest
 
 from zoo import cli, lessons
 from zoo.errors import UserError
-from zoo.lessons import exercises, grading, notebook, sheets
+from zoo.lessons import execution, exercises, grading, notebook, sheets
 
 pytestmark = pytest.mark.once
 LESSONS = exercises.list_lessons()
@@ -119,6 +119,14 @@ def test_a_copy_with_answers_stays(tmp_path, monkeypatch, capsys):
     path.write_text("mine")
     assert cli.run(["lessons", "3", "--copy"]) == 0 and path.read_text() == "mine"
     assert "stays as it is" in capsys.readouterr().out
+
+
+def test_a_notebook_asks_every_question_with_its_choices():
+    for lesson in LESSONS:
+        cells = execution.to_notebook(lesson).cells[-2 * len(lesson.exercises) :]
+        for exercise, question, code in zip(lesson.exercises, cells[::2], cells[1::2], strict=True):
+            assert exercise.question in question.source and f'check("{exercise.id}", answer)' in code.source
+            assert all(f'`"{choice}"`' in question.source for choice in exercise.choices)
 
 
 def test_the_list(capsys):

@@ -37,7 +37,9 @@ def to_notebook(lesson: Lesson) -> Any:
     notebook = jupytext.read(lesson.path, fmt="md")
     notebook.cells.append(new_markdown_cell("## Exercises\n\nPut your answer in place of `None` and run the cell."))
     for exercise in lesson.exercises:
-        notebook.cells.append(new_markdown_cell(f"**{exercise.id}** {exercise.question}"))
+        choices = ", ".join(f'`"{choice}"`' for choice in exercise.choices)
+        question = f"**{exercise.id}** {exercise.question}" + (f" One of {choices}." if choices else "")
+        notebook.cells.append(new_markdown_cell(question))
         notebook.cells.append(new_code_cell(f'answer = None\nlessons.check("{exercise.id}", answer)'))
     notebook.metadata = {
         "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"},
