@@ -110,6 +110,24 @@ def test_missing_extras_and_backends_are_named(monkeypatch, tmp_path):
     assert "IPython" not in sys.modules or notebook._ipython() is None
 
 
+def test_jupyter_is_started_where_it_is_installed(tmp_path, monkeypatch):
+    import importlib.util
+    import subprocess
+    import sys
+
+    monkeypatch.chdir(tmp_path)
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *_: name if name == "jupyterlab" else find_spec(name, *_)
+    )
+    started = []
+    ended = subprocess.CompletedProcess([], returncode=0)
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: started.append(command) or ended)
+    assert cli.run(["lessons", "1"]) == 0
+    assert started == [[sys.executable, "-m", "jupyterlab", "lesson_1_neuron.ipynb"]]
+    assert (tmp_path / "lesson_1_neuron.ipynb").is_file()
+
+
 def test_a_copy_with_answers_stays(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.run(["lessons", "convolution", "--copy"]) == 0
