@@ -6,6 +6,7 @@ import os
 import pathlib
 import re
 import sys
+import tempfile
 from typing import Any
 
 from zoo.backends import check_backend
@@ -130,16 +131,24 @@ def execute(lesson: Lesson, *, folder: StrPath = ".", backend: str | None = None
     if backend is not None:
         environment["KERAS_BACKEND"] = backend
     config = Config()
-    if os.name == "posix":
-        config.KernelManager.transport = "ipc"  # no port that others on the machine could listen to
-    client = nbclient.NotebookClient(
-        notebook, timeout=TIMEOUT, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, config=config
-    )
-    try:
-        client.execute(env=environment)
-    except CellExecutionError as error:
-        message = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()[-1]
-        raise UserError(f"Lesson {lesson.number} stopped: {message.removesuffix('.')}.") from error
+    with tempfile.TemporaryDirectory(prefix="zoo-lessons-") as sockets:
+        if os.name == "posix":  # no port that others on the machine could reach
+            config.KernelManager.transport = "ipc"
+            config.KernelManager.ip = os.path.join(sockets, "kernel")  # whole: the kernel has a folder of its own
+        resources = {"metadata": {"path": str(folder)}}
+        client = nbclient.NotebookClient(
+            notebook,
+            timeout=TIMEOUT,
+            startup_timeout=TIMEOUT,
+            kernel_name="python3",
+            resources=resources,
+            config=config,
+        )
+        try:
+            client.execute(env=environment)
+        except CellExecutionError as error:
+            message = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()[-1]
+            raise UserError(f"Lesson {lesson.number} stopped: {message.removesuffix('.')}.") from error
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # the times of day
     return notebook
