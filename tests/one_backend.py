@@ -18,7 +18,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 BACKENDS = ("tensorflow", "jax", "torch")
-EXTRAS = ("data", "train", "convert")
+EXTRAS = ("data", "train", "convert", "lessons")
 
 IMPORTS = """
 import sys
@@ -100,6 +100,8 @@ def cases(backend):
         "zoo list": (zoo("list"), None),
         "zoo summary": (zoo("summary", "cnn_mnist", "--html", "page.html"), None),
         "zoo quiz": (zoo("quiz", "lstm_shakespeare", "--answers"), None),
+        "zoo lessons": (zoo("lessons"), None),
+        "zoo lessons --execute": (zoo("lessons", 3, "--execute"), "lessons"),
         "zoo classify": (zoo("classify", DIGIT), None),
         "zoo generate, text": (zoo("generate", "gru_shakespeare", "ROMEO:", "--max-new-tokens", 5), None),
         "zoo generate, image": (zoo("generate", "diffusion_captions", "a red one on black", "--num-steps", 2), None),

@@ -19,7 +19,7 @@ TIERS = (
     {"generation", "converters", "exporters", "distribution"},
     {"lora"},
     {"tasks"},
-    {"evaluation", "training"},
+    {"evaluation", "lessons", "training"},
     {"cli", "recipes"},
 )
 TIER = {room: tier for tier, rooms in enumerate(TIERS) for room in rooms}

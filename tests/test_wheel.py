@@ -53,7 +53,9 @@ def run(installed, tmp_path):
 
 def test_content(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert names == {str(path.relative_to(ROOT)) for path in (ROOT / "zoo").rglob("*.py")} | {"zoo/py.typed"}
+    lessons = {path for pattern in ("*.md", "*.json") for path in (ROOT / "zoo" / "lessons").glob(pattern)}
+    files = {*(ROOT / "zoo").rglob("*.py"), *lessons}
+    assert names == {str(path.relative_to(ROOT)) for path in files} | {"zoo/py.typed"}
 
 
 def test_requirements(wheel):

@@ -19,10 +19,11 @@ Work with models:
     zoo.use_fast_paths(model)             the same numbers sooner, for any Keras model
 
 The rooms, from the top: `zoo.tasks` what users call; `zoo.training` and `zoo.evaluation` what recipes share;
-`zoo.lora` low-rank adapters; `zoo.generation` from a model's outputs to text or images; `zoo.converters` other formats;
-`zoo.distribution` several devices; `zoo.fast_paths` speed; `zoo.parity` the same numbers everywhere; `zoo.presets`
-models by name; `zoo.models` functions that build them; `zoo.data` data sets; `zoo.tokenizers`; `zoo.parameter_ledger`;
-`zoo.blocks` and `zoo.io` parts of all these; `zoo.backends`; `zoo.compat`; `zoo.errors`; `zoo.typing`.
+`zoo.lora` low-rank adapters; `zoo.lessons` notebooks for a class; `zoo.generation` from a model's outputs to text or
+images; `zoo.converters` other formats; `zoo.distribution` several devices; `zoo.fast_paths` speed; `zoo.parity` the
+same numbers everywhere; `zoo.presets` models by name; `zoo.models` functions that build them; `zoo.data` data sets;
+`zoo.tokenizers`; `zoo.parameter_ledger`; `zoo.blocks` and `zoo.io` parts of all these; `zoo.backends`; `zoo.compat`;
+`zoo.errors`; `zoo.typing`.
 
 `import zoo` loads no framework: each part is imported when it is first used, with Keras on the backend that
 `KERAS_BACKEND` names.
@@ -45,6 +46,7 @@ if TYPE_CHECKING:  # what `__getattr__` gives, for type checkers and editors
         fast_paths,
         generation,
         io,
+        lessons,
         lora,
         models,
         parameter_ledger,
@@ -94,6 +96,7 @@ __all__ = [
     "generation",
     "io",
     "ledger",
+    "lessons",
     "list_models",
     "load_model",
     "load_task",

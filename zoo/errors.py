@@ -30,6 +30,7 @@ EXTRAS = {
     "train": ("matplotlib", "sklearn", "sacrebleu", "sacremoses", "num2words"),
     "convert": ("safetensors", "sentencepiece"),
     "export": ("onnx", "onnxruntime", "openvino", "ai_edge_litert"),
+    "lessons": ("jupytext", "nbconvert", "ipykernel", "jupyterlab", "matplotlib", "sklearn"),
 }
 
 
@@ -44,11 +45,24 @@ def require(*packages: str, what: str) -> None:
         UserError: if one is not installed; the sentence has the command that installs it.
     """
     if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
-        extras = [extra for extra, names in EXTRAS.items() if set(names) & set(missing)]
+        extras = _extras_with(missing)
         names = " and ".join([", ".join(missing[:-1]), missing[-1]]).removeprefix(" and ")
         verb = "are" if len(missing) > 1 else "is"
         command = install_command(*extras) if extras else f"pip install {' '.join(missing)}"  # a package of the core
         raise UserError(f"{what} needs {names}, which {verb} not installed: {command}.")
+
+
+def _extras_with(packages):
+    """One extra that has all of the packages, or else as many as it takes, in their order."""
+    for extra, names in EXTRAS.items():
+        if set(packages) <= set(names):
+            return [extra]
+    extras, left = [], set(packages)
+    for extra, names in EXTRAS.items():
+        if set(names) & left:
+            extras.append(extra)
+            left -= set(names)
+    return extras
 
 
 def install_command(*extras: str) -> str:

@@ -22,7 +22,7 @@ def site(tmp_path_factory):
     ended = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder],
         cwd=ROOT,
-        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1", "ZOO_DOCS_LESSONS": "none"},  # they run in tests/lessons
         capture_output=True,
         text=True,
         timeout=600,

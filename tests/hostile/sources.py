@@ -196,6 +196,21 @@ def labels(folder):
     return path, read_labels
 
 
+def notebook(folder):
+    from zoo.lessons.grading import grade_notebook
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "lesson.ipynb"
+    printed = {"output_type": "stream", "name": "stdout", "text": ["Exercise 3.2: (22, 22, 8) is right. The kernel"]}
+    cells = [
+        {"cell_type": "markdown", "source": ["## Exercises"], "metadata": {}},
+        {"cell_type": "code", "source": ["answer = (3 * 3 * 16 + 1) * 32\n", "lessons.check('3.1', answer)"]},
+        {"cell_type": "code", "source": "lessons.check('3.2', layer.output.shape[1:])", "outputs": [printed]},
+    ]
+    path.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    return path, grade_notebook
+
+
 SOURCES = {
     "keras": keras_file,
     "classifier": classifier,
@@ -209,4 +224,5 @@ SOURCES = {
     "safetensors": safetensors,
     "lora": lora,
     "labels": labels,
+    "notebook": notebook,
 }

@@ -15,7 +15,10 @@ from zoo.backends import skip_optional_imports
 from zoo.cli.common import keep_compiled_functions
 from zoo.errors import UserError, did_you_mean, run_command
 
-VERBS = ("list", "summary", "quiz", "classify", "generate", "translate", "verify", "convert", "export", "publish")
+VERBS = (
+    *("list", "summary", "quiz", "classify", "generate", "translate"),
+    *("verify", "convert", "export", "publish", "lessons"),
+)
 BACKEND_HELP = "The environment chooses the backend: KERAS_BACKEND=tensorflow, jax or torch."
 _WIDTH = 80  # columns of the help, at most
 

@@ -641,6 +641,20 @@ class Certificate(Struct):
     replays: Annotated[list[Replay], Meta(min_length=1, max_length=64)]
 
 
+class NotebookCell(Struct):
+    """A cell of a Jupyter notebook; more is in it."""
+
+    cell_type: Text
+    source: str | list[str] = ""
+    outputs: list[dict[str, Any]] = []
+
+
+class StudentNotebook(Struct):
+    """What is read of a notebook that a student has handed in."""
+
+    cells: Annotated[list[NotebookCell], Meta(max_length=10**4)]
+
+
 # ------------------------------------------------------------------------------------------------------------ reading
 
 _Schema = TypeVar("_Schema")
