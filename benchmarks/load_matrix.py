@@ -111,15 +111,17 @@ def table(rows):
             found = {row["backend"]: cell(row, name) for row in rows if row["release"] == release}
             for backend, (_, reason) in found.items():
                 if reason:
-                    reasons.setdefault((version.get(release, release), backend, reason), []).append(name)
-            good = [backend for backend, (text, _) in found.items() if text == "same"]
-            bad = {backend: text for backend, (text, _) in found.items() if text != "same"}
-            words = ["same on all three"] if len(good) == 3 else [f"same on {', '.join(good)}"] if good else []
-            cells.append("; ".join(words + [f"{backend}: {text}" for backend, text in bad.items()]))
+                    files = reasons.setdefault((version.get(release, release), reason), {}).setdefault(backend, [])
+                    files.append(name)
+            texts = {text for text, _ in found.values()}
+            everywhere = len(texts) == 1 and len(found) == len(BACKENDS)
+            words = "; ".join(f"{backend}: {text}" for backend, (text, _) in found.items())
+            cells.append(texts.pop() if everywhere else words)
         lines.append(f"| `{name}` | {' | '.join(cells)} |")
     lines.append("")
-    for (release, backend, reason), files in reasons.items():
-        lines.append(f"- Keras {release} on {backend}, {len(files)} of {len(names)} files: {reason}.")
+    for (release, reason), files in reasons.items():
+        counts = ", ".join(f"{len(one)} on {backend}" for backend, one in files.items())
+        lines.append(f"- Keras {release}, files: {counts}. {reason[0].upper()}{reason[1:]}.")
     return "\n".join(lines)
 
 
