@@ -22,13 +22,13 @@ import keras
 import zoo
 from zoo import data
 from zoo.blocks.random_streams import set_random_streams
-from zoo.compat.keras import zero_weight_init
 from zoo.distribution import strategy as distribution
 from zoo.distribution.launch import run_recipe
 from zoo.errors import UserError
 from zoo.evaluation.language import plot_training_curves
 from zoo.evaluation.reports import evaluate_language_model
 from zoo.io import files
+from zoo.io.weight_memory import zero_weight_init
 from zoo.models.rnn_language_model import copy_weights, infer_config, rnn_language_model
 from zoo.tokenizers.text import encode, train_tokenizer
 from zoo.training import fine_tuning, flags

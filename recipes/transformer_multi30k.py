@@ -25,12 +25,12 @@ import keras
 import zoo
 from zoo import data
 from zoo.blocks.random_streams import set_random_streams
-from zoo.compat.keras import zero_weight_init
 from zoo.distribution import strategy as distribution
 from zoo.distribution.launch import run_recipe
 from zoo.errors import UserError
 from zoo.evaluation.reports import evaluate_translator
 from zoo.evaluation.translation import bleu, plot_training_curves
+from zoo.io.weight_memory import zero_weight_init
 from zoo.models import variants
 from zoo.models.transformer import TENSOR_PARALLEL_LAYOUT_MAP, infer_config, transformer
 from zoo.tokenizers.shared_bpe import SharedBPETokenizer
