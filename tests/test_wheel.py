@@ -15,7 +15,12 @@ from zoo.errors import EXTRAS
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DIGIT = ROOT / "docs" / "images" / "digit.png"
-PACKAGES = {"sklearn": "scikit-learn", "tensorflow_datasets": "tensorflow-datasets"}  # where a package has another name
+PACKAGES = {  # where a package has another name
+    "sklearn": "scikit-learn",
+    "tensorflow_datasets": "tensorflow-datasets",
+    "ai_edge_litert": "ai-edge-litert",
+    "onnx_ir": "onnx-ir",
+}
 
 pytestmark = pytest.mark.once
 

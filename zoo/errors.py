@@ -29,7 +29,7 @@ EXTRAS = {
     "data": ("tensorflow_datasets", "importlib_resources"),
     "train": ("matplotlib", "sklearn", "sacrebleu", "sacremoses", "num2words"),
     "convert": ("safetensors", "sentencepiece"),
-    "export": ("onnx", "onnxruntime", "openvino", "ai_edge_litert"),
+    "export": ("onnx", "onnxruntime", "onnx_ir", "openvino", "ai_edge_litert"),
     "lessons": ("jupytext", "nbconvert", "ipykernel", "jupyterlab", "matplotlib", "sklearn"),
 }
 

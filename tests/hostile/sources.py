@@ -203,7 +203,7 @@ def notebook(folder):
     path = folder / "lesson.ipynb"
     printed = {"output_type": "stream", "name": "stdout", "text": ["Exercise 3.2: (22, 22, 8) is right. The kernel"]}
     cells = [
-        {"cell_type": "markdown", "source": ["## Exercises"], "metadata": {}},
+        {"cell_type": "markdown", "source": ["## Exercises\n", "Count the parameters. " * 100], "metadata": {}},
         {"cell_type": "code", "source": ["answer = (3 * 3 * 16 + 1) * 32\n", "lessons.check('3.1', answer)"]},
         {"cell_type": "code", "source": "lessons.check('3.2', layer.output.shape[1:])", "outputs": [printed]},
     ]

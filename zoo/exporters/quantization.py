@@ -84,7 +84,7 @@ def quantize_onnx(path: pathlib.Path, name: str) -> None:
     Raises:
         UserError: if it has no weights that are quantized, as where all are in recurrent layers.
     """
-    require("onnx", "onnxruntime", what="Quantization")
+    require("onnx", "onnxruntime", "onnx_ir", what="Quantization")
     import onnx
 
     before = _kinds(onnx.load(path, load_external_data=False))

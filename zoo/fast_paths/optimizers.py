@@ -165,7 +165,8 @@ def apply_adam_torch(
                 slot.data = _ordered_like(weight, slot)
             row = (weight, _ordered_like(weight, gradient.to(weight.dtype)), *slots)
             groups.setdefault((weight.device, weight.dtype), []).append(row)
-        step = optimizer.iterations.value.to(torch.float32) + 1
+        # A variable or, where gradients of several steps are added up, a tensor.
+        step = keras.ops.convert_to_tensor(optimizer.iterations).to(torch.float32) + 1
         for (device, _), rows in groups.items():
             fused_adam(  # which goes through the memory of all of these alike
                 *(list(part) for part in zip(*rows)),

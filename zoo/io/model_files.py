@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import zipfile
+import zlib
 from typing import TYPE_CHECKING
 
 from zoo.compat.keras import (
@@ -262,7 +263,7 @@ def _unknown_objects(path):
     try:
         with zipfile.ZipFile(path) as archive:
             pending = [json.loads(archive.read("config.json"))]
-    except (KeyError, ValueError, RecursionError):
+    except (KeyError, ValueError, RecursionError, OSError, zipfile.BadZipFile, zlib.error):
         return {}
     found = {}
     while pending:

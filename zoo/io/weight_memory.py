@@ -67,6 +67,9 @@ def zero_weight_init(max_bytes: int | None = None) -> Iterator[None]:
     Args:
         max_bytes: of float32, of all weights together; None for no limit.
 
+    Yields:
+        None.
+
     Raises:
         MemoryError: if a model built inside would take more.
     """

@@ -100,7 +100,7 @@ class ParityRecord:
             raise
         except Exception as error:  # NumPy and zipfile raise many kinds for a damaged archive
             raise UserError(
-                f"{path} is not a parity record ({error}): write it again with write_parity_record."
+                f"{path} is not a parity record ({error_summary(error)}): write it again with write_parity_record."
             ) from error
         return cls(inputs, outputs, layers, metadata)
 
