@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import struct
 import sys
 import zipfile
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -51,11 +50,12 @@ def find_weights(path: StrPath) -> tuple[int, int] | None:
         return member.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))), member.file_size
 
 
-def load_mapped(path: StrPath, start: int, length: int) -> keras.Model:
+def load_mapped(path: StrPath, config: dict[str, Any], start: int, length: int) -> keras.Model:
     """Load a model whose weights are a part of its file.
 
     Args:
         path: of the `.keras` file.
+        config: its description of the model.
         start: first byte of its weights.
         length: their bytes.
 
@@ -65,8 +65,7 @@ def load_mapped(path: StrPath, start: int, length: int) -> keras.Model:
     import keras
 
     in_place = keras.backend.backend() == "torch" and sys.platform != "win32"  # Windows cannot replace a mapped file
-    with zipfile.ZipFile(path) as archive:
-        model = deserialize_model(json.loads(archive.read("config.json")) | {"compile_config": None})
+    model = deserialize_model(config)
     with open(path, "rb", buffering=0) as file, _assign_by_reference():
         part = _Part(file, start, length)
 

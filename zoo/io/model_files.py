@@ -13,7 +13,7 @@ import os
 import pathlib
 import zipfile
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zoo.compat.keras import (
     flatten_layers,
@@ -160,8 +160,8 @@ def _load(path, dtype, load_weights):
                 if load_weights:
                     model.load_weights(path)
                 return model
-            if _file_size(path, "model.weights.h5") >= LARGE_MODEL and (extent := find_weights(path)):
-                return load_mapped(path, *extent)
+            if (extent := find_weights(path)) and extent[1] >= LARGE_MODEL:
+                return load_mapped(path, read_config(path), *extent)
             try:
                 return keras.saving.load_model(path, compile=False, safe_mode=True)
             except ValueError:
@@ -224,12 +224,24 @@ def _most_bytes(path):
     return 2 * _file_size(path, "model.weights.h5") + 2**26
 
 
+def read_config(path: StrPath) -> dict[str, Any]:
+    """The description of the model in a `.keras` file, without its compile state.
+
+    Args:
+        path: of the file, one that `check_model_file` has passed.
+
+    Returns:
+        dict, for `keras.saving.deserialize_keras_object`.
+    """
+    with zipfile.ZipFile(path) as archive:
+        return json.loads(archive.read("config.json")) | {"compile_config": None}
+
+
 def _model_from_config(path, dtype):
     """The model that a file describes, with initial weights, all layers of one dtype policy."""
     import keras
 
-    with zipfile.ZipFile(path) as archive:
-        config = json.loads(archive.read("config.json")) | {"compile_config": None}
+    config = read_config(path)
     return keras.saving.deserialize_keras_object(_with_dtype(config, dtype) if dtype else config, safe_mode=True)
 
 

@@ -16,7 +16,7 @@ import re
 from typing import Any
 
 from zoo.errors import UserError
-from zoo.io import schemas
+from zoo.io import files, schemas
 from zoo.lessons import exercises
 from zoo.typing import StrPath
 
@@ -89,7 +89,7 @@ def grade_folder(folder: StrPath) -> ClassGrades:
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder}: name the one that holds the notebooks of the class.")
-    paths = [path for path in sorted(folder.rglob("*.ipynb")) if not _is_hidden(path, folder)]
+    paths = [path for path in sorted(folder.rglob("*.ipynb")) if not files.is_hidden(path, folder)]
     graded = {path: grade_notebook(path) for path in paths}
     known = [one.id for lesson in exercises.list_lessons() for one in lesson.exercises]
     seen = {one for grades in graded.values() for one in grades}
@@ -198,9 +198,3 @@ def _printed_answer(outputs, exercise):
 def _as_text(text):
     """A cell of a table that no spreadsheet takes for a formula."""
     return f"'{text}" if text[:1] in ("=", "+", "@", "\t") or (text[:1] == "-" and not text[1:2].isdigit()) else text
-
-
-def _is_hidden(path, folder):
-    from zoo.io.files import is_hidden
-
-    return is_hidden(path, folder)

@@ -30,9 +30,10 @@ from typing import Any
 
 import numpy as np
 
-from zoo.backends import check_backend, installed_backends
+from zoo.backends import BACKENDS, check_backend, installed_backends
 from zoo.errors import UserError, did_you_mean
 from zoo.io import model_files
+from zoo.parity.verify import max_difference
 from zoo.parity.worker import REFERENCE, load_arrays, save_arrays, split_function
 from zoo.typing import Log, StrPath
 
@@ -280,8 +281,10 @@ def start_workers(
         UserError: if a name is unknown, or none works.
     """
     for name in backends or ():
-        if name not in (known := ("tensorflow", "jax", "torch")):
-            raise UserError(f"A backend to run is {name!r}: choose of {', '.join(known)}.{did_you_mean(name, known)}")
+        if name not in BACKENDS:
+            raise UserError(
+                f"A backend to run is {name!r}: choose of {', '.join(BACKENDS)}.{did_you_mean(name, BACKENDS)}"
+            )
     workers, problems = {}, {}
     for name in dict.fromkeys(backends or installed_backends()):
         if on_start:
@@ -634,9 +637,11 @@ class _Run:
                 for key in first[mode].keys() & {"outputs", "gradients", "states", "step"}:
                     tensors = zip(base[mode][key], first[mode][key], second[mode][key], strict=True)
                     for i, (right, one, other) in enumerate(tensors):
-                        change = _largest(rounded[mode][key][i], right) if mode in rounded else 0.0
-                        unit = max(float(np.abs(right).max(initial=0.0)) * 2.0**-bits, change, np.finfo("float32").tiny)
-                        if not _largest(one, other) <= SUSPECT * unit:
+                        change = max_difference(rounded[mode][key][i], right) if mode in rounded else 0.0
+                        unit = max(
+                            float(np.abs(right).max(initial=0.0)) * 2.0**-bits, change, float(np.finfo("float32").tiny)
+                        )
+                        if not max_difference(one, other) <= SUSPECT * unit:
                             return False
             return True
 
@@ -751,8 +756,8 @@ class _Run:
             for before, g in zip(got["before"], gradients)
         ]
         count = len(gradients)
-        errors = [_largest(a, b) for a, b in zip(got["step"][:count], other)]
-        apart = [_largest(a, b) for a, b in zip(right[:count], other)]
+        errors = [max_difference(a, b) for a, b in zip(got["step"][:count], other)]
+        apart = [max_difference(a, b) for a, b in zip(right[:count], other)]
         if max(errors) < 0.1 * max(apart):
             place = "after" if keras_way else "before"
             return f"It is the step of an Adam that adds epsilon to the root {place} the bias correction."
@@ -796,26 +801,15 @@ def measure(
     results: dict[str, list[tuple[float, float]]] = {backend: [] for backend in others}
     tiny = float(np.finfo("float32").tiny)
     for i, right in enumerate(rights):
-        errors = {b: _largest(arrays[i], right) if i < len(arrays) else np.inf for b, arrays in others.items()}
+        errors = {b: max_difference(arrays[i], right) if i < len(arrays) else np.inf for b, arrays in others.items()}
         largest = float(np.abs(right[np.isfinite(right)]).max(initial=0.0)) if right.dtype.kind == "f" else 1.0
         closest = min(errors.values()) if len(errors) > 1 else 0.0
-        change = _largest(rounded[i], right)
+        change = max_difference(rounded[i], right)
         change, closest = (x if np.isfinite(x) else 0.0 for x in (change, closest))
         unit = max(largest * 2.0**-bits, change, closest, tiny)
         for backend, error in errors.items():
             results[backend].append((error / unit, error / max(largest, tiny)))
     return results
-
-
-def _largest(array, reference):
-    """max |array - reference|; infinite if shapes or non-finite values do not match."""
-    if array.shape != reference.shape:
-        return np.inf
-    array, reference = array.astype(np.float64), reference.astype(np.float64)
-    same = (array == reference) | (np.isnan(array) & np.isnan(reference))
-    if not np.isfinite(array[~same]).all() or not np.isfinite(reference[~same]).all():
-        return np.inf
-    return float(np.abs(array[~same] - reference[~same]).max(initial=0.0))
 
 
 def _parts(compared):

@@ -106,14 +106,27 @@ def max_scaled_error(array: np.ndarray, reference: np.ndarray) -> float:
     Returns:
         the error; infinite if shapes or non-finite values do not match.
     """
+    finite = reference[np.isfinite(reference)].astype(np.float64)
+    return max_difference(array, reference) / float(np.abs(finite).max(initial=1.0))
+
+
+def max_difference(array: np.ndarray, reference: np.ndarray) -> float:
+    """max |array - reference|.
+
+    Args:
+        array: of numbers.
+        reference: of the same shape.
+
+    Returns:
+        the difference; infinite if shapes or non-finite values do not match.
+    """
     if array.shape != reference.shape:
         return np.inf
     array, reference = array.astype(np.float64), reference.astype(np.float64)
     same = (array == reference) | (np.isnan(array) & np.isnan(reference))
     if not np.isfinite(array[~same]).all() or not np.isfinite(reference[~same]).all():
         return np.inf
-    scale = np.abs(reference[np.isfinite(reference)]).max(initial=1.0)
-    return float(np.abs(array[~same] - reference[~same]).max(initial=0.0) / scale)
+    return float(np.abs(array[~same] - reference[~same]).max(initial=0.0))
 
 
 def compare_records(record: ParityRecord, reference: ParityRecord, tolerance: float = TOLERANCE) -> Difference:

@@ -207,10 +207,12 @@ class _Worker:
 
     def step(self, target: str, precision: str, gradients: str, optimizer: dict[str, Any]) -> None:
         """Take an optimizer's step from the gradients of a file and write the weights after it."""
+        from zoo.parity.probes import to_numpy
+
         given = [x.astype("float32") for x in load_arrays(gradients)["gradients"]]
         with self._in(precision):
             probe = self.probes[precision]
-            before = [np.array(x) for x in map(_array, probe.variables)]
+            before = [to_numpy(variable) for variable in probe.variables]
             after = probe.step(optimizer, given)
         save_arrays(target, {"step": after, "before": before})
 
@@ -260,12 +262,6 @@ class _Worker:
                 yield
             finally:
                 keras.config.set_dtype_policy(policy)
-
-
-def _array(variable):
-    from zoo.parity.probes import to_numpy
-
-    return to_numpy(variable)
 
 
 def _read_npz(path):
@@ -349,8 +345,7 @@ def load_source(source: str, precision: str, arguments: Sequence[str] = ()) -> A
     from zoo.io import model_files
 
     if not split_function(source):
-        model_files.check_model_file(source)
-        config = _config(source)
+        config = model_files.read_config(source)
         if _in_precision(config, precision) == config:
             return model_files.load_model(source)
         try:
@@ -370,11 +365,6 @@ def load_source(source: str, precision: str, arguments: Sequence[str] = ()) -> A
         what = "a model that is not built" if isinstance(model, keras.Model) else f"{type(model).__name__}"
         raise UserError(f"{source} returns {what}: expected a built keras.Model.")
     return model
-
-
-def _config(path):
-    with zipfile.ZipFile(path) as archive:
-        return json.loads(archive.read("config.json")) | {"compile_config": None}
 
 
 def _in_precision(config, precision):
