@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 import zoo
 from zoo.backends import skip_optional_imports
-from zoo.cli.common import keep_compiled_functions
 from zoo.errors import UserError, did_you_mean, run_command
+from zoo.fast_paths.compilation_cache import use_compilation_cache
 
 VERBS = (
     *("list", "summary", "quiz", "classify", "generate", "translate"),
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal without "…" or bars shows "?"
     if argv is None:  # a process of the command alone
         skip_optional_imports()
-        keep_compiled_functions()
+        use_compilation_cache()
     return run_command(run, sys.argv[1:] if argv is None else argv)
 
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
-import platform
 import re
 import shutil
 import sys
 import textwrap
-import zlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -164,30 +161,3 @@ def _is_architecture(name):
 
     entry = presets.MODELS.get(name)
     return entry is not None and not entry.pretrained and name not in presets.preset_folders()
-
-
-def keep_compiled_functions() -> None:
-    """Let JAX, if it is imported later, keep what it compiles in the cache folder, at most 256 MiB of it.
-
-    For the `zoo` command, of which each call is a process: a translation takes a third less time from the second call
-    on. A folder belongs to one kind of processor, since homes are shared between machines. What the user has set in
-    JAX's own variables stays.
-    """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return
-    from zoo.io.files import cache_dir
-
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            processor = next(line for line in file if line.startswith(("flags", "Features")))
-    except (OSError, StopIteration):  # no Linux
-        processor = platform.platform() + platform.processor()
-    folder = cache_dir() / "jax" / f"{zlib.crc32(processor.encode()):08x}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return
-    if os.access(folder, os.W_OK):
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-        os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**28))
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")

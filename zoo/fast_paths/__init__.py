@@ -10,6 +10,7 @@ _MODULES = {
     "report": "reports",
     "set_compiler_flags": "layers",
     "undo": "layers",
+    "use_compilation_cache": "compilation_cache",
     "use_fast_paths": "layers",
 }
 

@@ -145,6 +145,10 @@ class Task:
         found = find_preset(preset, revision=revision)
         cls._check_task(found)
         adapters = _adapters(lora)
+        from zoo.fast_paths import set_compiler_flags, use_compilation_cache
+
+        set_compiler_flags()  # before JAX starts
+        use_compilation_cache()
         task = cls._from_preset(found, dtype=dtype, load_weights=load_weights, **arguments)
         if adapters:
             from zoo.lora import load_lora
