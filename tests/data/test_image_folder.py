@@ -253,6 +253,19 @@ def test_a_file_that_goes_away(labelled):
 # --------------------------------------------------------------------------------------------------------- mistakes
 
 
+def test_pictures_of_types_that_are_not_read_are_named(tmp_path):
+    folder = write_pictures(tmp_path / "pictures", count=60)
+    (folder / "cat" / "IMG_1.HEIC").write_bytes(b"a telephone's")
+    (folder / "cat" / ".hidden.heic").write_bytes(b"")
+    found = data.load_image_folder(folder, image_size=16)
+    said = "Skipped 1 file: IMG_1.HEIC, of types that are not read: convert them to JPEG or PNG."
+    assert found.remarks[0] == said
+    (tmp_path / "telephone" / "cat").mkdir(parents=True)
+    (tmp_path / "telephone" / "cat" / "1.heic").write_bytes(b"")
+    with pytest.raises(UserError, match=r"holds no pictures of types that are read \(there are \.heic files\): give"):
+        data.load_image_folder(tmp_path / "telephone")
+
+
 def test_mistakes_in_folders(tmp_path):
     with pytest.raises(UserError, match=r"^There is no folder .*nowhere: give one"):
         data.load_image_folder(tmp_path / "nowhere")

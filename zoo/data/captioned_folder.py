@@ -33,6 +33,7 @@ from zoo.data.image_folder import (
     listed_files,
     read_csv,
     split_pictures,
+    unread_files,
 )
 from zoo.errors import UserError, did_you_mean
 from zoo.io import schemas
@@ -264,7 +265,11 @@ def load_captioned_folder(
         source=str(folders["train"]),
         sha256=sha256.hexdigest(),
         broken=tuple(broken),
-        remarks=tuple([f"Skipped {listed_files(broken, 'broken picture')}."] if broken else []) + tuple(more),
+        remarks=(
+            *unread_files(folders.values()),
+            *([f"Skipped {listed_files(broken, 'broken picture')}."] if broken else []),
+            *more,
+        ),
     )
 
 

@@ -32,6 +32,8 @@ IMAGE_SUFFIXES = frozenset(
     ".avif .bmp .dib .gif .ico .jfif .jp2 .jpe .jpeg .jpg .pbm .pcx .pgm .png .pnm .ppm .qoi .sgi .tga .tif .tiff "
     ".webp".split()
 )
+# Pictures too, of formats that Pillow does not read by itself.
+UNREAD_SUFFIXES = frozenset(".arw .cr2 .cr3 .dng .heic .heif .jxl .nef .orf .psd .raf .raw .rw2 .svg".split())
 FILE_COLUMNS = ("file", "filename", "file_name", "path", "filepath", "file_path", "image", "image_path")
 LABEL_COLUMNS = ("label", "class", "class_name", "category")
 ON_BROKEN = ("skip", "refuse")
@@ -255,7 +257,8 @@ def load_image_folder(
         [item.path for item in items], image_size=image_size, on_broken=on_broken, stream=stream
     )
     kept = [items[row] for row in whole]
-    remarks = [f"Skipped {listed_files(broken, 'broken picture')}."] if broken else []
+    remarks = unread_files([] if labels else folders.values())
+    remarks += [f"Skipped {listed_files(broken, 'broken picture')}."] if broken else []
     return _assemble(
         name=re.sub(r"\W+", "_", folders["train"].resolve().name) or "pictures",
         x=x,
@@ -344,15 +347,46 @@ def _files_of_classes(folder, part):
             and (path.is_file() or path.is_symlink())  # a link to nowhere is a broken picture
         )
         if not paths and len(classes) > 1 and any(_has_pictures(other) for other in classes):
-            raise UserError(f"The class folder {class_folder} holds no pictures: put some into it or remove it.")
+            raise UserError(
+                f"The class folder {class_folder} holds no pictures{_of_types(_unread(class_folder))}: put some into "
+                "it or remove it."
+            )
         items += [_Item(path, class_folder.name, part) for path in paths]
     if not items:
         found = "holds pictures but no sub-folders of them" if _has_pictures(folder) else "holds no pictures"
         raise UserError(
-            f"{folder} {found}: give a folder with a sub-folder of pictures (PNG, JPEG, …) for each class, or name the "
-            "classes of the files in a CSV file with --labels."
+            f"{folder} {found}{_of_types(_unread(folder))}: give a folder with a sub-folder of pictures (PNG, JPEG, …) "
+            "for each class, or name the classes of the files in a CSV file with --labels."
         )
     return items
+
+
+def unread_files(folders: Collection[pathlib.Path]) -> list[str]:
+    """A sentence about the pictures of types that are not read, such as `.heic`.
+
+    Args:
+        folders: to look through.
+
+    Returns:
+        [sentence], or [] if there are none.
+    """
+    paths = [path for folder in folders for path in _unread(folder)]
+    if not paths:
+        return []
+    names = listed_files([path.name for path in paths], "file", most=3)
+    return [f"Skipped {names}, of types that are not read: convert them to JPEG or PNG."]
+
+
+def _unread(folder):
+    """The pictures in a folder whose type is not read."""
+    found = (path for path in folder.rglob("*") if path.suffix.lower() in UNREAD_SUFFIXES)
+    return sorted(path for path in found if not files.is_hidden(path, folder))
+
+
+def _of_types(paths):
+    """The types of files in words, e.g. " of types that are read (there are .heic files)"."""
+    suffixes = sorted({path.suffix.lower() for path in paths})
+    return f" of types that are read (there are {' and '.join(suffixes)} files)" if suffixes else ""
 
 
 def _has_pictures(folder):
