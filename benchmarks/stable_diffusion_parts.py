@@ -128,13 +128,18 @@ def zeromodels_model(part, size, latents):
 def fill(model):
     """Give every weight of a Keras model random values, one block of them over and over, that keep outputs about 1."""
     from zoo.compat.keras import set_initial_value
+    from zoo.io.weight_memory import aligned_zeros, share_memory
 
     block = np.random.default_rng(0).standard_normal(1 << 20, "float32")
     for weight in model.weights:
         shape = tuple(weight.shape)
         if len(shape) > 1:
-            values = np.resize(block, shape)
-            values /= np.sqrt(np.prod(shape[:-1]), dtype="float32")
+            values = aligned_zeros(shape)  # no more memory than the weights take
+            flat = values.reshape(-1)
+            for start in range(0, flat.size, block.size):
+                flat[start : start + block.size] = block[: flat.size - start]
+            flat /= np.sqrt(np.prod(shape[:-1]), dtype="float32")
+            values = share_memory(values)
         elif "int" in str(weight.dtype):
             continue
         else:
