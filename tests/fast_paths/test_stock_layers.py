@@ -47,6 +47,15 @@ CASES = {
         SEQUENCE,
         "abc,bd->adc is no product over the last axes",
     ),
+    "logits of an embedding": (lambda: layers.ReversibleEmbedding(9, 6), SEQUENCE, ""),
+    "logits, not tied": (lambda: layers.ReversibleEmbedding(9, 6, tie_weights=False), SEQUENCE, ""),
+    "logits, soft cap": (lambda: layers.ReversibleEmbedding(9, 6, logit_soft_cap=2.0), SEQUENCE, "a soft cap"),
+    "logits, half": (lambda: layers.ReversibleEmbedding(9, 6, reverse_dtype="bfloat16"), SEQUENCE, "a reverse_dtype"),
+    "dropout": (lambda: layers.Dropout(0.3, seed=1), IMAGE, ""),
+    "dropout, rate of no exact float": (lambda: layers.Dropout(1 / 3, seed=2), IMAGE, ""),
+    "dropout, nothing": (lambda: layers.Dropout(0.0, seed=1), SEQUENCE, "drops nothing, or all"),
+    "dropout, no seed": (lambda: layers.Dropout(0.3), SEQUENCE, "PyTorch's own dropout, without a seed"),
+    "dropout, columns": (lambda: layers.Dropout(0.5, noise_shape=(None, 1, 6), seed=1), SEQUENCE, "a noise_shape"),
     "batch norm": (lambda: layers.BatchNormalization(momentum=0.6, epsilon=1e-2), IMAGE, ""),
     "batch norm, no scale": (lambda: layers.BatchNormalization(scale=False), IMAGE, ""),
     "batch norm, sequence": (lambda: layers.BatchNormalization(scale=False), SEQUENCE, ""),
@@ -62,21 +71,22 @@ CASES = {
 
 
 if BACKEND != "torch":  # where the other layers have no path; on JAX, that of maximum pooling is in test_layers.py
-    CASES = {name: case for name, case in CASES.items() if BACKEND == "tensorflow" and name.startswith("batch norm")}
+    names = {"tensorflow": ("batch norm",), "jax": ("dense", "einsum", "logits")}[BACKEND]
+    CASES = {name: case for name, case in CASES.items() if name.startswith(names)}
     for name in ("batch norm, sequence", "batch norm, no center", "batch norm, first axis"):
-        if CASES:
+        if name in CASES:
             CASES[name] = (*CASES[name][:2], "not over the last of four axes")
 
 
-@pytest.mark.skipif(not CASES, reason="no path of this kind")
-@pytest.mark.parametrize("case", CASES or [None])
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("training", [True, False])
 def test_each_layer_gives_the_same(case, training):
     make, shape, reason = CASES[case]
     inputs = keras.Input(shape)
     layer = make()
     # Scaled before, so that the gradient of the layer's inputs counts too.
-    model = keras.Model(inputs, layer(layers.Dense(shape[-1], name="before")(inputs)))
+    arguments = {"reverse": True} if case.startswith("logits") else {}
+    model = keras.Model(inputs, layer(layers.Dense(shape[-1], name="before")(inputs), **arguments))
     for weight in model.weights:
         weight.assign(RNG.uniform(0.5, 1.5, weight.shape) * RNG.choice([1, 1, 1, -1], weight.shape))
     for variance in (v for v in model.non_trainable_variables if v.name == "moving_variance"):

@@ -111,10 +111,10 @@ def _torch_paths():
         layers.DepthwiseConv2D: path(torch_layers.depthwise_convolution, _why_no_convolution, "conv2d, channels-last"),
         layers.MaxPooling2D: path(torch_layers.max_pooling, _why_no_pooling, "max_pool2d, channels-last"),
         layers.AveragePooling2D: path(torch_layers.average_pooling, _why_no_pooling, "avg_pool2d, channels-last"),
-        layers.Dense: path(torch_layers.dense, _why_no_product, "linear"),
-        layers.EinsumDense: path(torch_layers.einsum_dense, _why_no_einsum, "linear"),
         layers.BatchNormalization: path(torch_layers.batch_normalization, _why_no_batch_norm, "batch_norm"),
         layers.GroupNormalization: path(torch_layers.group_normalization, _why_no_group_norm, "group_norm"),
+        layers.Dropout: path(torch_layers.dropout, _why_no_dropout, "one product with the scaled mask"),
+        **_product_paths("linear, on a CPU by oneDNN"),
         **_recurrent_paths(),
     }
 
@@ -129,6 +129,7 @@ def _jax_paths():
 
         means = "elementwise gradient from the positions of the maxima"
         found[layers.MaxPooling2D] = FastPath("call", max_pooling, _why_no_jax_pooling, means)
+        found |= _product_paths("a product of matrices, and so its gradient")
     return found
 
 
@@ -138,6 +139,16 @@ def _tensorflow_paths():
 
     fused = FastPath("call", batch_normalization, _why_no_tensorflow_batch_norm, "FusedBatchNormV3")
     return {layers.BatchNormalization: fused, **_recurrent_paths()}
+
+
+def _product_paths(means):
+    from zoo.fast_paths import products
+
+    return {
+        layers.Dense: FastPath("call", products.dense, _why_not_dtype, means),
+        layers.EinsumDense: FastPath("call", products.einsum_dense, _why_no_einsum, means),
+        layers.ReversibleEmbedding: FastPath("call", products.reversible_embedding, _why_no_logits, means),
+    }
 
 
 def _recurrent_paths():
@@ -163,16 +174,26 @@ def _why_no_convolution(layer):
     return _why_not_dtype(layer)
 
 
-def _why_no_product(layer):
-    return _why_not_dtype(layer)
-
-
 def _why_no_einsum(layer):
-    from zoo.fast_paths.torch_layers import num_contracted_axes
+    from zoo.fast_paths.products import num_contracted_axes
 
     if not num_contracted_axes(layer.equation):
         return f"{layer.equation} is no product over the last axes"
     return _why_not_dtype(layer)
+
+
+def _why_no_logits(layer):
+    if layer.reverse_dtype is not None:
+        return "a reverse_dtype"
+    return "a soft cap" if layer.logit_soft_cap is not None else _why_not_dtype(layer)
+
+
+def _why_no_dropout(layer):
+    if layer.seed is None:
+        return "PyTorch's own dropout, without a seed"
+    if layer.rate in (0, 1):
+        return "drops nothing, or all"
+    return "a noise_shape" if layer.noise_shape is not None else ""
 
 
 def _why_no_pooling(layer):
