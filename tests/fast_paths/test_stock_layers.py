@@ -47,6 +47,12 @@ CASES = {
         SEQUENCE,
         "abc,bd->adc is no product over the last axes",
     ),
+    "layer norm": (lambda: layers.LayerNormalization(epsilon=1e-2), SEQUENCE, ""),
+    "layer norm, images": (lambda: layers.LayerNormalization(axis=3), IMAGE, ""),
+    "layer norm, no scale": (lambda: layers.LayerNormalization(scale=False), SEQUENCE, ""),
+    "layer norm, no center": (lambda: layers.LayerNormalization(center=False), SEQUENCE, ""),
+    "layer norm, two axes": (lambda: layers.LayerNormalization(axis=(1, 2)), SEQUENCE, "over several axes"),
+    "layer norm, first axis": (lambda: layers.LayerNormalization(axis=1), SEQUENCE, ""),
     "logits of an embedding": (lambda: layers.ReversibleEmbedding(9, 6), SEQUENCE, ""),
     "logits, not tied": (lambda: layers.ReversibleEmbedding(9, 6, tie_weights=False), SEQUENCE, ""),
     "logits, soft cap": (lambda: layers.ReversibleEmbedding(9, 6, logit_soft_cap=2.0), SEQUENCE, "a soft cap"),
@@ -70,9 +76,13 @@ CASES = {
 }
 
 
+if BACKEND == "torch":  # where Keras calls PyTorch's own already
+    CASES = {name: case for name, case in CASES.items() if not name.startswith("layer norm")}
 if BACKEND != "torch":  # where the other layers have no path; on JAX, that of maximum pooling is in test_layers.py
-    names = {"tensorflow": ("batch norm",), "jax": ("dense", "einsum", "logits")}[BACKEND]
+    names = {"tensorflow": ("batch norm",), "jax": ("conv, ", "dense", "einsum", "layer norm", "logits")}[BACKEND]
     CASES = {name: case for name, case in CASES.items() if name.startswith(names)}
+    if BACKEND == "jax":
+        CASES["conv, valid, no bias"] = (*CASES["conv, valid, no bias"][:2], "no bias")
     for name in ("batch norm, sequence", "batch norm, no center", "batch norm, first axis"):
         if name in CASES:
             CASES[name] = (*CASES[name][:2], "not over the last of four axes")

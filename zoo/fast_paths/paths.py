@@ -125,10 +125,14 @@ def _jax_paths():
 
     found = _recurrent_paths()
     if jax.default_backend() == "cpu":
-        from zoo.fast_paths.jax_layers import max_pooling
+        from zoo.fast_paths import jax_layers
 
         means = "elementwise gradient from the positions of the maxima"
-        found[layers.MaxPooling2D] = FastPath("call", max_pooling, _why_no_jax_pooling, means)
+        found[layers.MaxPooling2D] = FastPath("call", jax_layers.max_pooling, _why_no_jax_pooling, means)
+        means = "gradient of the bias by a product"
+        found[layers.Conv2D] = FastPath("call", jax_layers.convolution, _why_no_bias, means)
+        means = "gradients of scale and offset by products"
+        found[layers.LayerNormalization] = FastPath("call", jax_layers.layer_normalization, _why_no_layer_norm, means)
         found |= _product_paths("a product of matrices, and so its gradient")
     return found
 
@@ -186,6 +190,18 @@ def _why_no_logits(layer):
     if layer.reverse_dtype is not None:
         return "a reverse_dtype"
     return "a soft cap" if layer.logit_soft_cap is not None else _why_not_dtype(layer)
+
+
+def _why_no_bias(layer):
+    return _why_no_convolution(layer) if layer.use_bias else "no bias"
+
+
+def _why_no_layer_norm(layer):
+    if layer.rms_scaling:
+        return "rms_scaling"
+    if not isinstance(layer.axis, int) and len(layer.axis) > 1:
+        return "over several axes"
+    return _why_not_dtype(layer)
 
 
 def _why_no_dropout(layer):

@@ -30,7 +30,7 @@ from keras import layers, ops
 
 from zoo.compat.torch import packed_linear
 from zoo.errors import UserError
-from zoo.fast_paths.products import linear
+from zoo.fast_paths.products import linear, sum_over_rows
 
 _MAX_UNROLLED_STEPS = 256
 
@@ -474,7 +474,7 @@ def _jax_functions():
 
         dh, (d_a, dn) = jax.lax.scan(step, jnp.zeros_like(h0), (d_hs, h_previous, *gates), reverse=True)
         d_projected = jnp.concatenate([d_a[..., : 2 * h0.shape[-1]], dn], axis=-1)
-        return d_projected, dh, product_over_steps(h_previous, d_a), d_a.sum((0, 1)), no_gradient(masked)
+        return d_projected, dh, product_over_steps(h_previous, d_a), sum_over_rows(d_a), no_gradient(masked)
 
     functions = {}
     for name, forward, backward in (("lstm", lstm_forward, lstm_backward), ("gru", gru_forward, gru_backward)):
