@@ -108,3 +108,10 @@ class TestOneDNN:
         exported = torch.export.export(model, (x,), strict=False)
         assert not any("mkldnn" in str(node.target) for node in exported.graph.nodes)
         torch.testing.assert_close(exported.module()(x), model(x), rtol=1e-5, atol=1e-4)
+
+    def test_a_recorded_function_computes_the_same(self):
+        model = keras.Sequential([keras.Input((ROWS[1], WIDTH)), keras.layers.Dense(UNITS)])
+        run, x = fast_paths.inference_function(model), X.astype("float32")
+        expected = x @ model.get_weights()[0]
+        for _ in range(3):  # as it is, recorded, replayed
+            np.testing.assert_allclose(run(x), expected, rtol=1e-5, atol=1e-4)

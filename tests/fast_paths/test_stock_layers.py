@@ -133,3 +133,22 @@ def test_a_mask_reaches_batch_normalization():
     fast_paths.use_fast_paths(model)
     for part, references in zip(outputs_and_gradients(model, x), stock):
         assert largest_error(part, references) < 1e-5
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="the other backends compute it so")
+@pytest.mark.parametrize("approximate", [False, True])
+def test_gelu_as_an_operation_of_the_graph(approximate):
+    inputs = keras.Input((6,))
+    inner = keras.Model(inputs, keras.ops.gelu(layers.Dense(64)(inputs), approximate=approximate))
+    model = keras.Model(inputs, inner(inputs))
+    x = 3 * RNG.normal(size=(50, 6)).astype("float32")
+    stock = outputs_and_gradients(model, x)
+    fast_paths.use_fast_paths(model)
+    (operation,) = (one for one in inner.operations if type(one).__name__ == "Gelu")
+    fast = outputs_and_gradients(model, x)
+    for part, references in zip(fast[:2], stock[:2], strict=True):
+        assert largest_error(part, references) < 1e-6
+    differs = any((a != b).any() for a, b in zip(fast[0], stock[0]))
+    assert differs == (not approximate)
+    fast_paths.undo(model)
+    assert "call" not in vars(operation)

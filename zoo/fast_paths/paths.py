@@ -1,4 +1,4 @@
-"""Which stock layers have a fast path on which backend, and where it does not apply.
+"""Which stock layers and operations of graphs have a fast path on which backend, and where it does not apply.
 
 A `FastPath` takes the place of one method of a layer object, by a `FastCall` among the object's attributes: the class,
 the configuration and the weights stay as they are, and files know nothing of it. It decides at every call: a layer that
@@ -30,7 +30,7 @@ class FastPath:
 
     method: str
     run: Callable[..., Any]
-    why_not: Callable[[keras.layers.Layer], str]
+    why_not: Callable[[keras.Operation], str]
     means: str
 
 
@@ -93,6 +93,16 @@ def _attention_operation():
     return type(graph_calls(model)[0].operation)
 
 
+def _gelu_operation():
+    """The class of what `keras.ops.gelu` puts into the graph of a functional model."""
+    inputs = keras.Input((1,))
+    return type(graph_calls(keras.Model(inputs, keras.ops.gelu(inputs)))[0].operation)
+
+
+def _why_no_gelu(operation):
+    return "the approximation by tanh" if operation.approximate else ""
+
+
 def _why_no_attention(operation):
     if operation.is_causal:
         return "is causal"
@@ -129,6 +139,7 @@ def _jax_paths():
 
         means = "elementwise gradient from the positions of the maxima"
         found[layers.MaxPooling2D] = FastPath("call", jax_layers.max_pooling, _why_no_jax_pooling, means)
+        found[_gelu_operation()] = FastPath("call", jax_layers.gelu, _why_no_gelu, "erf in place of erfc")
         means = "gradient of the bias by a product"
         found[layers.Conv2D] = FastPath("call", jax_layers.convolution, _why_no_bias, means)
         means = "gradients of scale and offset by products"

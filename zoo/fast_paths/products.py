@@ -220,6 +220,7 @@ def _is_for_onednn(x, weight):
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == weight.device.type == "cpu"
         and _onednn() is not None
+        and not torch.jit.is_tracing()  # whose graphs cannot hold the operation
         and not torch.compiler.is_compiling()
         and not torch.onnx.is_in_onnx_export()
         and not torch.is_autocast_enabled("cpu")
