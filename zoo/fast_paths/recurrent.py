@@ -376,7 +376,7 @@ def _jax_lstm(x, states, kernel, recurrent_kernel, bias, masked):
 
     projected = linear(jnp.swapaxes(x, 0, 1), kernel, bias)  # (T, B, 4h)
     h, c = _jax_functions()["lstm"](projected, *states, recurrent_kernel, masked)
-    return jnp.swapaxes(h, 0, 1), [h[-1], c[-1]]
+    return jnp.swapaxes(h, 0, 1), [h[-1], c]
 
 
 def _jax_gru(x, states, kernel, recurrent_kernel, bias, masked):
@@ -420,8 +420,8 @@ def _jax_functions():
             h = o * jnp.tanh(c) + (0 if masked is None else masked * h)
             return (h, c), (h, c, i, f, g, o)
 
-        _, (h, c, *gates) = jax.lax.scan(step, (h0, c0), (projected, masked))
-        return (h, c), (h0, c0, h, c, gates, kernel, masked)
+        (_, last_c), (h, c, *gates) = jax.lax.scan(step, (h0, c0), (projected, masked))
+        return (h, last_c), (h0, c0, h, c, gates, kernel, masked)
 
     def lstm_backward(residual, gradients):
         h0, c0, h, c, gates, kernel, masked = residual
@@ -429,9 +429,9 @@ def _jax_functions():
 
         def step(state, inputs):
             dh, dc = state
-            d_h, d_c, c_previous, c, i, f, g, o, masked = inputs
+            d_h, c_previous, c, i, f, g, o, masked = inputs
             dh, tanh_c = dh + d_h, jnp.tanh(c)
-            dc = dc + d_c + dh * o * (1 - tanh_c * tanh_c)
+            dc = dc + dh * o * (1 - tanh_c * tanh_c)
             d_gates = (
                 dc * g * i * (1 - i),
                 dc * c_previous * f * (1 - f),
@@ -441,9 +441,9 @@ def _jax_functions():
             d_gates = jnp.concatenate(d_gates, axis=-1)
             return (d_gates @ transposed + (0 if masked is None else masked * dh), dc * f), d_gates
 
-        initial = (jnp.zeros_like(h0), jnp.zeros_like(c0))
-        inputs = (*gradients, previous(c0, c), c, *gates, masked)
-        (dh, dc), d_gates = jax.lax.scan(step, initial, inputs, reverse=True)
+        d_hs, dc = gradients
+        inputs = (d_hs, previous(c0, c), c, *gates, masked)
+        (dh, dc), d_gates = jax.lax.scan(step, (jnp.zeros_like(h0), dc), inputs, reverse=True)
         return d_gates, dh, dc, product_over_steps(previous(h0, h), d_gates), no_gradient(masked)
 
     def gru_forward(projected, h0, kernel, bias, masked):
@@ -489,11 +489,13 @@ def _jax_functions():
 def _tensorflow_lstm(x, states, kernel, recurrent_kernel, bias, masked):
     import tensorflow as tf
 
+    # dy·y·(1 - y) and dy·(1 - y²), one operation each.
+    sigmoid_gradient, tanh_gradient = tf.raw_ops.SigmoidGrad, tf.raw_ops.TanhGrad
     masks = [None] * x.shape[1] if masked is None else tf.unstack(masked, x.shape[1])
 
     @tf.custom_gradient
     def recurrence(projected, h0, c0, kernel):
-        hs, cs, gates = [h0], [c0], []
+        hs, cs, tanh_cs, gates = [h0], [c0], [], []
         for step, m in zip(tf.unstack(projected), masks):
             i, f, g, o = tf.split(step + tf.matmul(hs[-1], kernel), 4, axis=-1)
             i, f, g, o = tf.sigmoid(i), tf.sigmoid(f), tf.tanh(g), tf.sigmoid(o)
@@ -501,33 +503,38 @@ def _tensorflow_lstm(x, states, kernel, recurrent_kernel, bias, masked):
                 i, f, o = i * (1 - m), f * (1 - m) + m, o * (1 - m)
             gates.append((i, f, g, o))
             cs.append(f * cs[-1] + i * g)
-            h = o * tf.tanh(cs[-1])
+            tanh_cs.append(tf.tanh(cs[-1]))
+            h = o * tanh_cs[-1]
             hs.append(h if m is None else h + m * hs[-1])
 
-        def backward(d_hs, d_cs):
-            dh, dc, d_gates, transposed = tf.zeros_like(h0), tf.zeros_like(c0), [], _tensorflow_transpose(kernel)
-            steps = zip(tf.unstack(d_hs), tf.unstack(d_cs), cs, cs[1:], gates, masks)
-            for d_h, d_c, c_previous, c, (i, f, g, o), m in reversed(list(steps)):
-                dh, tanh_c = dh + d_h, tf.tanh(c)
-                dc += d_c + dh * o * (1 - tanh_c * tanh_c)
-                parts = [dc * g * i * (1 - i), dc * c_previous * f * (1 - f), dc * i * (1 - g * g)]
-                d_gates.append(tf.concat([*parts, dh * tanh_c * o * (1 - o)], axis=-1))
+        def backward(d_hs, dc):
+            dh, d_gates, transposed = tf.zeros_like(h0), [], _tensorflow_transpose(kernel)
+            for d_h, c_previous, tanh_c, (i, f, g, o), m in reversed(
+                list(zip(tf.unstack(d_hs), cs, tanh_cs, gates, masks))
+            ):
+                dh += d_h
+                dc += tanh_gradient(y=tanh_c, dy=dh * o)
+                parts = [sigmoid_gradient(y=i, dy=dc * g), sigmoid_gradient(y=f, dy=dc * c_previous)]
+                parts += [tanh_gradient(y=g, dy=dc * i), sigmoid_gradient(y=o, dy=dh * tanh_c)]
+                d_gates.append(tf.concat(parts, axis=-1))
                 carried, dh = dh, tf.matmul(d_gates[-1], transposed)
                 dc, dh = dc * f, dh if m is None else dh + m * carried
             d_gates = d_gates[::-1]
             d_kernel = tf.matmul(tf.concat(hs[:-1], 0), tf.concat(d_gates, 0), transpose_a=True)
             return tf.stack(d_gates), dh, dc, d_kernel
 
-        return (tf.stack(hs[1:]), tf.stack(cs[1:])), backward
+        return (tf.stack(hs[1:]), cs[-1]), backward
 
     projected = tf.tensordot(tf.transpose(x, (1, 0, 2)), kernel, 1) + bias  # (T, B, 4h)
     h, c = recurrence(projected, *states, tf.convert_to_tensor(recurrent_kernel))
-    return tf.transpose(h, (1, 0, 2)), [h[-1], c[-1]]
+    return tf.transpose(h, (1, 0, 2)), [h[-1], c]
 
 
 def _tensorflow_gru(x, states, kernel, recurrent_kernel, bias, masked):
     import tensorflow as tf
 
+    # dy·y·(1 - y) and dy·(1 - y²), one operation each.
+    sigmoid_gradient, tanh_gradient = tf.raw_ops.SigmoidGrad, tf.raw_ops.TanhGrad
     masks = [None] * x.shape[1] if masked is None else tf.unstack(masked, x.shape[1])
 
     @tf.custom_gradient
@@ -546,8 +553,9 @@ def _tensorflow_gru(x, states, kernel, recurrent_kernel, bias, masked):
             dh, d_as, d_ns, transposed = tf.zeros_like(h0), [], [], _tensorflow_transpose(kernel)
             for d_h, h, (z, r, n, an) in reversed(list(zip(tf.unstack(d_hs), hs, gates))):
                 dh += d_h
-                dn = dh * (1 - z) * (1 - n * n)
-                d_as.append(tf.concat([dh * (h - n) * z * (1 - z), dn * an * r * (1 - r), dn * r], axis=-1))
+                dn = tanh_gradient(y=n, dy=dh * (1 - z))
+                d_zr = sigmoid_gradient(y=z, dy=dh * (h - n)), sigmoid_gradient(y=r, dy=dn * an)
+                d_as.append(tf.concat([*d_zr, dn * r], axis=-1))
                 d_ns.append(dn)
                 dh = dh * z + tf.matmul(d_as[-1], transposed)
             d_a, d_n = tf.stack(d_as[::-1]), tf.stack(d_ns[::-1])
