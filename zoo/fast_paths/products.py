@@ -128,6 +128,9 @@ def has_dtype_of(layer: keras.layers.Layer, inputs: Tensor) -> bool:
     Args:
         layer: any.
         inputs: of the layer.
+
+    Returns:
+        True or False.
     """
     return str(inputs.dtype).removeprefix("torch.") == layer.variable_dtype
 
