@@ -88,6 +88,7 @@ def measure_keras(kind, steps):
     import keras
 
     from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
+    from zoo.fast_paths.memory import keep_freed_memory
     from zoo.models.cnn import cnn
     from zoo.training.optimizers import TorchAdam
 
@@ -100,6 +101,7 @@ def measure_keras(kind, steps):
 
     if kind == "zoo":
         set_compiler_flags()
+        keep_freed_memory()
     model = cnn(num_classes=10)
     optimizer = TorchAdam(1e-3, weight_decay=1e-4) if kind == "zoo" else keras.optimizers.Adam(1e-3, weight_decay=1e-4)
     model.compile(optimizer=optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))

@@ -70,11 +70,13 @@ def measure_diffusers(steps):
 
 def measure_zoo(steps):
     from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
+    from zoo.fast_paths.memory import keep_freed_memory
     from zoo.models import variants
     from zoo.models.stable_diffusion.denoiser import denoiser
     from zoo.training.optimizers import TorchAdam
 
     set_compiler_flags()
+    keep_freed_memory()
     model = denoiser(**variants.DENOISER["tiny"])
     model.compile(optimizer=TorchAdam(1e-3), loss="mse")
     use_fast_paths(model)

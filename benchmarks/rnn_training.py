@@ -124,12 +124,14 @@ def measure_keras(kind, cell, units, steps, generate):
     import keras
 
     from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
+    from zoo.fast_paths.memory import keep_freed_memory
     from zoo.generation.recurrent import RecurrentGenerator
     from zoo.models.rnn_language_model import rnn_language_model
     from zoo.training.optimizers import TorchAdam
 
     if kind == "zoo":
         set_compiler_flags()
+        keep_freed_memory()
     config = {"cell": cell, "vocabulary_size": VOCABULARY_SIZE, "embedding_dim": units, "units": units}
     if generate:
         generator, options = RecurrentGenerator(rnn_language_model(**config)), {"temperature": TEMPERATURE}

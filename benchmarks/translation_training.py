@@ -167,12 +167,15 @@ def measure_keras(kind, size, count):
     import keras
 
     from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
+    from zoo.fast_paths.memory import keep_freed_memory
     from zoo.models.transformer import transformer
     from zoo.training.initial_weights import set_initial_weights
     from zoo.training.losses import LabelSmoothingCrossEntropy
     from zoo.training.optimizers import TorchAdam
 
     set_compiler_flags()
+    if kind == "zoo":
+        keep_freed_memory()
     if kind == "keras-hub":
         model = keras_hub_model(**SIZES[size])
     else:

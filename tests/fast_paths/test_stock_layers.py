@@ -47,6 +47,21 @@ CASES = {
         SEQUENCE,
         "abc,bd->adc is no product over the last axes",
     ),
+    "layer norm": (lambda: layers.LayerNormalization(epsilon=1e-2), SEQUENCE, ""),
+    "layer norm, images": (lambda: layers.LayerNormalization(axis=3), IMAGE, ""),
+    "layer norm, no scale": (lambda: layers.LayerNormalization(scale=False), SEQUENCE, ""),
+    "layer norm, no center": (lambda: layers.LayerNormalization(center=False), SEQUENCE, ""),
+    "layer norm, two axes": (lambda: layers.LayerNormalization(axis=(1, 2)), SEQUENCE, "over several axes"),
+    "layer norm, first axis": (lambda: layers.LayerNormalization(axis=1), SEQUENCE, ""),
+    "logits of an embedding": (lambda: layers.ReversibleEmbedding(9, 6), SEQUENCE, ""),
+    "logits, not tied": (lambda: layers.ReversibleEmbedding(9, 6, tie_weights=False), SEQUENCE, ""),
+    "logits, soft cap": (lambda: layers.ReversibleEmbedding(9, 6, logit_soft_cap=2.0), SEQUENCE, "a soft cap"),
+    "logits, half": (lambda: layers.ReversibleEmbedding(9, 6, reverse_dtype="bfloat16"), SEQUENCE, "a reverse_dtype"),
+    "dropout": (lambda: layers.Dropout(0.3, seed=1), IMAGE, ""),
+    "dropout, rate of no exact float": (lambda: layers.Dropout(1 / 3, seed=2), IMAGE, ""),
+    "dropout, nothing": (lambda: layers.Dropout(0.0, seed=1), SEQUENCE, "drops nothing, or all"),
+    "dropout, no seed": (lambda: layers.Dropout(0.3), SEQUENCE, "PyTorch's own dropout, without a seed"),
+    "dropout, columns": (lambda: layers.Dropout(0.5, noise_shape=(None, 1, 6), seed=1), SEQUENCE, "a noise_shape"),
     "batch norm": (lambda: layers.BatchNormalization(momentum=0.6, epsilon=1e-2), IMAGE, ""),
     "batch norm, no scale": (lambda: layers.BatchNormalization(scale=False), IMAGE, ""),
     "batch norm, sequence": (lambda: layers.BatchNormalization(scale=False), SEQUENCE, ""),
@@ -61,22 +76,27 @@ CASES = {
 }
 
 
+if BACKEND == "torch":  # where Keras calls PyTorch's own already
+    CASES = {name: case for name, case in CASES.items() if not name.startswith("layer norm")}
 if BACKEND != "torch":  # where the other layers have no path; on JAX, that of maximum pooling is in test_layers.py
-    CASES = {name: case for name, case in CASES.items() if BACKEND == "tensorflow" and name.startswith("batch norm")}
+    names = {"tensorflow": ("batch norm",), "jax": ("conv, ", "dense", "einsum", "layer norm", "logits")}[BACKEND]
+    CASES = {name: case for name, case in CASES.items() if name.startswith(names)}
+    if BACKEND == "jax":
+        CASES["conv, valid, no bias"] = (*CASES["conv, valid, no bias"][:2], "no bias")
     for name in ("batch norm, sequence", "batch norm, no center", "batch norm, first axis"):
-        if CASES:
+        if name in CASES:
             CASES[name] = (*CASES[name][:2], "not over the last of four axes")
 
 
-@pytest.mark.skipif(not CASES, reason="no path of this kind")
-@pytest.mark.parametrize("case", CASES or [None])
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("training", [True, False])
 def test_each_layer_gives_the_same(case, training):
     make, shape, reason = CASES[case]
     inputs = keras.Input(shape)
     layer = make()
     # Scaled before, so that the gradient of the layer's inputs counts too.
-    model = keras.Model(inputs, layer(layers.Dense(shape[-1], name="before")(inputs)))
+    arguments = {"reverse": True} if case.startswith("logits") else {}
+    model = keras.Model(inputs, layer(layers.Dense(shape[-1], name="before")(inputs), **arguments))
     for weight in model.weights:
         weight.assign(RNG.uniform(0.5, 1.5, weight.shape) * RNG.choice([1, 1, 1, -1], weight.shape))
     for variance in (v for v in model.non_trainable_variables if v.name == "moving_variance"):
@@ -113,3 +133,22 @@ def test_a_mask_reaches_batch_normalization():
     fast_paths.use_fast_paths(model)
     for part, references in zip(outputs_and_gradients(model, x), stock):
         assert largest_error(part, references) < 1e-5
+
+
+@pytest.mark.skipif(BACKEND != "jax", reason="the other backends compute it so")
+@pytest.mark.parametrize("approximate", [False, True])
+def test_gelu_as_an_operation_of_the_graph(approximate):
+    inputs = keras.Input((6,))
+    inner = keras.Model(inputs, keras.ops.gelu(layers.Dense(64)(inputs), approximate=approximate))
+    model = keras.Model(inputs, inner(inputs))
+    x = 3 * RNG.normal(size=(50, 6)).astype("float32")
+    stock = outputs_and_gradients(model, x)
+    fast_paths.use_fast_paths(model)
+    (operation,) = (one for one in inner.operations if type(one).__name__ == "Gelu")
+    fast = outputs_and_gradients(model, x)
+    for part, references in zip(fast[:2], stock[:2], strict=True):
+        assert largest_error(part, references) < 1e-6
+    differs = any((a != b).any() for a, b in zip(fast[0], stock[0]))
+    assert differs == (not approximate)
+    fast_paths.undo(model)
+    assert "call" not in vars(operation)

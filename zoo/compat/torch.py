@@ -30,6 +30,20 @@ def packed_linear(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Ten
     return lambda x: linear(x, packed, bias, "none", [], "")
 
 
+def linear_operation() -> Callable[[Tensor, Tensor, Tensor | None], Tensor] | None:
+    """The function (x, weight, bias) -> x weightᵀ + bias by oneDNN, float32 on the CPU; None where oneDNN is missing.
+
+    As `packed_linear`, for weights that change between calls. It has no gradient. Since PyTorch 2.0. Public way:
+    `torch.nn.functional.linear`.
+    """
+    import torch
+
+    if not torch.backends.mkldnn.is_available():
+        return None
+    operation = private(torch.ops.mkldnn, "_linear_pointwise").default
+    return lambda x, weight, bias: operation(x, weight, bias, "none", [], "")
+
+
 def fused_adam(*tensors: Any, **options: Any) -> None:
     """One step of PyTorch's fused Adam kernel, the one behind `torch.optim.Adam(fused=True)`.
 

@@ -6,6 +6,7 @@ _MODULES = {
     "compile_function": "compile",
     "inference_call": "layers",
     "inference_function": "compile",
+    "keep_freed_memory": "memory",
     "recompile_functions": "compile",
     "report": "reports",
     "set_compiler_flags": "layers",

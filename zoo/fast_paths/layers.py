@@ -47,7 +47,7 @@ def use_fast_paths(model: keras.Model) -> None:
     if not model.built:
         raise UserError(f"{model.name} is not built, so that its layers are not known: call it on a batch first.")
     paths = fast_paths()
-    for layer in flatten_layers(model):
+    for layer in _layers_and_operations(model):
         path = paths.get(type(layer))
         if path and path.method not in vars(layer) and not path.why_not(layer):
             vars(layer)[path.method] = FastCall(layer, path)
@@ -61,11 +61,19 @@ def undo(model: keras.Model) -> None:
     Args:
         model: `keras.Model`, whether or not it has fast paths.
     """
-    for layer in flatten_layers(model):
+    for layer in _layers_and_operations(model):
         for name in [name for name, value in vars(layer).items() if isinstance(value, FastCall)]:
             vars(layer).pop(name)
     optimizers.unfuse(getattr(model, "optimizer", None))
     _forget_compiled(model)
+
+
+def _layers_and_operations(model):
+    """Each layer of a model, nested ones included, and each operation of `keras.ops` in functional graphs."""
+    found = flatten_layers(model)
+    graphs = [graph for one in found if isinstance(one, keras.Model) and (graph := functional_graph(one))]
+    operations = [call.operation for graph in graphs for call in graph_calls(graph)]
+    return [*found, *(one for one in operations if not isinstance(one, layers.Layer))]
 
 
 def _forget_compiled(model):

@@ -1,4 +1,4 @@
-"""Which stock layers have a fast path on which backend, and where it does not apply.
+"""Which stock layers and operations of graphs have a fast path on which backend, and where it does not apply.
 
 A `FastPath` takes the place of one method of a layer object, by a `FastCall` among the object's attributes: the class,
 the configuration and the weights stay as they are, and files know nothing of it. It decides at every call: a layer that
@@ -30,7 +30,7 @@ class FastPath:
 
     method: str
     run: Callable[..., Any]
-    why_not: Callable[[keras.layers.Layer], str]
+    why_not: Callable[[keras.Operation], str]
     means: str
 
 
@@ -93,6 +93,16 @@ def _attention_operation():
     return type(graph_calls(model)[0].operation)
 
 
+def _gelu_operation():
+    """The class of what `keras.ops.gelu` puts into the graph of a functional model."""
+    inputs = keras.Input((1,))
+    return type(graph_calls(keras.Model(inputs, keras.ops.gelu(inputs)))[0].operation)
+
+
+def _why_no_gelu(operation):
+    return "the approximation by tanh" if operation.approximate else ""
+
+
 def _why_no_attention(operation):
     if operation.is_causal:
         return "is causal"
@@ -111,10 +121,10 @@ def _torch_paths():
         layers.DepthwiseConv2D: path(torch_layers.depthwise_convolution, _why_no_convolution, "conv2d, channels-last"),
         layers.MaxPooling2D: path(torch_layers.max_pooling, _why_no_pooling, "max_pool2d, channels-last"),
         layers.AveragePooling2D: path(torch_layers.average_pooling, _why_no_pooling, "avg_pool2d, channels-last"),
-        layers.Dense: path(torch_layers.dense, _why_no_product, "linear"),
-        layers.EinsumDense: path(torch_layers.einsum_dense, _why_no_einsum, "linear"),
         layers.BatchNormalization: path(torch_layers.batch_normalization, _why_no_batch_norm, "batch_norm"),
         layers.GroupNormalization: path(torch_layers.group_normalization, _why_no_group_norm, "group_norm"),
+        layers.Dropout: path(torch_layers.dropout, _why_no_dropout, "one product with the scaled mask"),
+        **_product_paths("linear, on a CPU by oneDNN"),
         **_recurrent_paths(),
     }
 
@@ -125,10 +135,16 @@ def _jax_paths():
 
     found = _recurrent_paths()
     if jax.default_backend() == "cpu":
-        from zoo.fast_paths.jax_layers import max_pooling
+        from zoo.fast_paths import jax_layers
 
         means = "elementwise gradient from the positions of the maxima"
-        found[layers.MaxPooling2D] = FastPath("call", max_pooling, _why_no_jax_pooling, means)
+        found[layers.MaxPooling2D] = FastPath("call", jax_layers.max_pooling, _why_no_jax_pooling, means)
+        found[_gelu_operation()] = FastPath("call", jax_layers.gelu, _why_no_gelu, "erf in place of erfc")
+        means = "gradient of the bias by a product"
+        found[layers.Conv2D] = FastPath("call", jax_layers.convolution, _why_no_bias, means)
+        means = "gradients of scale and offset by products"
+        found[layers.LayerNormalization] = FastPath("call", jax_layers.layer_normalization, _why_no_layer_norm, means)
+        found |= _product_paths("a product of matrices, and so its gradient")
     return found
 
 
@@ -138,6 +154,16 @@ def _tensorflow_paths():
 
     fused = FastPath("call", batch_normalization, _why_no_tensorflow_batch_norm, "FusedBatchNormV3")
     return {layers.BatchNormalization: fused, **_recurrent_paths()}
+
+
+def _product_paths(means):
+    from zoo.fast_paths import products
+
+    return {
+        layers.Dense: FastPath("call", products.dense, _why_not_dtype, means),
+        layers.EinsumDense: FastPath("call", products.einsum_dense, _why_no_einsum, means),
+        layers.ReversibleEmbedding: FastPath("call", products.reversible_embedding, _why_no_logits, means),
+    }
 
 
 def _recurrent_paths():
@@ -163,16 +189,38 @@ def _why_no_convolution(layer):
     return _why_not_dtype(layer)
 
 
-def _why_no_product(layer):
-    return _why_not_dtype(layer)
-
-
 def _why_no_einsum(layer):
-    from zoo.fast_paths.torch_layers import num_contracted_axes
+    from zoo.fast_paths.products import num_contracted_axes
 
     if not num_contracted_axes(layer.equation):
         return f"{layer.equation} is no product over the last axes"
     return _why_not_dtype(layer)
+
+
+def _why_no_logits(layer):
+    if layer.reverse_dtype is not None:
+        return "a reverse_dtype"
+    return "a soft cap" if layer.logit_soft_cap is not None else _why_not_dtype(layer)
+
+
+def _why_no_bias(layer):
+    return _why_no_convolution(layer) if layer.use_bias else "no bias"
+
+
+def _why_no_layer_norm(layer):
+    if layer.rms_scaling:
+        return "rms_scaling"
+    if not isinstance(layer.axis, int) and len(layer.axis) > 1:
+        return "over several axes"
+    return _why_not_dtype(layer)
+
+
+def _why_no_dropout(layer):
+    if layer.seed is None:
+        return "PyTorch's own dropout, without a seed"
+    if layer.rate in (0, 1):
+        return "drops nothing, or all"
+    return "a noise_shape" if layer.noise_shape is not None else ""
 
 
 def _why_no_pooling(layer):

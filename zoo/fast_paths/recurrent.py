@@ -29,6 +29,8 @@ import keras
 from keras import layers, ops
 
 from zoo.compat.torch import packed_linear
+from zoo.errors import UserError
+from zoo.fast_paths.products import linear, sum_over_rows
 
 _MAX_UNROLLED_STEPS = 256
 
@@ -210,10 +212,7 @@ def _store_transposed(weight):
 
 def _torch_projected(x, kernel, bias):
     """(B, T, d) to (T, B, gates·h)."""
-    import torch
-
-    projected = torch.addmm(bias, x.transpose(0, 1).flatten(0, 1), kernel)  # (T·B, gates·h)
-    return projected.view(x.shape[1], x.shape[0], -1)
+    return linear(x.transpose(0, 1).contiguous(), kernel, bias)
 
 
 def _torch_gru(x, states, kernel, recurrent_kernel, bias, masked):
@@ -261,6 +260,17 @@ def _torch_product(weight, bias=None):
     return lambda x: torch.nn.functional.linear(x, weight.t(), bias)
 
 
+def _refuse_second_derivatives():
+    """The gradient below is not itself recorded, so that the second derivative would lack parts of it."""
+    import torch
+
+    if torch.is_grad_enabled():
+        raise UserError(
+            "Second derivatives (create_graph=True) of a recurrent layer were asked for, which its fast path does not "
+            "have: take zoo.fast_paths.undo(model) first."
+        )
+
+
 @functools.cache
 def _torch_functions():
     import torch
@@ -275,9 +285,9 @@ def _torch_functions():
             hs, cs = (state.new_empty(steps + 1, batch, units) for state in (h0, c0))
             hs[0], cs[0] = h0, c0
             counts, tanh_cs = 1 - masked, torch.empty_like(cs[1:])
-            all_gates = torch.empty_like(projected)
+            all_gates, product = torch.empty_like(projected), _torch_product(kernel)
             for t in range(steps):
-                gates = torch.addmm(projected[t], hs[t], kernel, out=all_gates[t])
+                gates = torch.add(projected[t], product(hs[t]), out=all_gates[t])
                 gates[:, : 2 * units].sigmoid_()
                 gates[:, 2 * units : 3 * units].tanh_()
                 gates[:, 3 * units :].sigmoid_()
@@ -293,6 +303,7 @@ def _torch_functions():
 
         @staticmethod
         def backward(context, d_hs, dc):
+            _refuse_second_derivatives()
             all_gates, hs, cs, tanh_cs, kernel, masked = context.saved_tensors
             steps, batch, units = tanh_cs.shape
             i, f, g, o = all_gates.chunk(4, dim=2)
@@ -301,16 +312,17 @@ def _torch_functions():
             d_gates = torch.cat(
                 [g * i * (1 - i), cs[:-1] * f * (1 - f), i * (1 - g * g), tanh_cs * o * (1 - o)], 2
             ).view(steps, batch, 4, units)
-            dh, transposed = torch.zeros_like(hs[0]), kernel.t()
+            dh, product = torch.zeros_like(hs[0]), _torch_product(kernel.t())
             for t in reversed(range(steps)):
                 dh = dh + d_hs[t]
                 dc = torch.addcmul(dc, dh, to_c[t])
                 d_gates[t, :, :3].mul_(dc[:, None])
                 d_gates[t, :, 3].mul_(dh)
                 dc = dc * f[t]
-                dh = torch.addmm(dh * masked[t], d_gates[t].flatten(1), transposed)
+                dh = torch.addcmul(product(d_gates[t].flatten(1)), dh, masked[t])
             d_projected = d_gates.flatten(2)
-            return d_projected, dh, dc, hs[:-1].flatten(0, 1).t() @ d_projected.flatten(0, 1), None
+            d_kernel = linear(hs[:-1].flatten(0, 1).t(), d_projected.flatten(0, 1), None)
+            return d_projected, dh, dc, d_kernel, None
 
     class Gru(torch.autograd.Function):
         @staticmethod
@@ -335,6 +347,7 @@ def _torch_functions():
 
         @staticmethod
         def backward(context, d_hs):
+            _refuse_second_derivatives()
             gates, hs, candidates, kernel = context.saved_tensors
             steps, batch, units = candidates.shape
             z, r, n = gates.chunk(3, dim=2)
@@ -350,7 +363,7 @@ def _torch_functions():
                 dh = torch.addcmul(product(d_a[t]), dh, z[t])
             flat = d_a.flatten(0, 1)
             d_projected = torch.cat([d_a[:, :, : 2 * units], d_ns], 2)
-            return d_projected, dh, hs[:-1].flatten(0, 1).t() @ flat, flat.sum(0), None
+            return d_projected, dh, linear(hs[:-1].flatten(0, 1).t(), flat, None), flat.sum(0), None
 
     return {"lstm": Lstm, "gru": Gru}
 
@@ -361,14 +374,15 @@ def _torch_functions():
 def _jax_lstm(x, states, kernel, recurrent_kernel, bias, masked):
     import jax.numpy as jnp
 
-    h, c = _jax_functions()["lstm"](jnp.swapaxes(x @ kernel + bias, 0, 1), *states, recurrent_kernel, masked)
-    return jnp.swapaxes(h, 0, 1), [h[-1], c[-1]]
+    projected = linear(jnp.swapaxes(x, 0, 1), kernel, bias)  # (T, B, 4h)
+    h, c = _jax_functions()["lstm"](projected, *states, recurrent_kernel, masked)
+    return jnp.swapaxes(h, 0, 1), [h[-1], c]
 
 
 def _jax_gru(x, states, kernel, recurrent_kernel, bias, masked):
     import jax.numpy as jnp
 
-    projected = jnp.swapaxes(x @ kernel + bias[0], 0, 1)
+    projected = linear(jnp.swapaxes(x, 0, 1), kernel, bias[0])  # (T, B, 3h)
     h = _jax_functions()["gru"](projected, states[0], recurrent_kernel, bias[1], masked)
     return jnp.swapaxes(h, 0, 1), [h[-1]]
 
@@ -384,6 +398,14 @@ def _jax_functions():
         """The states before each step."""
         return jnp.concatenate([first[None], rest[:-1]])
 
+    def transpose(kernel):
+        """In memory: XLA would read a view across its rows at each step."""
+        return jax.lax.optimization_barrier(kernel.T)
+
+    def product_over_steps(h, d_gates):
+        """The gradient of a recurrent kernel, as a product over one axis, for which XLA has a library."""
+        return h.reshape(-1, h.shape[-1]).T @ d_gates.reshape(-1, d_gates.shape[-1])
+
     def no_gradient(masked):
         return None if masked is None else jnp.zeros_like(masked)
 
@@ -398,17 +420,18 @@ def _jax_functions():
             h = o * jnp.tanh(c) + (0 if masked is None else masked * h)
             return (h, c), (h, c, i, f, g, o)
 
-        _, (h, c, *gates) = jax.lax.scan(step, (h0, c0), (projected, masked))
-        return (h, c), (h0, c0, h, c, gates, kernel, masked)
+        (_, last_c), (h, c, *gates) = jax.lax.scan(step, (h0, c0), (projected, masked))
+        return (h, last_c), (h0, c0, h, c, gates, kernel, masked)
 
     def lstm_backward(residual, gradients):
         h0, c0, h, c, gates, kernel, masked = residual
+        transposed = transpose(kernel)
 
         def step(state, inputs):
             dh, dc = state
-            d_h, d_c, c_previous, c, i, f, g, o, masked = inputs
+            d_h, c_previous, c, i, f, g, o, masked = inputs
             dh, tanh_c = dh + d_h, jnp.tanh(c)
-            dc = dc + d_c + dh * o * (1 - tanh_c * tanh_c)
+            dc = dc + dh * o * (1 - tanh_c * tanh_c)
             d_gates = (
                 dc * g * i * (1 - i),
                 dc * c_previous * f * (1 - f),
@@ -416,12 +439,12 @@ def _jax_functions():
                 dh * tanh_c * o * (1 - o),
             )
             d_gates = jnp.concatenate(d_gates, axis=-1)
-            return (d_gates @ kernel.T + (0 if masked is None else masked * dh), dc * f), d_gates
+            return (d_gates @ transposed + (0 if masked is None else masked * dh), dc * f), d_gates
 
-        initial = (jnp.zeros_like(h0), jnp.zeros_like(c0))
-        inputs = (*gradients, previous(c0, c), c, *gates, masked)
-        (dh, dc), d_gates = jax.lax.scan(step, initial, inputs, reverse=True)
-        return d_gates, dh, dc, jnp.einsum("tbh,tbg->hg", previous(h0, h), d_gates), no_gradient(masked)
+        d_hs, dc = gradients
+        inputs = (d_hs, previous(c0, c), c, *gates, masked)
+        (dh, dc), d_gates = jax.lax.scan(step, (jnp.zeros_like(h0), dc), inputs, reverse=True)
+        return d_gates, dh, dc, product_over_steps(previous(h0, h), d_gates), no_gradient(masked)
 
     def gru_forward(projected, h0, kernel, bias, masked):
         def step(h, inputs):
@@ -439,7 +462,7 @@ def _jax_functions():
 
     def gru_backward(residual, d_hs):
         h0, h, gates, kernel, masked = residual
-        h_previous = previous(h0, h)
+        h_previous, transposed = previous(h0, h), transpose(kernel)
 
         def step(dh, inputs):
             d_h, h, z, r, n, an = inputs
@@ -447,11 +470,11 @@ def _jax_functions():
             dn = dh * (1 - z) * (1 - n * n)
             d_zr = (dh * (h - n) * z * (1 - z), dn * an * r * (1 - r))
             d_a = jnp.concatenate([*d_zr, dn * r], axis=-1)
-            return dh * z + d_a @ kernel.T, (d_a, dn)
+            return dh * z + d_a @ transposed, (d_a, dn)
 
         dh, (d_a, dn) = jax.lax.scan(step, jnp.zeros_like(h0), (d_hs, h_previous, *gates), reverse=True)
         d_projected = jnp.concatenate([d_a[..., : 2 * h0.shape[-1]], dn], axis=-1)
-        return d_projected, dh, jnp.einsum("tbh,tbg->hg", h_previous, d_a), d_a.sum((0, 1)), no_gradient(masked)
+        return d_projected, dh, product_over_steps(h_previous, d_a), sum_over_rows(d_a), no_gradient(masked)
 
     functions = {}
     for name, forward, backward in (("lstm", lstm_forward, lstm_backward), ("gru", gru_forward, gru_backward)):
@@ -466,11 +489,13 @@ def _jax_functions():
 def _tensorflow_lstm(x, states, kernel, recurrent_kernel, bias, masked):
     import tensorflow as tf
 
+    # dy·y·(1 - y) and dy·(1 - y²), one operation each.
+    sigmoid_gradient, tanh_gradient = tf.raw_ops.SigmoidGrad, tf.raw_ops.TanhGrad
     masks = [None] * x.shape[1] if masked is None else tf.unstack(masked, x.shape[1])
 
     @tf.custom_gradient
     def recurrence(projected, h0, c0, kernel):
-        hs, cs, gates = [h0], [c0], []
+        hs, cs, tanh_cs, gates = [h0], [c0], [], []
         for step, m in zip(tf.unstack(projected), masks):
             i, f, g, o = tf.split(step + tf.matmul(hs[-1], kernel), 4, axis=-1)
             i, f, g, o = tf.sigmoid(i), tf.sigmoid(f), tf.tanh(g), tf.sigmoid(o)
@@ -478,33 +503,38 @@ def _tensorflow_lstm(x, states, kernel, recurrent_kernel, bias, masked):
                 i, f, o = i * (1 - m), f * (1 - m) + m, o * (1 - m)
             gates.append((i, f, g, o))
             cs.append(f * cs[-1] + i * g)
-            h = o * tf.tanh(cs[-1])
+            tanh_cs.append(tf.tanh(cs[-1]))
+            h = o * tanh_cs[-1]
             hs.append(h if m is None else h + m * hs[-1])
 
-        def backward(d_hs, d_cs):
-            dh, dc, d_gates = tf.zeros_like(h0), tf.zeros_like(c0), []
-            steps = zip(tf.unstack(d_hs), tf.unstack(d_cs), cs, cs[1:], gates, masks)
-            for d_h, d_c, c_previous, c, (i, f, g, o), m in reversed(list(steps)):
-                dh, tanh_c = dh + d_h, tf.tanh(c)
-                dc += d_c + dh * o * (1 - tanh_c * tanh_c)
-                parts = [dc * g * i * (1 - i), dc * c_previous * f * (1 - f), dc * i * (1 - g * g)]
-                d_gates.append(tf.concat([*parts, dh * tanh_c * o * (1 - o)], axis=-1))
-                carried, dh = dh, tf.matmul(d_gates[-1], kernel, transpose_b=True)
+        def backward(d_hs, dc):
+            dh, d_gates, transposed = tf.zeros_like(h0), [], _tensorflow_transpose(kernel)
+            for d_h, c_previous, tanh_c, (i, f, g, o), m in reversed(
+                list(zip(tf.unstack(d_hs), cs, tanh_cs, gates, masks))
+            ):
+                dh += d_h
+                dc += tanh_gradient(y=tanh_c, dy=dh * o)
+                parts = [sigmoid_gradient(y=i, dy=dc * g), sigmoid_gradient(y=f, dy=dc * c_previous)]
+                parts += [tanh_gradient(y=g, dy=dc * i), sigmoid_gradient(y=o, dy=dh * tanh_c)]
+                d_gates.append(tf.concat(parts, axis=-1))
+                carried, dh = dh, tf.matmul(d_gates[-1], transposed)
                 dc, dh = dc * f, dh if m is None else dh + m * carried
             d_gates = d_gates[::-1]
             d_kernel = tf.matmul(tf.concat(hs[:-1], 0), tf.concat(d_gates, 0), transpose_a=True)
             return tf.stack(d_gates), dh, dc, d_kernel
 
-        return (tf.stack(hs[1:]), tf.stack(cs[1:])), backward
+        return (tf.stack(hs[1:]), cs[-1]), backward
 
     projected = tf.tensordot(tf.transpose(x, (1, 0, 2)), kernel, 1) + bias  # (T, B, 4h)
     h, c = recurrence(projected, *states, tf.convert_to_tensor(recurrent_kernel))
-    return tf.transpose(h, (1, 0, 2)), [h[-1], c[-1]]
+    return tf.transpose(h, (1, 0, 2)), [h[-1], c]
 
 
 def _tensorflow_gru(x, states, kernel, recurrent_kernel, bias, masked):
     import tensorflow as tf
 
+    # dy·y·(1 - y) and dy·(1 - y²), one operation each.
+    sigmoid_gradient, tanh_gradient = tf.raw_ops.SigmoidGrad, tf.raw_ops.TanhGrad
     masks = [None] * x.shape[1] if masked is None else tf.unstack(masked, x.shape[1])
 
     @tf.custom_gradient
@@ -520,13 +550,14 @@ def _tensorflow_gru(x, states, kernel, recurrent_kernel, bias, masked):
             hs.append(z * hs[-1] + (1 - z) * n)
 
         def backward(d_hs):
-            dh, d_as, d_ns = tf.zeros_like(h0), [], []
+            dh, d_as, d_ns, transposed = tf.zeros_like(h0), [], [], _tensorflow_transpose(kernel)
             for d_h, h, (z, r, n, an) in reversed(list(zip(tf.unstack(d_hs), hs, gates))):
                 dh += d_h
-                dn = dh * (1 - z) * (1 - n * n)
-                d_as.append(tf.concat([dh * (h - n) * z * (1 - z), dn * an * r * (1 - r), dn * r], axis=-1))
+                dn = tanh_gradient(y=n, dy=dh * (1 - z))
+                d_zr = sigmoid_gradient(y=z, dy=dh * (h - n)), sigmoid_gradient(y=r, dy=dn * an)
+                d_as.append(tf.concat([*d_zr, dn * r], axis=-1))
                 d_ns.append(dn)
-                dh = dh * z + tf.matmul(d_as[-1], kernel, transpose_b=True)
+                dh = dh * z + tf.matmul(d_as[-1], transposed)
             d_a, d_n = tf.stack(d_as[::-1]), tf.stack(d_ns[::-1])
             d_kernel = tf.matmul(tf.concat(hs[:-1], 0), tf.concat(d_as[::-1], 0), transpose_a=True)
             d_projected = tf.concat([d_a[..., : 2 * d_n.shape[-1]], d_n], axis=-1)
@@ -537,6 +568,13 @@ def _tensorflow_gru(x, states, kernel, recurrent_kernel, bias, masked):
     projected = tf.tensordot(tf.transpose(x, (1, 0, 2)), kernel, 1) + bias[0]  # (T, B, 3h)
     h = recurrence(projected, states[0], *(tf.convert_to_tensor(part) for part in (recurrent_kernel, bias[1])))
     return tf.transpose(h, (1, 0, 2)), [h[-1]]
+
+
+def _tensorflow_transpose(kernel):
+    """In memory, for a product at each step; Grappler would undo `tf.transpose`, and read it across its rows."""
+    import tensorflow as tf
+
+    return tf.einsum("hg->gh", kernel)
 
 
 _TORCH = {"lstm": _torch_lstm, "gru": _torch_gru}

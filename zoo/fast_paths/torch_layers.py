@@ -9,27 +9,12 @@ not apply to these inputs. Letters: B batch, H height, W width, C channels.
 """
 
 import functools
-import math
-import re
 from typing import Any
 
 import keras
 
-from zoo.compat.keras import lora_base_kernel
+from zoo.fast_paths.products import has_dtype_of, kernel_value
 from zoo.typing import Tensor
-
-
-def kernel_value(layer: keras.layers.Layer) -> Tensor:
-    """The kernel of a layer as a tensor, with the low-rank product of `enable_lora` if there is one.
-
-    Args:
-        layer: with a `kernel`.
-
-    Returns:
-        tensor, which on PyTorch shares the variable's memory without `enable_lora`.
-    """
-    kernel = layer.kernel
-    return kernel.value if isinstance(kernel, keras.Variable) else kernel
 
 
 def reorder_kernel(kernel: keras.Variable) -> None:
@@ -55,7 +40,7 @@ def convolution(layer: keras.layers.Conv2D, inputs: Tensor) -> Tensor:
     Returns:
         tensor, (B, H', W', C'), or `NotImplemented`.
     """
-    if not _is_like(inputs, layer):
+    if not has_dtype_of(layer, inputs):
         return NotImplemented
     return _convolution(layer, inputs, kernel_value(layer), layer.groups)
 
@@ -70,7 +55,7 @@ def depthwise_convolution(layer: keras.layers.DepthwiseConv2D, inputs: Tensor) -
     Returns:
         tensor, (B, H', W', C times the depth multiplier), or `NotImplemented`.
     """
-    if not _is_like(inputs, layer):
+    if not has_dtype_of(layer, inputs):
         return NotImplemented
     kernel = layer.kernel.value  # (h, w, C, multiplier)
     return _convolution(layer, inputs, kernel.flatten(2)[:, :, None], kernel.shape[2])
@@ -133,79 +118,6 @@ def _pool(name, layer, inputs):
     return pool(inputs.permute(0, 3, 1, 2), size, strides).permute(0, 2, 3, 1)
 
 
-def dense(layer: keras.layers.Dense, inputs: Tensor, training: bool | None = None) -> Tensor:
-    """`torch.nn.functional.linear` with its bias, and the low-rank product of `enable_lora` beside it.
-
-    Args:
-        layer: stock layer to which it applies.
-        inputs: (..., features).
-        training: without effect, as in Keras.
-
-    Returns:
-        tensor, (..., units), or `NotImplemented`.
-    """
-    import torch
-
-    if not _is_like(inputs, layer):
-        return NotImplemented
-    bias = layer.bias.value if layer.use_bias else None
-    outputs = torch.nn.functional.linear(inputs, lora_base_kernel(layer).value.t(), bias)
-    if layer.lora_enabled:  # x W + s (x A) B: no gradient of the size of W, which x (W + s A B) would need
-        low_rank = inputs @ layer.lora_kernel_a.value.to(inputs.dtype) @ layer.lora_kernel_b.value.to(inputs.dtype)
-        outputs = outputs + layer.lora_alpha / layer.lora_rank * low_rank
-    return outputs if layer.activation is None else layer.activation(outputs)
-
-
-def einsum_dense(layer: keras.layers.EinsumDense, inputs: Tensor, training: bool | None = None) -> Tensor:
-    """`torch.nn.functional.linear` on the last axes, in place of `torch.einsum` and a sum.
-
-    Args:
-        layer: stock layer to which it applies.
-        inputs: with the axes of the equation.
-        training: without effect, as in Keras.
-
-    Returns:
-        tensor, with the axes of the equation, or `NotImplemented`.
-    """
-    import torch
-
-    contracted = num_contracted_axes(layer.equation)
-    if not contracted or not _is_like(inputs, layer):
-        return NotImplemented
-    kernel = kernel_value(layer)
-    bias = None if layer.bias is None else layer.bias.value
-    features = kernel.shape[contracted:]
-    if bias is not None and bias.shape != features:
-        return NotImplemented
-    matrix = kernel.reshape(-1, math.prod(features))
-    flat = inputs.flatten(inputs.ndim - contracted) if contracted > 1 else inputs
-    outputs = torch.nn.functional.linear(flat, matrix.t(), None if bias is None else bias.flatten())
-    outputs = outputs.unflatten(-1, features) if len(features) > 1 else outputs
-    return outputs if layer.activation is None else layer.activation(outputs)
-
-
-@functools.cache
-def num_contracted_axes(equation: str) -> int:
-    """How many of the last axes of the inputs an einsum multiplies by the first axes of a kernel, in order.
-
-    Args:
-        equation: of `keras.layers.EinsumDense`, e.g. "abc,cde->abde".
-
-    Returns:
-        the number; 0 where the einsum is no product of that form.
-    """
-    match = re.fullmatch(r"(\.\.\.)?(\w*),(\w+)->(\.\.\.)?(\w*)", equation.replace(" ", ""))
-    if match is None or match[1] != match[4]:
-        return 0
-    inputs, kernel, outputs = match[2], match[3], match[5]
-    for count in range(1, min(len(inputs), len(kernel) - 1) + 1):
-        batch, rest = inputs[:-count], kernel[count:]
-        letters = batch + kernel
-        if inputs[-count:] == kernel[:count] and outputs == batch + rest and len(set(letters)) == len(letters):
-            return count
-    return 0
-
-
 def batch_normalization(
     layer: keras.layers.BatchNormalization, inputs: Tensor, training: bool | None = None, mask: Any = None
 ) -> Tensor:
@@ -224,7 +136,7 @@ def batch_normalization(
     """
     import torch
 
-    if mask is not None or not _is_like(inputs, layer):
+    if mask is not None or not has_dtype_of(layer, inputs):
         return NotImplemented
     gamma = layer.gamma.value if layer.scale else None
     beta = layer.beta.value if layer.center else None
@@ -279,7 +191,7 @@ def group_normalization(layer: keras.layers.GroupNormalization, inputs: Tensor) 
     """
     import torch
 
-    if not _is_like(inputs, layer):
+    if not has_dtype_of(layer, inputs):
         return NotImplemented
     gamma = layer.gamma.value if layer.scale else None
     beta = layer.beta.value if layer.center else None
@@ -287,6 +199,24 @@ def group_normalization(layer: keras.layers.GroupNormalization, inputs: Tensor) 
     return torch.nn.functional.group_norm(inputs, layer.groups, gamma, beta, layer.epsilon).movedim(1, -1)
 
 
-def _is_like(inputs, layer):
-    """Whether inputs have the dtype of the layer's weights."""
-    return str(inputs.dtype).removeprefix("torch.") == layer.variable_dtype
+def dropout(layer: keras.layers.Dropout, inputs: Tensor, training: bool = False) -> Tensor:
+    """What Keras drops out for the same seed, by one product with the scaled mask.
+
+    `torch.bernoulli` of a tensor draws a uniform number for each of its elements too, at four times the price.
+
+    Args:
+        layer: stock layer to which it applies.
+        inputs: any shape, float32.
+        training: whether anything is dropped.
+
+    Returns:
+        tensor, the shape of the inputs, or `NotImplemented`.
+    """
+    import torch
+
+    if not training or inputs.dtype != torch.float32 or inputs.device.type != "cpu":
+        return NotImplemented
+    first, second = layer.seed_generator.next()
+    generator = torch.Generator().manual_seed(int(first + second) & 0xFFFFFFFF)
+    kept = torch.rand(inputs.shape, generator=generator).lt_(1.0 - layer.rate)
+    return inputs * kept.div_(1.0 - layer.rate)

@@ -10,8 +10,8 @@ from typing import Any
 import keras
 
 from zoo.compat.torch import tensor_version
+from zoo.fast_paths.products import kernel_value
 from zoo.fast_paths.recurrent import fast_step
-from zoo.fast_paths.torch_layers import kernel_value
 from zoo.generation.torch_transformer import supports
 from zoo.models.rnn_language_model import recurrent_layers
 from zoo.typing import Tensor

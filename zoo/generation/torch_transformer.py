@@ -22,7 +22,7 @@ import numpy as np
 from zoo.blocks.attention import sinusoidal_embedding
 from zoo.compat.keras import flatten_layers
 from zoo.compat.torch import packed_linear, tensor_version
-from zoo.fast_paths.torch_layers import kernel_value
+from zoo.fast_paths.products import kernel_value
 from zoo.models.transformer import infer_config
 from zoo.typing import Tensor
 

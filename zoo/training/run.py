@@ -41,6 +41,7 @@ from zoo import backends
 from zoo.distribution import strategy as distribution
 from zoo.errors import TrainingError, UserError
 from zoo.fast_paths.layers import set_compiler_flags, use_fast_paths
+from zoo.fast_paths.memory import keep_freed_memory
 from zoo.io import cards, files
 from zoo.training import flags
 from zoo.training.callbacks import LossRecorder, Progress, SetEpoch, StopOnInterrupt, TerminateOnNaN, TrainingLog
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from zoo.training.fine_tuning import Pretrained
 
 set_compiler_flags()  # before JAX starts
+keep_freed_memory()
 
 CHECKPOINT_FILE, METRICS_FILE = "checkpoint.npz", "metrics.json"
 
