@@ -1,6 +1,7 @@
 """Load every published file in several releases of Keras on three backends, and compare its numbers.
 
     python benchmarks/load_matrix.py --output load_matrix.json     fetch the releases, run everything, print the table
+    python benchmarks/load_matrix.py --only keras-nightly --output load_matrix.json      one release, into the same file
     python benchmarks/load_matrix.py --table load_matrix.json      the table of docs/load_matrix.md
 
 The environment is that of the command; each release of Keras is laid over it (`pip install --no-deps --target`), so
@@ -128,7 +129,9 @@ def table(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", help="where the releases are kept; default a temporary folder")
-    parser.add_argument("--output", help="JSON file to write")
+    parser.add_argument("--output", help="JSON file that rows are added to, in place of those of the same run")
+    parser.add_argument("--only", default="", help="releases with this in their name only")
+    parser.add_argument("--backends", nargs="+", default=BACKENDS, help="default all three")
     parser.add_argument("--table", help="print the table of this file")
     parser.add_argument("--load", action="store_true", help="load the files here, on KERAS_BACKEND, and print JSON")
     args = parser.parse_args()
@@ -136,16 +139,22 @@ def main():
         return print(table(json.loads(pathlib.Path(args.table).read_text())))
     if args.load:
         return print("\n" + json.dumps(load_files()))
+    output = pathlib.Path(args.output) if args.output else None
+    rows = {}
+    if output and output.is_file():
+        rows = {(row["release"], row["backend"]): row for row in json.loads(output.read_text())}
     with tempfile.TemporaryDirectory() as scratch:
-        folder, rows = pathlib.Path(args.folder or scratch), []
+        folder = pathlib.Path(args.folder or scratch)
         for release in RELEASES:
+            if args.only not in release:
+                continue
             target = lay_over(release, folder)
-            for backend in BACKENDS:
-                rows.append(run_release(release, backend, target))
-                print(rows[-1], flush=True)
-                if args.output:
-                    pathlib.Path(args.output).write_text(json.dumps(rows, indent=1) + "\n")
-    print(table(rows))
+            for backend in args.backends:
+                rows[release, backend] = run_release(release, backend, target)
+                print(rows[release, backend], flush=True)
+                if output:
+                    output.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
+    print(table(list(rows.values())))
 
 
 if __name__ == "__main__":

@@ -228,7 +228,8 @@ def main():
     from zoo import backends
 
     backends.import_keras("torch")
-    from zoo.parity.certificate import certify, start_workers
+    from zoo.parity.certificate import certify
+    from zoo.parity.workers import start_workers
 
     workers, problems = start_workers(BACKENDS)
     rows, began = [], time.perf_counter()

@@ -13,7 +13,7 @@ from tests.parity.local_workers import NAMES, local_workers
 from zoo.compat.keras import float64_results
 from zoo.errors import UserError
 from zoo.io import model_files
-from zoo.parity import certificate, inputs, probes
+from zoo.parity import certificate, inputs, probes, units
 from zoo.parity.certificate import certify
 
 
@@ -147,6 +147,30 @@ def test_open_sizes_grow_until_the_model_takes_them():
 
 
 @pytest.mark.once
+def test_batches_have_as_many_examples_as_normalizations_need():
+    picture, numbers = keras.Input((8, 8, 1), name="picture"), keras.Input((3,), name="numbers")
+    wide = layers.BatchNormalization()(picture)
+    half = layers.BatchNormalization()(layers.AveragePooling2D((4, 2))(picture))  # 8 values of an example
+    flat = layers.BatchNormalization(axis=1)(numbers)
+    for outputs, expected in ((wide, 4), (half, 4), (flat, 16), ([wide, flat], 16)):
+        drawn = inputs.random_inputs(keras.Model([picture, numbers], outputs))
+        assert drawn["picture"].shape == (expected, 8, 8, 1) and drawn["numbers"].shape == (expected, 3)
+    three = layers.BatchNormalization()(layers.Flatten()(layers.AveragePooling2D((2, 8))(picture)))
+    nested = keras.Model(picture, three)
+    assert inputs.random_inputs(keras.Model([picture, numbers], nested(picture)))["numbers"].shape == (16, 3)
+    fixed = keras.Input(batch_shape=(2, 3), name="fixed")
+    model = keras.Model([fixed, numbers], layers.BatchNormalization()(layers.Add()([fixed, numbers])))
+    assert {x.shape for x in inputs.random_inputs(model).values()} == {(2, 3)}
+
+
+@pytest.mark.once
+def test_a_large_input_makes_the_batch_of_all_inputs_smaller():
+    large, small = keras.Input((400, 400, 1), name="large"), keras.Input((3,), name="small")
+    drawn = inputs.random_inputs(keras.Model([large, small], [layers.AveragePooling2D(50)(large), small]))
+    assert drawn["large"].shape[0] == drawn["small"].shape[0] == 2
+
+
+@pytest.mark.once
 def test_inputs_that_do_not_fit(small, tmp_path):
     model = small_model()
     for arrays, words in (
@@ -172,15 +196,77 @@ def test_inputs_that_do_not_fit(small, tmp_path):
 @pytest.mark.once
 def test_units_are_the_largest_of_three():
     right, one = np.array([4.0, -1.0]), np.array([4.0, -1.0]) + 2.0**-22
-    measured = certificate.measure([right], [right], {"a": [one]}, 24)["a"][0]
+    measured = units.measure([right], [[right]], {"a": [one]}, 24)["a"][0]
     assert measured == (1.0, 2.0**-24)  # half a spacing at 4 is 2^-22
-    magnified = certificate.measure([right], [right + 2.0**-20], {"a": [one]}, 24)["a"][0]
+    magnified = units.measure([right], [[right], [right + 2.0**-20]], {"a": [one]}, 24)["a"][0]
     assert magnified[0] == 0.25
-    both = certificate.measure([right], [right], {"a": [right + 2.0**-10], "b": [right + 2.0**-12]}, 24)
+    both = units.measure([right], [[right]], {"a": [right + 2.0**-10], "b": [right + 2.0**-12]}, 24)
     assert both["b"][0][0] == 1 and both["a"][0][0] == 4
-    assert certificate.measure([right], [right], {"a": [np.ones(3)]}, 24)["a"][0][0] == np.inf
-    assert certificate.measure([right], [right], {"a": [right * np.nan]}, 24)["a"][0][0] == np.inf
-    assert certificate.measure([right], [right], {"a": []}, 24)["a"][0][0] == np.inf
+    assert units.measure([right], [[right]], {"a": [np.ones(3)]}, 24)["a"][0][0] == np.inf
+    assert units.measure([right], [[right]], {"a": [right * np.nan]}, 24)["a"][0][0] == np.inf
+    assert units.measure([right], [[right]], {"a": []}, 24)["a"][0][0] == np.inf
+
+
+def test_perturbations_are_as_large_as_they_say():
+    """Numbers and gradients are multiplied by the same 1 + d; whole numbers stay."""
+    rng = np.random.default_rng(0)
+    value = np.concatenate([rng.standard_normal(2000), [0.0, 1.0, -3.0, 2.0**30]])
+
+    def compute(tensors, deltas):
+        with float64_results():
+            outputs = probes.perturb(tensors[0], "bfloat16", np.random.default_rng(1))
+        return ops.sum(outputs), [outputs], []
+
+    with float64_results():
+        kept, (gradient,), *_ = probes.differentiate(compute, [ops.convert_to_tensor(value)], [], [])
+    assert kept[0].dtype == "float64"
+    relative, largest = (kept[0] / np.where(value, value, 1) - 1)[:2000], probes.PERTURBATION * 2.0**-8
+    assert 0.99 * largest < abs(relative).max() <= largest and abs(relative.mean()) < 0.05 * largest
+    np.testing.assert_allclose(gradient[:2000], 1 + relative, rtol=1e-12)
+    np.testing.assert_array_equal(kept[0][2000:], value[2000:])
+    np.testing.assert_array_equal(gradient[2000:], 1)
+
+
+def other_sums(original, self, x, **kwargs):
+    """The same up to rounding: the terms of a float32 sum are moved by two spacings, as another order would."""
+    if "float32" not in str(x.dtype):
+        return original(self, x, **kwargs)
+    return original(self, x * ops.convert_to_tensor(np.array([1 - 2.0**-22, 1 + 2.0**-22], "float32")), **kwargs)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        [[4096.0], [-4095.0]],  # loses 12 bits
+        [[1.0, 1.0], [-1.0 + 2.0**-23, 0.0]],  # the first sum is so small that the ReLU after it may be off as well
+    ],
+)
+def test_rounding_that_a_model_magnifies_is_no_fault(tmp_path, monkeypatch, kernel):
+    x = keras.Input((2,), name="x")
+    y = layers.Dense(len(kernel[0]), use_bias=False, name="sum")(x)
+    model = keras.Model(x, layers.Dense(1, use_bias=False, name="out")(layers.ReLU(name="relu")(y)))
+    model.set_weights([np.array(kernel), np.ones((len(kernel[0]), 1))])
+    model_files.save_model(model, tmp_path / "model.keras")
+    fault = changed_call(layers.Dense, "sum", other_sums)
+    options = {"inputs": {"x": np.full((1, 2), 1.25, "float32")}, "workers": local_workers(jax=fault)}
+    report = certify(tmp_path / "model.keras", **options)
+    assert report.passed, str(report)
+    monkeypatch.setattr(certificate, "DRAWS", 0)
+    (finding,) = certify(tmp_path / "model.keras", **options).findings  # what the draws are for
+    assert finding.backend == "jax" and finding.kind == ("forward" if len(kernel[0]) == 1 else "unexplained")
+
+
+@pytest.mark.once
+def test_layers_without_a_name_are_the_same_in_each_precision(tmp_path):
+    """What a function builds twice in a process is not numbered on, so that its layers are found again."""
+    (tmp_path / "build.py").write_text(
+        "import keras\ndef build():\n    x = keras.Input((4,))\n"
+        "    return keras.Model(x, keras.layers.Dense(2)(keras.layers.Dense(3)(x)))\n"
+    )
+    fault = changed_call(layers.Dense, "dense_1", lambda f, self, x, training=None: f(self, x) * 1.001)
+    report = certify(f"{tmp_path}/build.py:build", workers=local_workers(torch=fault))
+    assert [finding.layer for finding in report.findings] == ["dense_1"] and not report.notes, str(report)
 
 
 # ---------------------------------------------------------------------------------------------------- planted faults

@@ -9,6 +9,7 @@ A command is a line of JSON: {"method": name of a method of `_Worker`, "argument
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import pathlib
@@ -110,7 +111,7 @@ class _Worker:
 
         if source != self.source:
             self.source, self.probes = source, {}
-            keras.utils.clear_session()
+        keras.utils.clear_session()  # so that layers without a name are numbered alike, in each precision and process
         with self._in(precision):
             model = load_source(source, precision, arguments)
             silenced = probes.silence(model)
@@ -169,6 +170,7 @@ class _Worker:
         mode: str,
         cotangents: str | None = None,
         rounding: str | None = None,
+        draw: int | None = None,
         record: bool = False,
     ) -> bool:
         """Run the whole model, `Probe.run`, and write the results; returns whether a second call gives the same."""
@@ -176,32 +178,43 @@ class _Worker:
         arrays = load_arrays(inputs)["inputs"]
         with self._in(precision):
             probe = self.probes[precision]
-            results = probe.run(arrays, given, training=mode == "training", rounding=rounding, record=record)
-            again = probe.outputs(arrays, training=mode == "training") if precision == REFERENCE else []
+            options = {"rounding": rounding, "draw": draw, "record": record}
+            results = probe.run(arrays, given, training=mode == "training", **options)
+            once = precision != REFERENCE or rounding or record
+            again = [] if once else probe.outputs(arrays, training=mode == "training")
         save_arrays(target, results)
         return all(np.allclose(a, b, rtol=1e-9, atol=1e-30, equal_nan=True) for a, b in zip(again, results["outputs"]))
 
     def run_calls(
-        self, target: str, precision: str, inputs: str, mode: str, record: str, rounding: str | None, composite: bool
+        self,
+        target: str,
+        precision: str,
+        inputs: str,
+        mode: str,
+        record: str,
+        wanted: Sequence[int],
+        rounding: str | None = None,
+        draw: int | None = None,
     ) -> None:
-        """Give each layer the inputs and the cotangent of a record, `Probe.run_call`, and write the results."""
+        """Give layers the inputs and the cotangent of a record, `Probe.run_call`, and write the results.
+
+        `wanted` are the numbers of their calls in the record.
+        """
         recorded, results = load_arrays(record), {}
         kind = "float32"
         with self._in(precision):
             probe = self.probes[precision]
             calls = probe.calls(load_arrays(inputs)["inputs"], training=mode == "training")
-            if [call.path for call in calls] != recorded["paths"]:
-                raise UserError(
-                    f"{self.source} calls other layers on this backend than on the reference's: its layers cannot be "
-                    "compared one by one."
-                )
-            for index, call in enumerate(calls):
-                if call.is_composite != composite:
-                    continue
+            pairs = itertools.zip_longest((call.path for call in calls), recorded["paths"])
+            for number, (own, others) in enumerate(pairs, start=1):
+                if own != others:
+                    raise UserError(f"call {number} is of {own!r} here, and of {others!r} in the reference.")
+            for index in wanted:
+                call = calls[index]
                 given = [x.astype(kind) if x.dtype.kind == "f" else x for x in recorded["call_inputs"][index]]
                 cotangents = recorded["call_cotangents"][index]
                 cotangents = None if cotangents is None else [x.astype(kind) for x in cotangents]
-                for key, value in probe.run_call(call, given, cotangents, rounding=rounding).items():
+                for key, value in probe.run_call(call, given, cotangents, rounding=rounding, draw=draw).items():
                     results[f"{index}.{key}"] = value
         save_arrays(target, results)
 

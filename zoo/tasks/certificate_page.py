@@ -5,8 +5,9 @@ from __future__ import annotations
 import html
 
 from zoo.parameter_ledger.page_style import CONTENT_SECURITY_POLICY, STYLE
-from zoo.parity.certificate import ALARM, Certificate
+from zoo.parity.certificate import Certificate
 from zoo.parity.training import TrainingCertificate
+from zoo.parity.units import ALARM
 
 _PARTS = {"forward": "forward", "gradients": "gradients", "states": "states", "step": "optimizer step"}
 _TABLE_STYLE = """
