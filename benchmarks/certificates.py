@@ -10,6 +10,7 @@ unpacks them; nothing of them is installed or run. A row of the output has the l
 """
 
 import argparse
+import datetime
 import functools
 import json
 import pathlib
@@ -87,36 +88,37 @@ def keras_files(package, folder):
 
 
 def row_of(name, source, workers, **options):
-    """Certify a model; its row."""
+    """Certify a model; its row, with the day and the release of Keras."""
     from zoo.errors import UserError
     from zoo.parity.certificate import certify
 
     began = time.perf_counter()
+    about = {"date": datetime.date.today().isoformat(), "keras": next(iter(workers.values())).about["keras"]}
     try:
         certificate = certify(source, workers=workers, name=name, log=print, **options)
     except UserError as error:
-        return {"model": name, "error": str(error)}
-    return certificate.to_dict() | {"seconds": round(time.perf_counter() - began, 1)}
+        _, _, reason = str(error).rpartition(" cannot be loaded as a Keras model: ")
+        return {"model": name, "error": f"not loaded: {reason.partition('. ')[0]}"} | about
+    return certificate.to_dict() | {"seconds": round(time.perf_counter() - began, 1)} | about
 
 
 def table(rows):
     lines = [
-        "| model | parameters | forward | gradients | states | step | same numbers |",
-        f"| --- |{' ---: |' * 5} --- |",
+        "| model | inputs | parameters | forward | gradients | states | step | same numbers |",
+        f"| --- | --- |{' ---: |' * 5} --- |",
     ]
     for row in rows:
         if "error" in row:
-            lines.append(f"| {row['model']} | | | | | | {row['error']} |")
+            lines.append(f"| {row['model']} | | | | | | | {row['error']} |")
             continue
         units = [
             max((one["units"][part] for one in row["rows"] if one["units"].get(part) is not None), default=None)
             for part in ("forward", "gradients", "states", "step")
         ]
         cells = ["–" if value is None else f"{value:.1f}" for value in units]
-        same = sum(one["verdict"] == "same" for one in row["rows"])
-        lines.append(
-            f"| {row['model']} | {row['parameters']:,} | {' | '.join(cells)} | {same} of {len(row['rows'])} backends |"
-        )
+        same = f"{sum(one['verdict'] == 'same' for one in row['rows'])} of {len(row['rows'])} backends"
+        shape = " ".join(words.rpartition(" ")[0] for words in row["inputs"].values())
+        lines.append(f"| {row['model']} | {shape} | {row['parameters']:,} | {' | '.join(cells)} | {same} |")
     return "\n".join(lines)
 
 
@@ -131,11 +133,12 @@ def main():
     for package in PACKAGES if args.packages else ():
         for path in keras_files(package, pathlib.Path(args.packages)):
             name = path.stem if path.stem != "classifier" else path.parent.name.partition(".")[0]
-            sources.append((f"{PACKAGES[package]}: {name}", path, {}))
+            name = name.rpartition("_")[2][:12] if len(name) > 30 else name  # a digest
+            sources.append((f"`{PACKAGES[package]}`: {name}", path, {}))
     for kind in APPLICATIONS if args.applications else ():
         words = ["--seed", str(args.seed)]
         source = f"{pathlib.Path(__file__).resolve()}:{kind}"
-        sources.append((f"keras.applications: {kind}", source, {"arguments": words}))
+        sources.append((f"`keras.applications.{kind}`", source, {"arguments": words}))
     rows = {}
     if args.output and pathlib.Path(args.output).is_file():
         rows = {row["model"]: row for row in json.loads(pathlib.Path(args.output).read_text())}

@@ -1,8 +1,9 @@
 """Load every published file in several releases of Keras on three backends, and compare its numbers.
 
-    python benchmarks/load_matrix.py --output load_matrix.json     fetch the releases, run everything, print the table
-    python benchmarks/load_matrix.py --only keras-nightly --output load_matrix.json      one release, into the same file
-    python benchmarks/load_matrix.py --table load_matrix.json      the table of docs/load_matrix.md
+    python benchmarks/load_matrix.py --output docs/results/load_matrix.json     fetch the releases, run everything
+    python benchmarks/load_matrix.py --only keras-nightly --output docs/results/load_matrix.json    one of them anew
+    python benchmarks/load_matrix.py --table docs/results/load_matrix.json      the table of docs/load_matrix.md, which
+    python docs/receipts.py writes into the page
 
 The environment is that of the command; each release of Keras is laid over it (`pip install --no-deps --target`), so
 that the backends stay. A process for each release and backend imports Keras and nothing of this project's models,
@@ -11,6 +12,7 @@ difference of an output, over the largest value of it or 1. Up to 1e-4 the numbe
 """
 
 import argparse
+import datetime
 import json
 import os
 import pathlib
@@ -79,7 +81,7 @@ def run_release(release, backend, folder):
     process = subprocess.run(
         [sys.executable, __file__, "--load"], env=environment, capture_output=True, text=True, errors="replace"
     )
-    row = {"release": release, "backend": backend}
+    row = {"release": release, "backend": backend, "date": datetime.date.today().isoformat()}
     if process.returncode:
         lines = process.stderr.strip().splitlines()
         return row | {"error": f"the process ended: {lines[-1] if lines else process.returncode}"}
