@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import zipfile
 
 import keras
 import numpy as np
@@ -175,8 +176,10 @@ def test_inputs_that_do_not_fit(small, tmp_path):
     model = small_model()
     for arrays, words in (
         ({"imagee": np.ones(2), "b": np.ones(2)}, "have 'imagee', but the model takes image .*Did you mean 'image'"),
-        ({"image": np.ones((1, 5, 6, 2))}, r"given as float64 1x5x6x2, but the model takes float32 \?x6x6x2"),
+        ({"image": np.ones((1, 5, 6, 2))}, r"given as float64 1x5x6x2, but the model takes floats \?x6x6x2"),
         ({"image": np.array(["a"])}, "but the model takes"),
+        ({"image": np.ones((0, 6, 6, 2))}, "was given as 0x6x6x2, without a number: give one example"),
+        ({"image": np.full((1, 6, 6, 2), np.nan)}, "was given with NaN in it"),
     ):
         with pytest.raises(UserError, match=words):
             inputs.given_inputs(model, arrays)
@@ -194,17 +197,20 @@ def test_inputs_that_do_not_fit(small, tmp_path):
 
 
 @pytest.mark.once
-def test_units_are_the_largest_of_three():
+def test_units_are_the_largest_of_several():
     right, one = np.array([4.0, -1.0]), np.array([4.0, -1.0]) + 2.0**-22
-    measured = units.measure([right], [[right]], {"a": [one]}, 24)["a"][0]
+    measured = units.measure([right], [right], {"a": [one]}, 24)["a"][0]
     assert measured == (1.0, 2.0**-24)  # half a spacing at 4 is 2^-22
-    magnified = units.measure([right], [[right], [right + 2.0**-20]], {"a": [one]}, 24)["a"][0]
+    magnified = units.measure([right], [right + 2.0**-20], {"a": [one]}, 24)["a"][0]
     assert magnified[0] == 0.25
-    both = units.measure([right], [[right]], {"a": [right + 2.0**-10], "b": [right + 2.0**-12]}, 24)
+    draws = [[right], [right + 2.0**-19], [right - 2.0**-20]]  # the largest counts as ten
+    assert units.measure([right], [right], {"a": [right + 2.0**-17]}, 24, draws)["a"][0][0] == 32
+    assert units.measure([right], [right], {"a": [right + 2.0**-17]}, 24, [[right + 2.0**-17]])["a"][0][0] == 10
+    both = units.measure([right], [right], {"a": [right + 2.0**-10], "b": [right + 2.0**-12]}, 24)
     assert both["b"][0][0] == 1 and both["a"][0][0] == 4
-    assert units.measure([right], [[right]], {"a": [np.ones(3)]}, 24)["a"][0][0] == np.inf
-    assert units.measure([right], [[right]], {"a": [right * np.nan]}, 24)["a"][0][0] == np.inf
-    assert units.measure([right], [[right]], {"a": []}, 24)["a"][0][0] == np.inf
+    assert units.measure([right], [right], {"a": [np.ones(3)]}, 24)["a"][0][0] == np.inf
+    assert units.measure([right], [right], {"a": [right * np.nan]}, 24)["a"][0][0] == np.inf
+    assert units.measure([right], [right], {"a": []}, 24)["a"][0][0] == np.inf
 
 
 def test_perturbations_are_as_large_as_they_say():
@@ -357,6 +363,29 @@ def test_a_fault_is_named_at_its_layer(small, kind, backend):
     assert str(finding) in str(report)
 
 
+def centered_first(original, self, x, training, mask):
+    """A batch normalization of x - 8192, the same in exact arithmetic, whose variance keeps its digits."""
+    if not training:
+        return original(self, x, training=training)
+    outputs = original(self, x - 8192.0, training=training)
+    self.moving_mean.assign(self.moving_mean + 8192.0 * (1.0 - self.momentum))
+    return outputs
+
+
+@pytest.mark.once
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="Keras takes the variance of few digits on PyTorch")
+def test_a_variance_that_loses_digits(tmp_path):
+    """Of numbers far from zero Keras' batch normalization on PyTorch has no right digit in training."""
+    x = keras.Input((3,), name="x")
+    model_files.save_model(keras.Model(x, layers.BatchNormalization(name="norm")(x)), tmp_path / "model.keras")
+    values = 8192 + np.random.default_rng(0).standard_normal((16, 3)).astype("float32")
+    stable = changed_call(layers.BatchNormalization, "norm", centered_first)
+    workers = local_workers(tensorflow=stable, jax=stable)
+    report = certify(tmp_path / "model.keras", inputs={"x": values}, workers=workers)
+    assert {(f.backend, f.layer, f.mode) for f in report.findings} == {("torch", "norm", "training")}, str(report)
+    assert "takes the variance as E[x^2] - E[x]^2 there" in report.findings[0].note
+
+
 @pytest.mark.once
 def test_a_clean_run_in_several_precisions(small):
     lines = []
@@ -408,10 +437,52 @@ def test_functions_layers_of_ones_own_and_bad_input(small, tmp_path):
             certify(f"{tmp_path}/build.py:{function}", workers=local_workers())
     with pytest.raises(UserError, match="There is no Python file"):
         certify(f"{tmp_path}/absent.py:build", workers=local_workers())
+    with zipfile.ZipFile(tmp_path / "other.keras", "w") as archive:
+        archive.writestr("read.me", "no model")
+    with pytest.raises(UserError, match="other.keras is no model of Keras .*give one that model.save wrote"):
+        certify(tmp_path / "other.keras", workers=local_workers())
+    block = keras.saving.get_registered_object("test>Block")
+    model_files.save_model(keras.Model(x := keras.Input((4,)), block(name="block")(x)), tmp_path / "own.keras")
+    keras.saving.get_custom_objects().pop("test>Block")
+    with pytest.raises(UserError, match="needs the custom class test>Block .*know: name the file .* with --setup"):
+        certify(tmp_path / "own.keras", workers=local_workers())
     with pytest.raises(UserError, match="precision is 'float8'"):
         certify(small, precisions=["float8"], workers=local_workers())
     with pytest.raises(UserError, match="Did you mean 'torch'"):
         certify(small, backends=["toch"])
+
+
+@pytest.mark.once
+def test_one_backend_alone(small):
+    """Where no other shares them, the rounding of Adam's bias correction counts as well."""
+    ids = keras.Input((6,), dtype="int32", name="ids")
+    y = layers.Flatten(name="flat")(layers.Embedding(9, 3, name="table")(ids))
+    model_files.save_model(keras.Model(ids, layers.Dense(2, name="out")(y)), small.parent / "ids.keras")
+    report = certify(small.parent / "ids.keras", workers={"torch": local_workers()["torch"]})
+    assert report.passed and report.rows[0].units["step"] < 25, str(report)
+    assert "torch gives the numbers of its own float64 run" in str(report)
+
+
+@pytest.mark.once
+def test_states_of_recurrent_layers(tmp_path):
+    x = keras.Input(batch_shape=(3, 5, 2), name="x")
+    model_files.save_model(keras.Model(x, layers.LSTM(2, stateful=True, name="lstm")(x)), tmp_path / "lstm.keras")
+    report = certify(tmp_path / "lstm.keras", workers=local_workers())
+    assert report.passed and not report.notes and report.inputs == {"x": "3x5x2 float32"}, str(report)
+    assert all(0 < row.units["states"] < 25 for row in report.rows)
+
+
+@pytest.mark.once
+def test_what_cannot_be_compared_is_said(tmp_path):
+    x = keras.Input((4,), name="x")
+    model_files.save_model(keras.Model(x, ops.log(layers.Dense(6, name="dense")(x))), tmp_path / "nan.keras")
+    assert "Output 0 has values that are not finite" in str(certify(tmp_path / "nan.keras", workers=local_workers()))
+    (tmp_path / "build.py").write_text(
+        "import keras\ndef build():\n    x = keras.Input((4,), name='x')\n"
+        "    return keras.Model(x, keras.layers.Dense(2, dtype='float32')(x))\n"
+    )
+    report = certify(f"{tmp_path}/build.py:build", workers=local_workers())
+    assert report.passed and "Some layers have a dtype of their own" in str(report)
 
 
 @pytest.mark.once

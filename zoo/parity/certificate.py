@@ -253,6 +253,11 @@ class _Run:
         self.reference = self._first_reference(inputs, input_shapes, seed)
         about = self.about[self.reference]
         arrays = load_arrays(self.inputs)["inputs"]
+        for i, right in enumerate(self.results[self.reference, REFERENCE]["inference"]["outputs"]):
+            if right.dtype.kind == "f" and not np.isfinite(right).all():
+                self.notes.append(f"Output {i} has values that are not finite, of which nothing can be said.")
+        if not about["wide"]:
+            self.notes.append("Some layers have a dtype of their own, so that the reference is not float64 there.")
         described = {
             name: f"{'x'.join(map(str, x.shape))} {x.dtype}" for name, x in zip(self.input_names, arrays, strict=True)
         }
@@ -387,13 +392,24 @@ class _Run:
         return results
 
     def _rounded(self, precision):
-        """{mode: the reference's runs with rounding at every layer, then those of random draws}."""
+        """{mode: the reference's runs with rounding at every layer, then those of random draws}; "step" likewise."""
         key = self.reference, f"rounded {PRECISIONS[precision]}"
         if key not in self.results:
             self.results[key] = {}
             for mode in self.modes:
                 self.results[key][mode] = [self._rounded_run(precision, mode, draw=None)]
+            if "step" in self.results[self.reference, REFERENCE]:
+                self.results[key]["step"] = [{"step": self._rounded_step()}]
         return self.results[key]
+
+    def _rounded_step(self):
+        """The reference's step with the bias correction of float32, whose 1 - b2 is off by up to half of 2^-24."""
+        results = self.results[self.reference, REFERENCE]["step"]
+        decay = self.optimizer["config"].get("beta_2")
+        error = 2.0**-25 / (1 - decay) / 2 if isinstance(decay, float) and decay < 1 else 0.0  # of a square root
+        count = len(results["before"])
+        weights = [new + error * (old - new) for old, new in zip(results["before"], results["step"])]
+        return weights + results["step"][count:]
 
     def _rounded_run(self, precision, mode, draw):
         target = self.file("rounded")
@@ -443,9 +459,9 @@ class _Run:
                 continue
             rights = reference[mode][key]
             others = {b: self.results[b, precision][mode][key] for b in self.workers}
-            perturbed = [run[key] for run in rounded.get(mode, ())]
+            perturbed = [run[key] for run in rounded[mode]]
             names = self._names(key, len(rights))
-            compared = measure(rights, perturbed, others, bits)
+            compared = measure(rights, perturbed[0], others, bits, perturbed[1:])
             for backend in self.workers:
                 found[backend][mode, key] = [(*pair, name) for pair, name in zip(compared[backend], names)]
         return found
@@ -491,7 +507,7 @@ class _Run:
                 for key in first[mode].keys() & {"outputs", "gradients", "states", "step"}:
                     tensors = zip(base[mode][key], first[mode][key], second[mode][key], strict=True)
                     for i, (right, one, other) in enumerate(tensors):
-                        change = max((max_difference(run[key][i], right) for run in rounded.get(mode, ())), default=0.0)
+                        change = max_difference(rounded[mode][0][key][i], right) if mode in rounded else 0.0
                         unit = max(
                             float(np.abs(right).max(initial=0.0)) * 2.0**-bits, change, float(np.finfo("float32").tiny)
                         )
@@ -590,7 +606,24 @@ class _Run:
         while faulty and len(rounded) <= DRAWS:
             rounded.append(rounded_results(list(faulty), draw=len(rounded)))
             faulty = self._faulty(precision, mode, recorded, list(faulty), right, rounded, others)
-        return [finding for findings in faulty.values() for finding in findings]
+        return [
+            dataclasses.replace(finding, note=self._explain_variance(finding, recorded["call_inputs"][index][0]))
+            for index, findings in faulty.items()
+            for finding in findings
+        ]
+
+    def _explain_variance(self, finding, x):
+        """What Keras 3.15's variance of a batch on PyTorch looks like, if that is what a batch normalization does."""
+        if finding.layer_class != "BatchNormalization" or finding.mode != "training":
+            return ""
+        channels = x.reshape(-1, x.shape[-1])
+        lost = np.max(channels.mean(axis=0) ** 2 / (channels.var(axis=0) + 1e-3))
+        if lost < ALARM or not self.workers[finding.backend]("variance_loses_digits"):
+            return ""
+        return (
+            "keras.ops.moments takes the variance as E[x^2] - E[x]^2 there, which loses digits where the mean is large "
+            "beside the deviation."
+        )
 
     def _faulty(self, precision, mode, recorded, wanted, right, rounded, others):
         """{number of a call: findings of its layer}."""
@@ -601,7 +634,8 @@ class _Run:
             for key in ("outputs", "states", "gradients", "input_gradients"):
                 name = f"{index}.{key}"
                 own = {backend: arrays[name] for backend, arrays in others.items()}
-                for backend, pairs in measure(right[name], [run[name] for run in rounded], own, bits).items():
+                first, *draws = (run[name] for run in rounded)
+                for backend, pairs in measure(right[name], first, own, bits, draws).items():
                     worst[backend][key] = max(pairs, default=(0.0, 0.0))
             for backend, found in worst.items():
                 path, kind = recorded["paths"][index], recorded["kinds"][index]

@@ -60,7 +60,8 @@ def input_tensors(model: keras.Model) -> dict[str, keras.KerasTensor]:
         raise UserError(
             f"{model.name!r} is not functional and does not state its inputs: give them with --inputs FILE.npz."
         )
-    return {name: keras.KerasTensor(tuple(shape), dtype=model.input_dtype, name=name) for name, shape in shapes.items()}
+    shapes = {name: (None, *shape[1:]) for name, shape in shapes.items()}  # of the batch it was built with
+    return {name: keras.KerasTensor(shape, dtype=model.input_dtype, name=name) for name, shape in shapes.items()}
 
 
 def _is_shape(shape):
@@ -117,8 +118,12 @@ def given_inputs(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> dict[s
         if not fits or array.dtype.kind not in "fiub":
             raise UserError(
                 f"Input {name!r} was given as {array.dtype} {_words(array.shape)}, but the model takes "
-                f"{tensor.dtype} {_words(tensor.shape)}."
+                f"{'floats' if 'float' in tensor.dtype else tensor.dtype} {_words(tensor.shape)}."
             )
+        if not array.size:
+            raise UserError(f"Input {name!r} was given as {_words(array.shape)}, without a number: give one example.")
+        if np.isnan(array).any():
+            raise UserError(f"Input {name!r} was given with NaN in it, of which nothing can be said: give numbers.")
     return {name: np.asarray(arrays[name]) for name in expected}
 
 

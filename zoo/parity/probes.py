@@ -318,12 +318,15 @@ def _torch(compute, tensors, variables, states):
     import torch
 
     tensors = [x.detach().clone().requires_grad_() for x in tensors]
-    loss, kept, inner = compute(tensors, None)
-    inner_sources = [x for x in inner if x.requires_grad]
-    sources = [*tensors, *(v.value for v in variables), *inner_sources]
-    gradients: list = [None] * len(sources)
-    if sources and loss.requires_grad:
-        gradients = list(torch.autograd.grad(loss, sources, allow_unused=True))
+    # A stateful RNN assigns the states that its gradient needs.
+    keeps = torch.autograd.graph.allow_mutation_on_saved_tensors if states else contextlib.nullcontext
+    with keeps():
+        loss, kept, inner = compute(tensors, None)
+        inner_sources = [x for x in inner if x.requires_grad]
+        sources = [*tensors, *(v.value for v in variables), *inner_sources]
+        gradients: list = [None] * len(sources)
+        if sources and loss.requires_grad:
+            gradients = list(torch.autograd.grad(loss, sources, allow_unused=True))
     found = dict(zip(map(id, inner_sources), gradients[len(tensors) + len(variables) :]))
     return kept, *_split(gradients, tensors, variables), inner, [found.get(id(x)) for x in inner], _now(states)
 
@@ -376,7 +379,7 @@ def seed_states(model: keras.layers.Layer) -> set[int]:
 
 
 def state_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """The variables that a call may change, without those of random generators and metrics.
+    """The variables that a call may change, without those of random generators and metrics; states of RNNs too.
 
     Args:
         layer: layer or model.
@@ -385,7 +388,11 @@ def state_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
         list of `keras.Variable`s.
     """
     seeds = seed_states(layer)
-    return [v for v in layer.non_trainable_variables if id(v) not in seeds and "seed_generator" not in v.path]
+    found = [v for v in layer.non_trainable_variables if id(v) not in seeds and "seed_generator" not in v.path]
+    for inner in flatten_layers(layer):
+        if getattr(inner, "stateful", False):  # Keras does not count these variables
+            found += [v for v in tree.flatten(inner.states) if isinstance(v, keras.Variable)]
+    return list({id(v): v for v in found}.values())
 
 
 def total(outputs: Any, cotangents: Sequence[np.ndarray]) -> Any:

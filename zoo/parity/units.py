@@ -4,8 +4,8 @@ The unit of a tensor is what rounding to a precision makes of a float64 run, the
 
 - half the spacing of numbers at the tensor's largest value, e.g. 2^-24 of it for float32;
 - the change of the float64 run when the output of every layer, and the gradient at it, is rounded to the precision;
-  before anything is called a difference, also the change of up to `DRAWS` runs with random perturbations in place of
-  the rounding (Monte Carlo arithmetic, Parker 1997; `zoo.parity.probes.perturb`);
+- before anything is called a difference, a tenth of the largest change in up to `DRAWS` runs with random perturbations
+  of inputs and outputs in place of the rounding (Monte Carlo arithmetic, Parker 1997; `zoo.parity.probes.perturb`);
 - the difference of the backend that comes closest, where there are several: what arithmetic in this precision costs
   everybody, as where a saturated softmax leaves a gradient no digits.
 
@@ -13,7 +13,8 @@ A sum in another order makes a few units. Up to `ALARM` pass; above `SUSPECT` th
 
 Why so many draws: where rounding is magnified, it may turn the sign of a ReLU's input, and the gradient jumps. What has
 the same chance p to happen in a backend as in a draw is taken for a fault if it happens in the backend and in no draw,
-which has the chance p (1 - p)^DRAWS: at most 1.1 % for 32 draws, whatever p is.
+which has the chance p (1 - p)^DRAWS: at most 1.1 % for 32 draws, whatever p is. A tenth, since the largest of many
+draws, each larger than a rounding, needs no margin of `ALARM` beside it: ten times as much is a difference.
 """
 
 from __future__ import annotations
@@ -25,23 +26,25 @@ import numpy as np
 from zoo.parity.verify import max_difference
 
 ALARM, SUSPECT = 100.0, 25.0
-DRAWS = 32
+DRAWS, UNITS_OF_DRAWS = 32, 10.0
 BITS = {"float32": 24, "bfloat16": 8, "float16": 11}  # of the mantissa, the leading one included
 
 
 def measure(
     rights: Sequence[np.ndarray],
-    rounded: Sequence[Sequence[np.ndarray]],
+    rounded: Sequence[np.ndarray],
     others: Mapping[str, Sequence[np.ndarray]],
     bits: int,
+    draws: Sequence[Sequence[np.ndarray]] = (),
 ) -> dict[str, list[tuple[float, float]]]:
     """Differences of backends from a reference, in units of its rounding.
 
     Args:
         rights: tensors of the reference.
-        rounded: runs of the same with rounding at every layer.
+        rounded: the same with rounding at every layer.
         others: {backend: its tensors}.
         bits: of the mantissa of the precision.
+        draws: the same with random perturbations, each a run.
 
     Returns:
         {backend: (difference in units, difference over the largest value) of each tensor}; infinite where shapes, or
@@ -53,7 +56,8 @@ def measure(
         errors = {b: max_difference(arrays[i], right) if i < len(arrays) else np.inf for b, arrays in others.items()}
         largest = float(np.abs(right[np.isfinite(right)]).max(initial=0.0)) if right.dtype.kind == "f" else 1.0
         closest = min(errors.values()) if len(errors) > 1 else 0.0
-        changes = [max_difference(run[i], right) for run in rounded]
+        changes = [max_difference(rounded[i], right)]
+        changes += [max_difference(run[i], right) / UNITS_OF_DRAWS for run in draws]
         unit = max(x for x in (largest * 2.0**-bits, *changes, closest, tiny) if np.isfinite(x))
         for backend, error in errors.items():
             results[backend].append((error / unit, error / max(largest, tiny)))
