@@ -179,7 +179,7 @@ class _Worker:
         arrays = load_arrays(inputs)["inputs"]
         with self._in(precision):
             probe = self.probes[precision]
-            options = {"rounding": rounding, "draw": draw, "record": record}
+            options: dict[str, Any] = {"rounding": rounding, "draw": draw, "record": record}
             results = probe.run(arrays, given, training=mode == "training", **options)
             once = precision != REFERENCE or rounding or record
             again = [] if once else probe.outputs(arrays, training=mode == "training")
