@@ -199,18 +199,18 @@ def test_inputs_that_do_not_fit(small, tmp_path):
 @pytest.mark.once
 def test_units_are_the_largest_of_several():
     right, one = np.array([4.0, -1.0]), np.array([4.0, -1.0]) + 2.0**-22
-    measured = units.measure([right], [right], {"a": [one]}, 24)["a"][0]
+    measured = units.measure([right], [0.0], {"a": [one]}, 24)["a"][0]
     assert measured == (1.0, 2.0**-24)  # half a spacing at 4 is 2^-22
-    magnified = units.measure([right], [right + 2.0**-20], {"a": [one]}, 24)["a"][0]
+    magnified = units.measure([right], units.changes([right], [right + 2.0**-20]), {"a": [one]}, 24)["a"][0]
     assert magnified[0] == 0.25
-    draws = [[right], [right + 2.0**-19], [right - 2.0**-20]]  # the largest counts as ten
-    assert units.measure([right], [right], {"a": [right + 2.0**-17]}, 24, draws)["a"][0][0] == 32
-    assert units.measure([right], [right], {"a": [right + 2.0**-17]}, 24, [[right + 2.0**-17]])["a"][0][0] == 10
-    both = units.measure([right], [right], {"a": [right + 2.0**-10], "b": [right + 2.0**-12]}, 24)
+    drawn = units.changes([right], [right + 2.0**-17], is_draw=True)  # counts as ten units
+    assert units.measure([right], drawn, {"a": [right + 2.0**-17]}, 24)["a"][0][0] == 10
+    assert units.changes([right, right], [right * np.nan, right]).tolist() == [0, 0]
+    both = units.measure([right], [0.0], {"a": [right + 2.0**-10], "b": [right + 2.0**-12]}, 24)
     assert both["b"][0][0] == 1 and both["a"][0][0] == 4
-    assert units.measure([right], [right], {"a": [np.ones(3)]}, 24)["a"][0][0] == np.inf
-    assert units.measure([right], [right], {"a": [right * np.nan]}, 24)["a"][0][0] == np.inf
-    assert units.measure([right], [right], {"a": []}, 24)["a"][0][0] == np.inf
+    assert units.measure([right], [0.0], {"a": [np.ones(3)]}, 24)["a"][0][0] == np.inf
+    assert units.measure([right], [0.0], {"a": [right * np.nan]}, 24)["a"][0][0] == np.inf
+    assert units.measure([right], [0.0], {"a": []}, 24)["a"][0][0] == np.inf
 
 
 def test_perturbations_are_as_large_as_they_say():

@@ -20,7 +20,7 @@ import numpy as np
 
 from zoo.errors import UserError, did_you_mean
 from zoo.io import model_files
-from zoo.parity.units import ALARM, BITS, DRAWS, SUSPECT, measure
+from zoo.parity.units import ALARM, BITS, DRAWS, SUSPECT, changes, measure
 from zoo.parity.verify import max_difference
 from zoo.parity.worker import REFERENCE, load_arrays, save_arrays, split_function
 from zoo.parity.workers import Worker, WorkerError, start_workers
@@ -391,31 +391,31 @@ class _Run:
         self.results[backend, precision] = results
         return results
 
-    def _rounded(self, precision):
-        """{mode: the reference's runs with rounding at every layer, then those of random draws}; "step" likewise."""
-        key = self.reference, f"rounded {PRECISIONS[precision]}"
+    def _changes(self, precision):
+        """{mode or "step": {key: what rounding changes of the reference, a number for each tensor}}."""
+        key = self.reference, f"changes {PRECISIONS[precision]}"
         if key not in self.results:
-            self.results[key] = {}
-            for mode in self.modes:
-                self.results[key][mode] = [self._rounded_run(precision, mode, draw=None)]
+            self.results[key] = {mode: self._rounded_run(precision, mode) for mode in self.modes}
             if "step" in self.results[self.reference, REFERENCE]:
-                self.results[key]["step"] = [{"step": self._rounded_step()}]
+                self.results[key]["step"] = {"step": self._rounded_step()}
         return self.results[key]
 
-    def _rounded_step(self):
-        """The reference's step with the bias correction of float32, whose 1 - b2 is off by up to half of 2^-24."""
-        results = self.results[self.reference, REFERENCE]["step"]
-        decay = self.optimizer["config"].get("beta_2")
-        error = 2.0**-25 / (1 - decay) / 2 if isinstance(decay, float) and decay < 1 else 0.0  # of a square root
-        count = len(results["before"])
-        weights = [new + error * (old - new) for old, new in zip(results["before"], results["step"])]
-        return weights + results["step"][count:]
-
-    def _rounded_run(self, precision, mode, draw):
+    def _rounded_run(self, precision, mode, draw=None):
+        """What the rounding of every layer, or a random draw in its place, changes of the reference's run."""
         target = self.file("rounded")
         arguments = {"precision": REFERENCE, "inputs": self.inputs, "mode": mode, "cotangents": self.cotangents[mode]}
         self.workers[self.reference]("run", target=target, rounding=PRECISIONS[precision], draw=draw, **arguments)
-        return load_arrays(target)
+        run, right = load_arrays(target), self.results[self.reference, REFERENCE][mode]
+        os.remove(target)
+        return {key: changes(right[key], run[key], draw is not None) for key in ("outputs", "gradients", "states")}
+
+    def _rounded_step(self):
+        """What float32's bias correction changes of the step: its 1 - b2 is off by up to half of 2^-24."""
+        results = self.results[self.reference, REFERENCE]["step"]
+        decay = self.optimizer["config"].get("beta_2")
+        error = 2.0**-25 / (1 - decay) / 2 if isinstance(decay, float) and decay < 1 else 0.0  # of a square root
+        steps = [error * max_difference(old, new) for old, new in zip(results["before"], results["step"])]
+        return np.array(steps + [0.0] * (len(results["step"]) - len(steps)))
 
     # ------------------------------------------------------------------------------------------------- one precision
 
@@ -451,7 +451,7 @@ class _Run:
 
     def _compare(self, precision):
         """{backend: {(mode, key): [(units, relative difference, name) of each tensor]}} against the reference."""
-        reference, rounded = self.results[self.reference, REFERENCE], self._rounded(precision)
+        reference, rounding = self.results[self.reference, REFERENCE], self._changes(precision)
         bits = BITS[PRECISIONS[precision]]
         found: dict[str, dict] = {backend: {} for backend in self.workers}
         for mode, key in [(m, k) for m in self.modes for k in ("outputs", "gradients", "states")] + [("step", "step")]:
@@ -459,9 +459,8 @@ class _Run:
                 continue
             rights = reference[mode][key]
             others = {b: self.results[b, precision][mode][key] for b in self.workers}
-            perturbed = [run[key] for run in rounded[mode]]
             names = self._names(key, len(rights))
-            compared = measure(rights, perturbed[0], others, bits, perturbed[1:])
+            compared = measure(rights, rounding[mode][key], others, bits)
             for backend in self.workers:
                 found[backend][mode, key] = [(*pair, name) for pair, name in zip(compared[backend], names)]
         return found
@@ -498,7 +497,7 @@ class _Run:
         ]
         names = names or [self.reference]
         names.sort(key=_REFERENCE_ORDER.index)
-        rounded, bits = self._rounded(precision), BITS[PRECISIONS[precision]]
+        rounding, bits = self._changes(precision), BITS[PRECISIONS[precision]]
         base = self.results[self.reference, REFERENCE]
 
         def agree(a, b):
@@ -507,10 +506,8 @@ class _Run:
                 for key in first[mode].keys() & {"outputs", "gradients", "states", "step"}:
                     tensors = zip(base[mode][key], first[mode][key], second[mode][key], strict=True)
                     for i, (right, one, other) in enumerate(tensors):
-                        change = max_difference(rounded[mode][0][key][i], right) if mode in rounded else 0.0
-                        unit = max(
-                            float(np.abs(right).max(initial=0.0)) * 2.0**-bits, change, float(np.finfo("float32").tiny)
-                        )
+                        half_spacing = float(np.abs(right).max(initial=0.0)) * 2.0**-bits
+                        unit = max(half_spacing, rounding[mode][key][i], float(np.finfo("float32").tiny))
                         if not max_difference(one, other) <= SUSPECT * unit:
                             return False
             return True
@@ -546,16 +543,18 @@ class _Run:
 
     def _unexplained(self, precision, mode, backends):
         """Findings of backends of which the whole model differs, by more than random draws do, and no layer."""
-        rounded = self._rounded(precision)[mode]
+        rounding, draws = self._changes(precision)[mode], 0
         while True:
             worst = {}
             for backend, parts in self._compare(precision).items():
                 if backend in backends:
                     worst[backend] = max(item for (m, _), items in parts.items() if m == mode for item in items)
             worst = {backend: item for backend, item in worst.items() if item[0] > ALARM}
-            if not worst or len(rounded) > DRAWS:
+            if not worst or draws == DRAWS:
                 break
-            rounded.append(self._rounded_run(precision, mode, draw=len(rounded)))
+            draws += 1
+            for key, more in self._rounded_run(precision, mode, draw=draws).items():
+                rounding[key] = np.maximum(rounding[key], more)
         note = "The largest difference is in {}."
         return [
             Finding(backend, precision, "unexplained", "", "", mode, units, relative, note.format(name))
@@ -588,11 +587,13 @@ class _Run:
             worker("run_calls", target=target, precision=own_precision, wanted=calls, **arguments, **options)
             return load_arrays(target)
 
-        def rounded_results(calls, draw=None):
-            return results(self.reference, REFERENCE, calls, rounding=PRECISIONS[precision], draw=draw)
+        def rounded_changes(calls, draw=None):
+            run = results(self.reference, REFERENCE, calls, rounding=PRECISIONS[precision], draw=draw)
+            return {name: changes(right[name], arrays, draw is not None) for name, arrays in run.items()}
 
         try:
-            right, rounded = results(self.reference, REFERENCE), [rounded_results(wanted)]
+            right = results(self.reference, REFERENCE)
+            rounding = rounded_changes(wanted)
         except WorkerError as error:
             self.notes.append(f"Layers were not compared by themselves: {error}")
             return []
@@ -602,10 +603,12 @@ class _Run:
                 others[backend] = results(backend, precision)
             except WorkerError as error:
                 self.notes.append(f"Layers on {backend} were not compared by themselves: {error}")
-        faulty = self._faulty(precision, mode, recorded, wanted, right, rounded, others)
-        while faulty and len(rounded) <= DRAWS:
-            rounded.append(rounded_results(list(faulty), draw=len(rounded)))
-            faulty = self._faulty(precision, mode, recorded, list(faulty), right, rounded, others)
+        faulty, draws = self._faulty(precision, mode, recorded, wanted, right, rounding, others), 0
+        while faulty and draws < DRAWS:
+            draws += 1
+            for name, more in rounded_changes(list(faulty), draw=draws).items():
+                rounding[name] = np.maximum(rounding[name], more)
+            faulty = self._faulty(precision, mode, recorded, list(faulty), right, rounding, others)
         return [
             dataclasses.replace(finding, note=self._explain_variance(finding, recorded["call_inputs"][index][0]))
             for index, findings in faulty.items()
@@ -625,7 +628,7 @@ class _Run:
             "beside the deviation."
         )
 
-    def _faulty(self, precision, mode, recorded, wanted, right, rounded, others):
+    def _faulty(self, precision, mode, recorded, wanted, right, rounding, others):
         """{number of a call: findings of its layer}."""
         findings: dict[int, list[Finding]] = {}
         bits = BITS[PRECISIONS[precision]]
@@ -634,8 +637,7 @@ class _Run:
             for key in ("outputs", "states", "gradients", "input_gradients"):
                 name = f"{index}.{key}"
                 own = {backend: arrays[name] for backend, arrays in others.items()}
-                first, *draws = (run[name] for run in rounded)
-                for backend, pairs in measure(right[name], first, own, bits, draws).items():
+                for backend, pairs in measure(right[name], rounding[name], own, bits).items():
                     worst[backend][key] = max(pairs, default=(0.0, 0.0))
             for backend, found in worst.items():
                 path, kind = recorded["paths"][index], recorded["kinds"][index]

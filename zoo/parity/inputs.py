@@ -68,24 +68,6 @@ def _is_shape(shape):
     return isinstance(shape, (tuple, list)) and all(size is None or isinstance(size, int) for size in shape)
 
 
-def pack_inputs(model: keras.Model, tensors: Sequence[Any]) -> Any:
-    """A flat list of tensors in the structure in which a model takes its inputs.
-
-    Args:
-        model: a built model.
-        tensors: in the order of `input_tensors`.
-
-    Returns:
-        what to call the model with.
-    """
-    import keras
-
-    graph = functional_graph(model)
-    if graph is not None:
-        return keras.tree.pack_sequence_as(graph.input, list(tensors))
-    return tensors[0] if len(tensors) == 1 else list(tensors)
-
-
 def given_inputs(model: keras.Model, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Inputs of one's own, checked against the model.
 
@@ -164,9 +146,11 @@ def random_inputs(
         room = min(_MAX_VALUES // max(1, math.prod(example[1:])) for example in examples.values())
         drawn = _draw_all(uses, examples, given[0] if given else max(1, min(BATCH_SIZE, room)), seed)
         error = _refusal(model, drawn)
+        if error is None and given:
+            return drawn
         if error is None:
             wanted = min(_batch_to_normalize(model, drawn), room)
-            return drawn if given or wanted <= BATCH_SIZE else _draw_all(uses, examples, wanted, seed)
+            return drawn if wanted <= BATCH_SIZE else _draw_all(uses, examples, wanted, seed)
         first_error = first_error or error
         if not any(None in shape[1:] for shape in fixed.values()):
             break
@@ -192,6 +176,8 @@ def _fitted(name, shape, given):
 def _refusal(model, drawn):
     """The error that a model raises for inputs, None where it computes something of them."""
     import keras
+
+    from zoo.parity.probes import pack_inputs
 
     tensors = [keras.KerasTensor(array.shape, dtype=str(array.dtype)) for array in drawn.values()]
     graph = functional_graph(model)
@@ -274,7 +260,7 @@ def _batch_to_normalize(model, drawn):
     """How many examples give every BatchNormalization `NORMALIZED` values of a channel; 1 for a model without one."""
     import keras
 
-    from zoo.parity.probes import Recorder
+    from zoo.parity.probes import Recorder, pack_inputs
 
     if not any(isinstance(layer, keras.layers.BatchNormalization) for layer in flatten_layers(model)):
         return 1

@@ -22,7 +22,6 @@ from keras import tree
 
 from zoo.compat.keras import flatten_layers, functional_graph
 from zoo.errors import UserError, error_summary
-from zoo.parity.inputs import pack_inputs
 from zoo.parity.units import BITS
 
 MODES = ("inference", "training")
@@ -146,6 +145,22 @@ class Recorder:
         return path if times == 1 else f"{path} #{times}"
 
 
+def pack_inputs(model: keras.Model, tensors: Sequence[Any]) -> Any:
+    """A flat list of tensors in the structure in which a model takes its inputs.
+
+    Args:
+        model: a built model.
+        tensors: in the order of `zoo.parity.inputs.input_tensors`.
+
+    Returns:
+        what to call the model with.
+    """
+    graph = functional_graph(model)
+    if graph is not None:
+        return keras.tree.pack_sequence_as(graph.input, list(tensors))
+    return tensors[0] if len(tensors) == 1 else list(tensors)
+
+
 def is_tensor(x: Any) -> bool:
     """Whether something has a shape and a dtype.
 
@@ -202,6 +217,8 @@ def perturb(x: Any, dtype: str, rng: np.random.Generator) -> Any:
     Returns:
         tensor of the dtype of x.
     """
+    if None in tuple(x.shape):  # inside a loop of TensorFlow
+        return round_to(x, dtype)
     largest, own = PERTURBATION * 2.0 ** -BITS[dtype], keras.backend.standardize_dtype(x.dtype)
     noise = keras.ops.convert_to_tensor(rng.uniform(-largest, largest, tuple(x.shape)), dtype=own)
     return x * (1 + keras.ops.where(keras.ops.equal(x, keras.ops.floor(x)), keras.ops.zeros_like(noise), noise))

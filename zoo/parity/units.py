@@ -30,21 +30,34 @@ DRAWS, UNITS_OF_DRAWS = 32, 10.0
 BITS = {"float32": 24, "bfloat16": 8, "float16": 11}  # of the mantissa, the leading one included
 
 
+def changes(rights: Sequence[np.ndarray], others: Sequence[np.ndarray], is_draw: bool = False) -> np.ndarray:
+    """What rounding changes of each tensor of a float64 run.
+
+    Args:
+        rights: tensors of the run.
+        others: the same with rounding, or with random perturbations.
+        is_draw: whether they are perturbed, so that a tenth counts.
+
+    Returns:
+        the largest change of each; 0 where that is not finite.
+    """
+    found = np.array([max_difference(other, right) for other, right in zip(others, rights, strict=True)])
+    return np.where(np.isfinite(found), found, 0.0) / (UNITS_OF_DRAWS if is_draw else 1.0)
+
+
 def measure(
     rights: Sequence[np.ndarray],
-    rounded: Sequence[np.ndarray],
+    rounding: Sequence[float] | np.ndarray,
     others: Mapping[str, Sequence[np.ndarray]],
     bits: int,
-    draws: Sequence[Sequence[np.ndarray]] = (),
 ) -> dict[str, list[tuple[float, float]]]:
     """Differences of backends from a reference, in units of its rounding.
 
     Args:
         rights: tensors of the reference.
-        rounded: the same with rounding at every layer.
+        rounding: what rounding changes of each, `changes`.
         others: {backend: its tensors}.
         bits: of the mantissa of the precision.
-        draws: the same with random perturbations, each a run.
 
     Returns:
         {backend: (difference in units, difference over the largest value) of each tensor}; infinite where shapes, or
@@ -56,9 +69,7 @@ def measure(
         errors = {b: max_difference(arrays[i], right) if i < len(arrays) else np.inf for b, arrays in others.items()}
         largest = float(np.abs(right[np.isfinite(right)]).max(initial=0.0)) if right.dtype.kind == "f" else 1.0
         closest = min(errors.values()) if len(errors) > 1 else 0.0
-        changes = [max_difference(rounded[i], right)]
-        changes += [max_difference(run[i], right) / UNITS_OF_DRAWS for run in draws]
-        unit = max(x for x in (largest * 2.0**-bits, *changes, closest, tiny) if np.isfinite(x))
+        unit = max(largest * 2.0**-bits, float(rounding[i]), closest if np.isfinite(closest) else 0.0, tiny)
         for backend, error in errors.items():
             results[backend].append((error / unit, error / max(largest, tiny)))
     return results
