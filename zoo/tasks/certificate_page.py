@@ -37,7 +37,8 @@ ul.said{list-style:disc;padding-left:1.2rem;max-width:60rem}
 ul.said li{margin:.35rem 0;overflow-wrap:anywhere}
 @media (max-width:40rem){main{padding:1.5rem .9rem 3rem}h1{font-size:1.7rem}.totals{grid-template-columns:1fr 1fr}
 .totals b{font-size:1.25rem;white-space:normal}table.units th,table.units td{padding:.4rem .25rem}
-table.units,table.units th{font-size:.8125rem}.totals div:last-child:nth-child(odd){grid-column:1/-1}}
+table.units,table.units th{font-size:.8125rem}table.units td.word{white-space:normal}
+.totals div:last-child:nth-child(odd){grid-column:1/-1}}
 """
 
 
@@ -107,11 +108,15 @@ def _list(name, sentences):
 def _model(certificate):
     backends = list(dict.fromkeys(row.backend for row in certificate.rows))
     precisions = list(dict.fromkeys(row.precision for row in certificate.rows))
-    verdict = ("the same", "") if certificate.passed else ("not the same", "wrong")
-    if not certificate.passed and not certificate.findings:
-        verdict = ("not everywhere", "wrong")
+    absent = [backend for backend in backends if any(row.error for row in certificate.rows if row.backend == backend)]
+    present = ", ".join(backend for backend in backends if backend not in absent)
+    verdict, remark = ("not the same" if certificate.findings else "the same"), f"on {present}"
+    if absent:
+        remark += f"; {', '.join(absent)} {'do' if len(absent) > 1 else 'does'} not run it"
+    if absent and not certificate.findings:
+        verdict, remark = "incomplete", f"the same {remark}"
     figures = [
-        ("numbers", verdict[0], f"on {', '.join(backends)}", verdict[1]),
+        ("numbers", verdict, remark, "" if certificate.passed else "wrong"),
         ("parameters", f"{certificate.parameters:,}", f"in {certificate.layers} layers", ""),
         ("reference", certificate.reference, "its float64 run", ""),
         ("optimizer", certificate.optimizer, "one step", ""),
