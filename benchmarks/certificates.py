@@ -40,7 +40,6 @@ APPLICATIONS = {
     "DenseNet121": 32,
     "ConvNeXtTiny": 32,
     "EfficientNetV2B0": 32,
-    "NASNetMobile": 32,
     "Xception": 71,
     "InceptionV3": 75,
 }
