@@ -1,7 +1,9 @@
 """Load every published file in several releases of Keras on three backends, and compare its numbers.
 
-    python benchmarks/load_matrix.py --output load_matrix.json     fetch the releases, run everything, print the table
-    python benchmarks/load_matrix.py --table load_matrix.json      the table of docs/load_matrix.md
+    python benchmarks/load_matrix.py --output docs/results/load_matrix.json     fetch the releases, run everything
+    python benchmarks/load_matrix.py --only keras-nightly --output docs/results/load_matrix.json    one of them anew
+    python benchmarks/load_matrix.py --table docs/results/load_matrix.json      the table of docs/load_matrix.md, which
+    python docs/receipts.py writes into the page
 
 The environment is that of the command; each release of Keras is laid over it (`pip install --no-deps --target`), so
 that the backends stay. A process for each release and backend imports Keras and nothing of this project's models,
@@ -10,6 +12,7 @@ difference of an output, over the largest value of it or 1. Up to 1e-4 the numbe
 """
 
 import argparse
+import datetime
 import json
 import os
 import pathlib
@@ -78,7 +81,7 @@ def run_release(release, backend, folder):
     process = subprocess.run(
         [sys.executable, __file__, "--load"], env=environment, capture_output=True, text=True, errors="replace"
     )
-    row = {"release": release, "backend": backend}
+    row = {"release": release, "backend": backend, "date": datetime.date.today().isoformat()}
     if process.returncode:
         lines = process.stderr.strip().splitlines()
         return row | {"error": f"the process ended: {lines[-1] if lines else process.returncode}"}
@@ -128,7 +131,9 @@ def table(rows):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", help="where the releases are kept; default a temporary folder")
-    parser.add_argument("--output", help="JSON file to write")
+    parser.add_argument("--output", help="JSON file that rows are added to, in place of those of the same run")
+    parser.add_argument("--only", default="", help="releases with this in their name only")
+    parser.add_argument("--backends", nargs="+", default=BACKENDS, help="default all three")
     parser.add_argument("--table", help="print the table of this file")
     parser.add_argument("--load", action="store_true", help="load the files here, on KERAS_BACKEND, and print JSON")
     args = parser.parse_args()
@@ -136,16 +141,22 @@ def main():
         return print(table(json.loads(pathlib.Path(args.table).read_text())))
     if args.load:
         return print("\n" + json.dumps(load_files()))
+    output = pathlib.Path(args.output) if args.output else None
+    rows = {}
+    if output and output.is_file():
+        rows = {(row["release"], row["backend"]): row for row in json.loads(output.read_text())}
     with tempfile.TemporaryDirectory() as scratch:
-        folder, rows = pathlib.Path(args.folder or scratch), []
+        folder = pathlib.Path(args.folder or scratch)
         for release in RELEASES:
+            if args.only not in release:
+                continue
             target = lay_over(release, folder)
-            for backend in BACKENDS:
-                rows.append(run_release(release, backend, target))
-                print(rows[-1], flush=True)
-                if args.output:
-                    pathlib.Path(args.output).write_text(json.dumps(rows, indent=1) + "\n")
-    print(table(rows))
+            for backend in args.backends:
+                rows[release, backend] = run_release(release, backend, target)
+                print(rows[release, backend], flush=True)
+                if output:
+                    output.write_text(json.dumps(list(rows.values()), indent=1) + "\n")
+    print(table(list(rows.values())))
 
 
 if __name__ == "__main__":

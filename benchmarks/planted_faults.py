@@ -1,6 +1,6 @@
 """Plant faults in one backend's process and count how many `zoo.parity.certificate.certify` finds and names.
 
-    python benchmarks/planted_faults.py --output planted_faults.json
+    python benchmarks/planted_faults.py --output docs/results/planted_faults.json    and then docs/receipts.py
     python benchmarks/planted_faults.py --plants 3 --clean 0 --seed 1
 
 Each plant is drawn of a seed: one of three small models, a backend, a kind of fault and a layer. It is a patch of
@@ -10,6 +10,7 @@ backend, and nothing else. Clean runs have other random weights and inputs each.
 """
 
 import argparse
+import datetime
 import json
 import pathlib
 import sys
@@ -228,9 +229,11 @@ def main():
     from zoo import backends
 
     backends.import_keras("torch")
-    from zoo.parity.certificate import certify, start_workers
+    from zoo.parity.certificate import certify
+    from zoo.parity.workers import start_workers
 
-    workers, problems = start_workers(BACKENDS)
+    workers, _ = start_workers(BACKENDS)
+    versions = {"keras": workers["torch"].about["keras"]} | {b: w.about["version"] for b, w in workers.items()}
     rows, began = [], time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         folder = pathlib.Path(scratch)
@@ -270,7 +273,8 @@ def main():
         f"{largest:.1f} units), {time.perf_counter() - began:.0f} s."
     )
     if args.output:
-        pathlib.Path(args.output).write_text(json.dumps(rows, indent=1) + "\n")
+        about = {"date": datetime.date.today().isoformat(), "seed": args.seed, "versions": versions}
+        pathlib.Path(args.output).write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
     return 0 if found == args.plants and not alarms else 1
 
 

@@ -10,9 +10,13 @@ place only:
     runs[NAME]       docs/results/runs.json: of a run that was made and not published, good or bad
     anchors[NAME]    docs/results/anchors.json: a published figure, its convention, its source and when that was read
     speed_table      benchmarks/results/*.json, through benchmarks/table.py: speed beside peers
+    certificates     docs/results/certificates.json, of benchmarks/certificates.py: {"packages", "applications"}
+    planted_faults   docs/results/planted_faults.json, of benchmarks/planted_faults.py
+    load_matrix      docs/results/load_matrix.json, of benchmarks/load_matrix.py
 """
 
 import argparse
+import datetime
 import json
 import pathlib
 import re
@@ -23,11 +27,20 @@ import jinja2
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks import certificates, load_matrix
 from benchmarks.table import table
 
 TEMPLATES = ROOT / "docs" / "results"
 # {template: page}; in a page the text is between <!-- receipt: TEMPLATE --> and <!-- end receipt -->.
-PAGES = {"readme_results.md": "README.md", "results.md": "docs/results.md", "speed_table.md": "docs/speed.md"}
+PAGES = {
+    "readme_results.md": "README.md",
+    "results.md": "docs/results.md",
+    "speed_table.md": "docs/speed.md",
+    "planted_faults.md": "docs/guides/verification.md",
+    "certificates_packages.md": "docs/guides/verification.md",
+    "certificates_applications.md": "docs/guides/verification.md",
+    "load_matrix.md": "docs/load_matrix.md",
+}
 UNITS = r"%|BLEU|bits|nats|seconds|minutes|min|hours|s|h|ms|MB|GB|points|images/s|tokens/s"
 FIGURE = re.compile(rf"\d(?:[\d.,]*\d)?(?:\*\*)?\s?(?:{UNITS})(?![\w%])")
 
@@ -52,12 +65,31 @@ def minutes(seconds):
     return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.0f} h"
 
 
+def days(rows):
+    """The dates of rows as "28 November 2026", or the first and the last."""
+    dates = [datetime.date.fromisoformat(day) for day in sorted({row["date"] for row in rows})]
+    words = [f"{day.day} {day:%B %Y}" for day in dict.fromkeys((dates[0], dates[-1]))]
+    return " to ".join(words)
+
+
+def versions(rows):
+    """The releases that certificates are of, as "Keras 3.15.1, TensorFlow 2.21.0"."""
+    names = {"keras": "Keras", "tensorflow": "TensorFlow", "jax": "JAX", "torch": "torch"}
+    found = {("keras", row["keras"]) for row in rows}
+    found |= {(one["backend"], one["version"]) for row in rows for one in row.get("rows", ()) if one["version"]}
+    return ", ".join(f"{names[name]} {version}" for name, version in sorted(found, key=lambda x: [*names].index(x[0])))
+
+
 def sources():
-    """{"cards", "runs", "anchors", "speed_table"}: what templates read."""
+    """{"cards", "runs", "anchors", "speed_table", …}: what templates read."""
     cards = {path.parent.name: json.loads(path.read_text("utf-8")) for path in ROOT.glob("saved_models/*/card.json")}
-    return {"cards": cards, "speed_table": table(ROOT / "benchmarks" / "results")} | {
-        name: json.loads((TEMPLATES / f"{name}.json").read_text("utf-8")) for name in ("runs", "anchors")
-    }
+    found = {"cards": cards, "speed_table": table(ROOT / "benchmarks" / "results")}
+    for name in ("runs", "anchors", "certificates", "planted_faults", "load_matrix"):
+        found[name] = json.loads((TEMPLATES / f"{name}.json").read_text("utf-8"))
+    groups = {"applications": [], "packages": []}
+    for row in found["certificates"]:
+        groups["applications" if "keras.applications" in row["model"] else "packages"].append(row)
+    return found | {"certificates": groups}
 
 
 def render(template):
@@ -68,7 +100,8 @@ def render(template):
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {f.__name__: f for f in (percent, fixed, thousands, minutes)}
+    environment.filters |= {f.__name__: f for f in (percent, fixed, thousands, minutes, days, versions)}
+    environment.filters |= {"certificate_table": certificates.table, "load_table": load_matrix.table}
     return environment.get_template(template).render(sources())
 
 

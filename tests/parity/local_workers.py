@@ -6,13 +6,13 @@ import os
 
 from zoo.errors import UserError
 from zoo.parity import worker
-from zoo.parity.certificate import WorkerError
+from zoo.parity.workers import WorkerError
 
 NAMES = ("tensorflow", "jax", "torch")
 
 
 class LocalWorker:
-    """What `zoo.parity.certificate.Worker` is, in this process; a fault is planted while it computes.
+    """What `zoo.parity.workers.Worker` is, in this process; a fault is planted while it computes.
 
     Args:
         backend: what it is called.

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import zipfile
 
 import keras
 import numpy as np
@@ -13,7 +14,7 @@ from tests.parity.local_workers import NAMES, local_workers
 from zoo.compat.keras import float64_results
 from zoo.errors import UserError
 from zoo.io import model_files
-from zoo.parity import certificate, inputs, probes
+from zoo.parity import certificate, inputs, probes, units
 from zoo.parity.certificate import certify
 
 
@@ -147,12 +148,38 @@ def test_open_sizes_grow_until_the_model_takes_them():
 
 
 @pytest.mark.once
+def test_batches_have_as_many_examples_as_normalizations_need():
+    picture, numbers = keras.Input((8, 8, 1), name="picture"), keras.Input((3,), name="numbers")
+    wide = layers.BatchNormalization()(picture)
+    half = layers.BatchNormalization()(layers.AveragePooling2D((4, 2))(picture))  # 8 values of an example
+    flat = layers.BatchNormalization(axis=1)(numbers)
+    for outputs, expected in ((wide, 4), (half, 4), (flat, 16), ([wide, flat], 16)):
+        drawn = inputs.random_inputs(keras.Model([picture, numbers], outputs))
+        assert drawn["picture"].shape == (expected, 8, 8, 1) and drawn["numbers"].shape == (expected, 3)
+    three = layers.BatchNormalization()(layers.Flatten()(layers.AveragePooling2D((2, 8))(picture)))
+    nested = keras.Model(picture, three)
+    assert inputs.random_inputs(keras.Model([picture, numbers], nested(picture)))["numbers"].shape == (16, 3)
+    fixed = keras.Input(batch_shape=(2, 3), name="fixed")
+    model = keras.Model([fixed, numbers], layers.BatchNormalization()(layers.Add()([fixed, numbers])))
+    assert {x.shape for x in inputs.random_inputs(model).values()} == {(2, 3)}
+
+
+@pytest.mark.once
+def test_a_large_input_makes_the_batch_of_all_inputs_smaller():
+    large, small = keras.Input((400, 400, 1), name="large"), keras.Input((3,), name="small")
+    drawn = inputs.random_inputs(keras.Model([large, small], [layers.AveragePooling2D(50)(large), small]))
+    assert drawn["large"].shape[0] == drawn["small"].shape[0] == 2
+
+
+@pytest.mark.once
 def test_inputs_that_do_not_fit(small, tmp_path):
     model = small_model()
     for arrays, words in (
         ({"imagee": np.ones(2), "b": np.ones(2)}, "have 'imagee', but the model takes image .*Did you mean 'image'"),
-        ({"image": np.ones((1, 5, 6, 2))}, r"given as float64 1x5x6x2, but the model takes float32 \?x6x6x2"),
+        ({"image": np.ones((1, 5, 6, 2))}, r"given as float64 1x5x6x2, but the model takes floats \?x6x6x2"),
         ({"image": np.array(["a"])}, "but the model takes"),
+        ({"image": np.ones((0, 6, 6, 2))}, "was given as 0x6x6x2, without a number: give one example"),
+        ({"image": np.full((1, 6, 6, 2), np.nan)}, "was given with NaN in it"),
     ):
         with pytest.raises(UserError, match=words):
             inputs.given_inputs(model, arrays)
@@ -170,17 +197,82 @@ def test_inputs_that_do_not_fit(small, tmp_path):
 
 
 @pytest.mark.once
-def test_units_are_the_largest_of_three():
+def test_units_are_the_largest_of_several():
     right, one = np.array([4.0, -1.0]), np.array([4.0, -1.0]) + 2.0**-22
-    measured = certificate.measure([right], [right], {"a": [one]}, 24)["a"][0]
+    measured = units.measure([right], [0.0], {"a": [one]}, 24)["a"][0]
     assert measured == (1.0, 2.0**-24)  # half a spacing at 4 is 2^-22
-    magnified = certificate.measure([right], [right + 2.0**-20], {"a": [one]}, 24)["a"][0]
+    magnified = units.measure([right], units.changes([right], [right + 2.0**-20]), {"a": [one]}, 24)["a"][0]
     assert magnified[0] == 0.25
-    both = certificate.measure([right], [right], {"a": [right + 2.0**-10], "b": [right + 2.0**-12]}, 24)
+    drawn = units.changes([right], [right + 2.0**-17], is_draw=True)  # counts as ten units
+    assert units.measure([right], drawn, {"a": [right + 2.0**-17]}, 24)["a"][0][0] == 10
+    assert units.changes([right, right], [right * np.nan, right]).tolist() == [0, 0]
+    both = units.measure([right], [0.0], {"a": [right + 2.0**-10], "b": [right + 2.0**-12]}, 24)
     assert both["b"][0][0] == 1 and both["a"][0][0] == 4
-    assert certificate.measure([right], [right], {"a": [np.ones(3)]}, 24)["a"][0][0] == np.inf
-    assert certificate.measure([right], [right], {"a": [right * np.nan]}, 24)["a"][0][0] == np.inf
-    assert certificate.measure([right], [right], {"a": []}, 24)["a"][0][0] == np.inf
+    assert units.measure([right], [0.0], {"a": [np.ones(3)]}, 24)["a"][0][0] == np.inf
+    assert units.measure([right], [0.0], {"a": [right * np.nan]}, 24)["a"][0][0] == np.inf
+    assert units.measure([right], [0.0], {"a": []}, 24)["a"][0][0] == np.inf
+
+
+def test_perturbations_are_as_large_as_they_say():
+    """Numbers and gradients are multiplied by the same 1 + d; whole numbers stay."""
+    rng = np.random.default_rng(0)
+    value = np.concatenate([rng.standard_normal(2000), [0.0, 1.0, -3.0, 2.0**30]])
+
+    def compute(tensors, deltas):
+        with float64_results():
+            outputs = probes.perturb(tensors[0], "bfloat16", np.random.default_rng(1))
+        return ops.sum(outputs), [outputs], []
+
+    with float64_results():
+        kept, (gradient,), *_ = probes.differentiate(compute, [ops.convert_to_tensor(value)], [], [])
+    assert kept[0].dtype == "float64"
+    relative, largest = (kept[0] / np.where(value, value, 1) - 1)[:2000], probes.PERTURBATION * 2.0**-8
+    assert 0.99 * largest < abs(relative).max() <= largest and abs(relative.mean()) < 0.05 * largest
+    np.testing.assert_allclose(gradient[:2000], 1 + relative, rtol=1e-12)
+    np.testing.assert_array_equal(kept[0][2000:], value[2000:])
+    np.testing.assert_array_equal(gradient[2000:], 1)
+
+
+def other_sums(original, self, x, **kwargs):
+    """The same up to rounding: the terms of a float32 sum are moved by two spacings, as another order would."""
+    if "float32" not in str(x.dtype):
+        return original(self, x, **kwargs)
+    return original(self, x * ops.convert_to_tensor(np.array([1 - 2.0**-22, 1 + 2.0**-22], "float32")), **kwargs)
+
+
+@pytest.mark.once
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        pytest.param([[4096.0], [-4095.0]], marks=pytest.mark.slow),  # loses 12 bits
+        [[1.0, 1.0], [-1.0 + 2.0**-23, 0.0]],  # the first sum is so small that the ReLU after it may be off as well
+    ],
+)
+def test_rounding_that_a_model_magnifies_is_no_fault(tmp_path, monkeypatch, kernel):
+    x = keras.Input((2,), name="x")
+    y = layers.Dense(len(kernel[0]), use_bias=False, name="sum")(x)
+    model = keras.Model(x, layers.Dense(1, use_bias=False, name="out")(layers.ReLU(name="relu")(y)))
+    model.set_weights([np.array(kernel), np.ones((len(kernel[0]), 1))])
+    model_files.save_model(model, tmp_path / "model.keras")
+    fault = changed_call(layers.Dense, "sum", other_sums)
+    options = {"inputs": {"x": np.full((1, 2), 1.25, "float32")}, "workers": local_workers(jax=fault)}
+    report = certify(tmp_path / "model.keras", **options)
+    assert report.passed, str(report)
+    monkeypatch.setattr(certificate, "DRAWS", 0)
+    (finding,) = certify(tmp_path / "model.keras", **options).findings  # what the draws are for
+    assert finding.backend == "jax" and finding.kind == ("forward" if len(kernel[0]) == 1 else "unexplained")
+
+
+@pytest.mark.once
+def test_layers_without_a_name_are_the_same_in_each_precision(tmp_path):
+    """What a function builds twice in a process is not numbered on, so that its layers are found again."""
+    (tmp_path / "build.py").write_text(
+        "import keras\ndef build():\n    x = keras.Input((4,))\n"
+        "    return keras.Model(x, keras.layers.Dense(2)(keras.layers.Dense(3)(x)))\n"
+    )
+    fault = changed_call(layers.Dense, "dense_1", lambda f, self, x, training=None: f(self, x) * 1.001)
+    report = certify(f"{tmp_path}/build.py:build", workers=local_workers(torch=fault))
+    assert [finding.layer for finding in report.findings] == ["dense_1"] and not report.notes, str(report)
 
 
 # ---------------------------------------------------------------------------------------------------- planted faults
@@ -271,6 +363,29 @@ def test_a_fault_is_named_at_its_layer(small, kind, backend):
     assert str(finding) in str(report)
 
 
+def centered_first(original, self, x, training, mask):
+    """A batch normalization of x - 8192, the same in exact arithmetic, whose variance keeps its digits."""
+    if not training:
+        return original(self, x, training=training)
+    outputs = original(self, x - 8192.0, training=training)
+    self.moving_mean.assign(self.moving_mean + 8192.0 * (1.0 - self.momentum))
+    return outputs
+
+
+@pytest.mark.once
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="Keras takes the variance of few digits on PyTorch")
+def test_a_variance_that_loses_digits(tmp_path):
+    """Of numbers far from zero Keras' batch normalization on PyTorch has no right digit in training."""
+    x = keras.Input((3,), name="x")
+    model_files.save_model(keras.Model(x, layers.BatchNormalization(name="norm")(x)), tmp_path / "model.keras")
+    values = 8192 + np.random.default_rng(0).standard_normal((16, 3)).astype("float32")
+    stable = changed_call(layers.BatchNormalization, "norm", centered_first)
+    workers = local_workers(tensorflow=stable, jax=stable)
+    report = certify(tmp_path / "model.keras", inputs={"x": values}, workers=workers)
+    assert {(f.backend, f.layer, f.mode) for f in report.findings} == {("torch", "norm", "training")}, str(report)
+    assert "takes the variance as E[x^2] - E[x]^2 there" in report.findings[0].note
+
+
 @pytest.mark.once
 def test_a_clean_run_in_several_precisions(small):
     lines = []
@@ -322,10 +437,52 @@ def test_functions_layers_of_ones_own_and_bad_input(small, tmp_path):
             certify(f"{tmp_path}/build.py:{function}", workers=local_workers())
     with pytest.raises(UserError, match="There is no Python file"):
         certify(f"{tmp_path}/absent.py:build", workers=local_workers())
+    with zipfile.ZipFile(tmp_path / "other.keras", "w") as archive:
+        archive.writestr("read.me", "no model")
+    with pytest.raises(UserError, match="other.keras is no model of Keras .*give one that model.save wrote"):
+        certify(tmp_path / "other.keras", workers=local_workers())
+    block = keras.saving.get_registered_object("test>Block")
+    model_files.save_model(keras.Model(x := keras.Input((4,)), block(name="block")(x)), tmp_path / "own.keras")
+    keras.saving.get_custom_objects().pop("test>Block")
+    with pytest.raises(UserError, match="needs the custom class test>Block .*know: name the file .* with --setup"):
+        certify(tmp_path / "own.keras", workers=local_workers())
     with pytest.raises(UserError, match="precision is 'float8'"):
         certify(small, precisions=["float8"], workers=local_workers())
     with pytest.raises(UserError, match="Did you mean 'torch'"):
         certify(small, backends=["toch"])
+
+
+@pytest.mark.once
+def test_one_backend_alone(small):
+    """Where no other shares them, the rounding of Adam's bias correction counts as well."""
+    ids = keras.Input((6,), dtype="int32", name="ids")
+    y = layers.Flatten(name="flat")(layers.Embedding(9, 3, name="table")(ids))
+    model_files.save_model(keras.Model(ids, layers.Dense(2, name="out")(y)), small.parent / "ids.keras")
+    report = certify(small.parent / "ids.keras", workers={"torch": local_workers()["torch"]})
+    assert report.passed and report.rows[0].units["step"] < 25, str(report)
+    assert "torch gives the numbers of its own float64 run" in str(report)
+
+
+@pytest.mark.once
+def test_states_of_recurrent_layers(tmp_path):
+    x = keras.Input(batch_shape=(3, 5, 2), name="x")
+    model_files.save_model(keras.Model(x, layers.LSTM(2, stateful=True, name="lstm")(x)), tmp_path / "lstm.keras")
+    report = certify(tmp_path / "lstm.keras", workers=local_workers())
+    assert report.passed and not report.notes and report.inputs == {"x": "3x5x2 float32"}, str(report)
+    assert all(0 < row.units["states"] < 25 for row in report.rows)
+
+
+@pytest.mark.once
+def test_what_cannot_be_compared_is_said(tmp_path):
+    x = keras.Input((4,), name="x")
+    model_files.save_model(keras.Model(x, ops.log(layers.Dense(6, name="dense")(x))), tmp_path / "nan.keras")
+    assert "Output 0 has values that are not finite" in str(certify(tmp_path / "nan.keras", workers=local_workers()))
+    (tmp_path / "build.py").write_text(
+        "import keras\ndef build():\n    x = keras.Input((4,), name='x')\n"
+        "    return keras.Model(x, keras.layers.Dense(2, dtype='float32')(x))\n"
+    )
+    report = certify(f"{tmp_path}/build.py:build", workers=local_workers())
+    assert report.passed and "Some layers have a dtype of their own" in str(report)
 
 
 @pytest.mark.once

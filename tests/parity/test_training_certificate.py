@@ -1,6 +1,7 @@
 """Certificates of a training: losses that part are traced to batches, weights, dropout, the optimizer or a layer."""
 
 import json
+import pathlib
 
 import keras
 import pytest
@@ -164,6 +165,22 @@ def test_a_function_that_takes_flags(script):
     assert report.passed and len(report.losses["jax"]) == 2
     with pytest.raises(UserError, match="parse_args does not take --rte 1"):
         certify_training(f"{script}:recipe", arguments=["--rte", "1"], **options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "recipe, flags",
+    [
+        ("cnn_mnist", "--dataset digits --limit 60 --batch-size 8"),
+        ("rnn_shakespeare", "--text {text} --units 8 --batch-size 4 --sequence-length 16"),
+    ],
+)
+def test_recipes_of_the_zoo(recipe, flags, tmp_path):
+    (tmp_path / "text.txt").write_text("to be or not to be, that is the question " * 60)
+    words = flags.format(text=tmp_path / "text.txt").split() + ["--parity"]
+    path = pathlib.Path(__file__).resolve().parents[2] / "recipes" / f"{recipe}.py"
+    report = certify_training(f"{path}:main", steps=2, arguments=words, workers=local_workers())
+    assert report.passed and len(report.losses["jax"]) == 2, str(report)
 
 
 @pytest.mark.parametrize(

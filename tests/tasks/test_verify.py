@@ -104,7 +104,13 @@ def test_the_page_of_findings_and_of_a_training(tmp_path, here):
     row = certificate.BackendCertificate("jax", "1", "float32", {"forward": 2.0, "gradients": 2e5}, {}, "DIFFERS")
     report = certificate.Certificate(False, "m", "torch", {}, 1, 2, "Adam", (row,), (finding,), ("A note.",), "")
     page = render_certificate(report)
-    assert "&lt;b&gt;" in page and "'<b>'" not in page and "200,000.0" in page and "A note." in page
+    assert "&lt;b&gt;" in page and "'<b>'" not in page and "200,000</td>" in page and "A note." in page
+    assert "not the same" in page and "What differs" in page and "incomplete" not in page
+    broken = certificate.BackendCertificate("jax", "", "float32", {}, {}, "does not run", "JAX is broken.")
+    right = certificate.BackendCertificate("torch", "2", "float32", {"forward": 2.0}, {}, "same")
+    report = certificate.Certificate(False, "a/m", "torch", {}, 1, 2, "Adam", (right, broken), (), (), "")
+    page = render_certificate(report)
+    assert "incomplete" in page and "the same on torch; jax does not run it" in page and "<h1>m</h1>" in page
     (tmp_path / "train.py").write_text(
         "import keras\nimport numpy as np\n"
         "def main():\n"

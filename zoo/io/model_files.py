@@ -232,9 +232,18 @@ def read_config(path: StrPath) -> dict[str, Any]:
 
     Returns:
         dict, for `keras.saving.deserialize_keras_object`.
+
+    Raises:
+        UserError: if there is no description of a model in it.
     """
-    with zipfile.ZipFile(path) as archive:
-        return json.loads(archive.read("config.json")) | {"compile_config": None}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            config = json.loads(archive.read("config.json"))
+        return config | {"compile_config": None}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} is no model of Keras ({error_summary(error)}): give one that model.save wrote."
+        ) from error
 
 
 def _model_from_config(path, dtype):
@@ -311,11 +320,27 @@ def _unknown(item):
     return name, module
 
 
+_UNKNOWN = "which this process does not know"
+
+
+def without_advice(error: UserError) -> str | None:
+    """What is missing for a file with classes of one's own, for callers that have another way to register them.
+
+    Args:
+        error: that `load_model` raised.
+
+    Returns:
+        "… needs the custom class …, which this process does not know"; None for other errors.
+    """
+    sentence, found, _ = str(error).partition(f"{_UNKNOWN}:")
+    return sentence + _UNKNOWN if found else None
+
+
 def _needs(path, missing):
     words = [f"{name} (of {module})"[:120] if module else str(name)[:120] for name, module in missing.items()]
     one = len(missing) == 1
     return (
-        f"{path} needs the custom {'class' if one else 'classes'} {listed(words, most=6)}, which this process does not "
-        f"know: import the module that defines {'it' if one else 'them'} (registered with "
+        f"{path} needs the custom {'class' if one else 'classes'} {listed(words, most=6)}, {_UNKNOWN}: "
+        f"import the module that defines {'it' if one else 'them'} (registered with "
         "keras.saving.register_keras_serializable), then load the file again."
     )

@@ -1,47 +1,34 @@
 """Certificate of a model: the same outputs, gradients and optimizer step on every backend, told apart from rounding.
 
 Each backend runs in a process of its own (`zoo.parity.worker`), on the same weights and inputs. One backend also runs
-in float64, the reference. The unit that differences are measured in is what rounding to the precision makes of the
-reference, for each tensor the largest of
-
-- half the spacing of numbers at the tensor's largest value, e.g. 2^-24 of it for float32;
-- the change of the float64 run when the output of every layer, and the gradient at it, is rounded to the precision
-  (as in Monte Carlo arithmetic, Parker 1997, but with the rounding itself in place of random numbers);
-- the difference of the backend that comes closest, where there are several: what arithmetic in this precision costs
-  everybody, as where a saturated softmax leaves a gradient no digits.
-
-A sum in another order makes a few units. Up to `ALARM` units count as rounding; above `SUSPECT` every layer is given
-the input, and the gradient at its output, that the reference has there, on every backend: a layer that differs by
-itself is at fault, one that only follows is not. Which backend is wrong is told by the float64 runs of all of them,
-by majority.
+in float64, the reference; differences are measured in units of what rounding makes of it (`zoo.parity.units`). Up to
+`ALARM` units count as rounding; above `SUSPECT` every layer is given the input, and the gradient at its output, that
+the reference has there, on every backend: a layer that differs by itself is at fault, one that only follows is not.
+Which backend is wrong is told by the float64 runs of all of them, by majority.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from zoo.backends import BACKENDS, check_backend, installed_backends
 from zoo.errors import UserError, did_you_mean
 from zoo.io import model_files
+from zoo.parity.units import ALARM, BITS, DRAWS, SUSPECT, changes, measure
 from zoo.parity.verify import max_difference
 from zoo.parity.worker import REFERENCE, load_arrays, save_arrays, split_function
+from zoo.parity.workers import Worker, WorkerError, start_workers
 from zoo.typing import Log, StrPath
 
-ALARM, SUSPECT = 100.0, 25.0
 PRECISIONS = {"float32": "float32", "bfloat16": "bfloat16", "float16": "float16"} | {
     f"mixed_{name}": name for name in ("bfloat16", "float16")
 }
-_BITS = {"float32": 24, "bfloat16": 8, "float16": 11}  # of the mantissa, the leading one included
 _PARTS = ("forward", "gradients", "states", "step")  # columns of the report
 _REFERENCE_ORDER = ("torch", "tensorflow", "jax")  # who is asked first: JAX compiles each of the reference's runs
 _NOISY = ("Dropout", "Noise", "Random")
@@ -169,136 +156,6 @@ def _format_units(units):
     return f"{units:.1f}" if units < 100 else f"{units:,.0f}" if units < 1e7 else f"{units:.0e}"
 
 
-# -------------------------------------------------------------------------------------------------------- the processes
-
-
-class WorkerError(UserError):
-    """What a worker answered in place of a result."""
-
-
-class Worker:
-    """A process in which one backend computes, for as many models as are asked for.
-
-    Args:
-        backend: name.
-        setup: Python file that the process runs once Keras is imported; None for none.
-
-    Attributes:
-        backend: name.
-        about: dict of backend, version and keras.
-
-    Raises:
-        UserError: if the backend or the file does not work.
-    """
-
-    def __init__(self, backend: str, setup: str | None = None) -> None:
-        self.backend = backend
-        environment = os.environ | {
-            "KERAS_BACKEND": backend,
-            "TF_CPP_MIN_LOG_LEVEL": os.environ.get("TF_CPP_MIN_LOG_LEVEL", "3"),
-            "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),
-        }
-        self._log = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "zoo.parity.worker"],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            text=True,
-        )
-        try:
-            self.about = self("start", setup=setup)
-        except BaseException:
-            self.close()
-            raise
-
-    def __call__(self, method: str, **arguments: Any) -> Any:
-        """Send a command and wait for its result.
-
-        Args:
-            method: of the process, see `zoo.parity.worker`.
-            **arguments: of the method.
-
-        Returns:
-            its result.
-
-        Raises:
-            WorkerError: with the sentence that the process answered, or its last words.
-        """
-        assert self._process.stdin is not None and self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps({"method": method, "arguments": arguments}) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            code = self._process.wait()
-            raise WorkerError(self._last_words(code))
-        reply = json.loads(line)
-        if "error" in reply:
-            raise WorkerError(reply["error"])
-        return reply["result"]
-
-    def _last_words(self, code):
-        if code < 0:
-            return f"the process ended with signal {-code}"
-        self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").strip().splitlines()
-        return (lines[-1] if lines else f"the process ended with code {code}").removeprefix("error: ")
-
-    def close(self) -> None:
-        """End the process."""
-        if self._process.stdin:
-            self._process.stdin.close()
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdout:
-            self._process.stdout.close()
-        self._log.close()
-
-
-def start_workers(
-    backends: Sequence[str] | None = None,
-    setup: StrPath | None = None,
-    on_start: Callable[[str], None] | None = None,
-) -> tuple[dict[str, Worker], dict[str, str]]:
-    """Start a process for each backend.
-
-    Args:
-        backends: names; the installed ones if None.
-        setup: Python file that each process runs; None for none.
-        on_start: function that takes the name of each backend before its process starts.
-
-    Returns:
-        ({backend: worker}, {backend: sentence that says why it does not work}).
-
-    Raises:
-        UserError: if a name is unknown, or none works.
-    """
-    for name in backends or ():
-        if name not in BACKENDS:
-            raise UserError(
-                f"A backend to run is {name!r}: choose of {', '.join(BACKENDS)}.{did_you_mean(name, BACKENDS)}"
-            )
-    workers, problems = {}, {}
-    for name in dict.fromkeys(backends or installed_backends()):
-        if on_start:
-            on_start(name)
-        try:
-            check_backend(name, "a backend to run")
-            workers[name] = Worker(name, os.path.abspath(setup) if setup else None)
-        except UserError as error:
-            problems[name] = str(error)
-    if not workers:
-        raise UserError(next(iter(problems.values())))
-    return workers, problems
-
-
 # ------------------------------------------------------------------------------------------------------ the certificate
 
 
@@ -396,6 +253,11 @@ class _Run:
         self.reference = self._first_reference(inputs, input_shapes, seed)
         about = self.about[self.reference]
         arrays = load_arrays(self.inputs)["inputs"]
+        for i, right in enumerate(self.results[self.reference, REFERENCE]["inference"]["outputs"]):
+            if right.dtype.kind == "f" and not np.isfinite(right).all():
+                self.notes.append(f"Output {i} has values that are not finite, of which nothing can be said.")
+        if not about["wide"]:
+            self.notes.append("Some layers have a dtype of their own, so that the reference is not float64 there.")
         described = {
             name: f"{'x'.join(map(str, x.shape))} {x.dtype}" for name, x in zip(self.input_names, arrays, strict=True)
         }
@@ -529,24 +391,31 @@ class _Run:
         self.results[backend, precision] = results
         return results
 
-    def _rounded(self, precision):
-        """The reference's runs with rounding at every layer."""
-        key = self.reference, f"rounded {PRECISIONS[precision]}"
+    def _changes(self, precision):
+        """{mode or "step": {key: what rounding changes of the reference, a number for each tensor}}."""
+        key = self.reference, f"changes {PRECISIONS[precision]}"
         if key not in self.results:
-            self.results[key] = {}
-            for mode in self.modes:
-                target = self.file("rounded")
-                self.workers[self.reference](
-                    "run",
-                    target=target,
-                    precision=REFERENCE,
-                    inputs=self.inputs,
-                    mode=mode,
-                    cotangents=self.cotangents[mode],
-                    rounding=PRECISIONS[precision],
-                )
-                self.results[key][mode] = load_arrays(target)
+            self.results[key] = {mode: self._rounded_run(precision, mode) for mode in self.modes}
+            if "step" in self.results[self.reference, REFERENCE]:
+                self.results[key]["step"] = {"step": self._rounded_step()}
         return self.results[key]
+
+    def _rounded_run(self, precision, mode, draw=None):
+        """What the rounding of every layer, or a random draw in its place, changes of the reference's run."""
+        target = self.file("rounded")
+        arguments = {"precision": REFERENCE, "inputs": self.inputs, "mode": mode, "cotangents": self.cotangents[mode]}
+        self.workers[self.reference]("run", target=target, rounding=PRECISIONS[precision], draw=draw, **arguments)
+        run, right = load_arrays(target), self.results[self.reference, REFERENCE][mode]
+        os.remove(target)
+        return {key: changes(right[key], run[key], draw is not None) for key in ("outputs", "gradients", "states")}
+
+    def _rounded_step(self):
+        """What float32's bias correction changes of the step: its 1 - b2 is off by up to half of 2^-24."""
+        results = self.results[self.reference, REFERENCE]["step"]
+        decay = self.optimizer["config"].get("beta_2")
+        error = 2.0**-25 / (1 - decay) / 2 if isinstance(decay, float) and decay < 1 else 0.0  # of a square root
+        steps = [error * max_difference(old, new) for old, new in zip(results["before"], results["step"])]
+        return np.array(steps + [0.0] * (len(results["step"]) - len(steps)))
 
     # ------------------------------------------------------------------------------------------------- one precision
 
@@ -565,6 +434,7 @@ class _Run:
             compared = self._compare(precision)
         suspects = self._suspects(compared)
         findings = self._find(precision, compared, suspects) if suspects or self.every_layer else []
+        compared = self._compare(precision)  # in the units that the draws may have made larger
         self.findings += findings
         wrong = {finding.backend for finding in findings}
         return [
@@ -581,17 +451,16 @@ class _Run:
 
     def _compare(self, precision):
         """{backend: {(mode, key): [(units, relative difference, name) of each tensor]}} against the reference."""
-        reference, rounded = self.results[self.reference, REFERENCE], self._rounded(precision)
-        bits = _BITS[PRECISIONS[precision]]
+        reference, rounding = self.results[self.reference, REFERENCE], self._changes(precision)
+        bits = BITS[PRECISIONS[precision]]
         found: dict[str, dict] = {backend: {} for backend in self.workers}
         for mode, key in [(m, k) for m in self.modes for k in ("outputs", "gradients", "states")] + [("step", "step")]:
             if mode not in reference:
                 continue
             rights = reference[mode][key]
             others = {b: self.results[b, precision][mode][key] for b in self.workers}
-            perturbed = rounded[mode][key] if mode in rounded else rights
             names = self._names(key, len(rights))
-            compared = measure(rights, perturbed, others, bits)
+            compared = measure(rights, rounding[mode][key], others, bits)
             for backend in self.workers:
                 found[backend][mode, key] = [(*pair, name) for pair, name in zip(compared[backend], names)]
         return found
@@ -628,7 +497,7 @@ class _Run:
         ]
         names = names or [self.reference]
         names.sort(key=_REFERENCE_ORDER.index)
-        rounded, bits = self._rounded(precision), _BITS[PRECISIONS[precision]]
+        rounding, bits = self._changes(precision), BITS[PRECISIONS[precision]]
         base = self.results[self.reference, REFERENCE]
 
         def agree(a, b):
@@ -637,10 +506,8 @@ class _Run:
                 for key in first[mode].keys() & {"outputs", "gradients", "states", "step"}:
                     tensors = zip(base[mode][key], first[mode][key], second[mode][key], strict=True)
                     for i, (right, one, other) in enumerate(tensors):
-                        change = max_difference(rounded[mode][key][i], right) if mode in rounded else 0.0
-                        unit = max(
-                            float(np.abs(right).max(initial=0.0)) * 2.0**-bits, change, float(np.finfo("float32").tiny)
-                        )
+                        half_spacing = float(np.abs(right).max(initial=0.0)) * 2.0**-bits
+                        unit = max(half_spacing, rounding[mode][key][i], float(np.finfo("float32").tiny))
                         if not max_difference(one, other) <= SUSPECT * unit:
                             return False
             return True
@@ -665,13 +532,7 @@ class _Run:
                 found += self._layers(precision, mode, composite=True)
             known = {(f.backend, f.layer) for f in findings}
             findings += [f for f in found if (f.backend, f.layer) not in known]
-            for backend in here - {finding.backend for finding in findings}:
-                units, relative, name = max(
-                    item for (m, _), items in compared[backend].items() if m == mode for item in items
-                )
-                if units > ALARM:
-                    note = f"The largest difference is in {name}."
-                    findings.append(Finding(backend, precision, "unexplained", "", "", mode, units, relative, note))
+            findings += self._unexplained(precision, mode, here - {finding.backend for finding in findings})
         for backend in [b for b, mode in suspects if mode == "step"]:
             units, relative, name = max(compared[backend]["step", "step"])
             if units > ALARM:
@@ -679,6 +540,26 @@ class _Run:
                 kind = self.optimizer["class_name"]
                 findings.append(Finding(backend, precision, "optimizer", kind, kind, "step", units, relative, note))
         return sorted(findings, key=lambda finding: list(self.workers).index(finding.backend))
+
+    def _unexplained(self, precision, mode, backends):
+        """Findings of backends of which the whole model differs, by more than random draws do, and no layer."""
+        rounding, draws = self._changes(precision)[mode], 0
+        while True:
+            worst = {}
+            for backend, parts in self._compare(precision).items():
+                if backend in backends:
+                    worst[backend] = max(item for (m, _), items in parts.items() if m == mode for item in items)
+            worst = {backend: item for backend, item in worst.items() if item[0] > ALARM}
+            if not worst or draws == DRAWS:
+                break
+            draws += 1
+            for key, more in self._rounded_run(precision, mode, draw=draws).items():
+                rounding[key] = np.maximum(rounding[key], more)
+        note = "The largest difference is in {}."
+        return [
+            Finding(backend, precision, "unexplained", "", "", mode, units, relative, note.format(name))
+            for backend, (units, relative, name) in worst.items()
+        ]
 
     def _record(self, mode):
         """The file with what each call of the reference was given, and the gradient at what it gave."""
@@ -698,17 +579,21 @@ class _Run:
         wanted = [i for i, value in enumerate(recorded["composite"]) if value == composite]
         if not wanted:
             return []
-        arguments = {"inputs": self.inputs, "mode": mode, "record": record, "composite": composite}
+        arguments = {"inputs": self.inputs, "mode": mode, "record": record}
 
-        def results(backend, own_precision, rounding=None):
+        def results(backend, own_precision, calls=wanted, **options):
             target = self.file("layers")
             worker = self.workers[backend]
-            worker("run_calls", target=target, precision=own_precision, rounding=rounding, **arguments)
+            worker("run_calls", target=target, precision=own_precision, wanted=calls, **arguments, **options)
             return load_arrays(target)
+
+        def rounded_changes(calls, draw=None):
+            run = results(self.reference, REFERENCE, calls, rounding=PRECISIONS[precision], draw=draw)
+            return {name: changes(right[name], arrays, draw is not None) for name, arrays in run.items()}
 
         try:
             right = results(self.reference, REFERENCE)
-            rounded = results(self.reference, REFERENCE, PRECISIONS[precision])
+            rounding = rounded_changes(wanted)
         except WorkerError as error:
             self.notes.append(f"Layers were not compared by themselves: {error}")
             return []
@@ -718,16 +603,41 @@ class _Run:
                 others[backend] = results(backend, precision)
             except WorkerError as error:
                 self.notes.append(f"Layers on {backend} were not compared by themselves: {error}")
-        return self._faulty(precision, mode, recorded, wanted, right, rounded, others)
+        faulty, draws = self._faulty(precision, mode, recorded, wanted, right, rounding, others), 0
+        while faulty and draws < DRAWS:
+            draws += 1
+            for name, more in rounded_changes(list(faulty), draw=draws).items():
+                rounding[name] = np.maximum(rounding[name], more)
+            faulty = self._faulty(precision, mode, recorded, list(faulty), right, rounding, others)
+        return [
+            dataclasses.replace(finding, note=self._explain_variance(finding, recorded["call_inputs"][index][0]))
+            for index, findings in faulty.items()
+            for finding in findings
+        ]
 
-    def _faulty(self, precision, mode, recorded, wanted, right, rounded, others):
-        findings, bits = [], _BITS[PRECISIONS[precision]]
+    def _explain_variance(self, finding, x):
+        """What Keras 3.15's variance of a batch on PyTorch looks like, if that is what a batch normalization does."""
+        if finding.layer_class != "BatchNormalization" or finding.mode != "training":
+            return ""
+        channels = x.reshape(-1, x.shape[-1])
+        lost = np.max(channels.mean(axis=0) ** 2 / (channels.var(axis=0) + 1e-3))
+        if lost < ALARM or not self.workers[finding.backend]("variance_loses_digits"):
+            return ""
+        return (
+            "keras.ops.moments takes the variance as E[x^2] - E[x]^2 there, which loses digits where the mean is large "
+            "beside the deviation."
+        )
+
+    def _faulty(self, precision, mode, recorded, wanted, right, rounding, others):
+        """{number of a call: findings of its layer}."""
+        findings: dict[int, list[Finding]] = {}
+        bits = BITS[PRECISIONS[precision]]
         for index in wanted:
             worst: dict[str, dict] = {backend: {} for backend in others}
             for key in ("outputs", "states", "gradients", "input_gradients"):
                 name = f"{index}.{key}"
                 own = {backend: arrays[name] for backend, arrays in others.items()}
-                for backend, pairs in measure(right[name], rounded[name], own, bits).items():
+                for backend, pairs in measure(right[name], rounding[name], own, bits).items():
                     worst[backend][key] = max(pairs, default=(0.0, 0.0))
             for backend, found in worst.items():
                 path, kind = recorded["paths"][index], recorded["kinds"][index]
@@ -737,7 +647,8 @@ class _Run:
                 what = {"outputs": "forward", "states": "state"}.get(over[0], "gradient")
                 if what == "forward" and mode == "inference" and any(word in kind for word in _NOISY):
                     what = "dropout"
-                findings.append(Finding(backend, precision, what, path, kind, mode, *found[over[0]]))
+                finding = Finding(backend, precision, what, path, kind, mode, *found[over[0]])
+                findings.setdefault(index, []).append(finding)
         return findings
 
     def _explain_step(self, backend, precision):
@@ -778,38 +689,6 @@ def adam_first_step(gradient: np.ndarray, config: Mapping[str, Any], *, after_co
     """
     epsilon = config["epsilon"] if after_correction else config["epsilon"] / np.sqrt(1 - config["beta_2"])
     return config["learning_rate"] * gradient / (np.abs(gradient) + epsilon)
-
-
-def measure(
-    rights: Sequence[np.ndarray],
-    rounded: Sequence[np.ndarray],
-    others: Mapping[str, Sequence[np.ndarray]],
-    bits: int,
-) -> dict[str, list[tuple[float, float]]]:
-    """Differences of backends from a reference, in units of its rounding.
-
-    Args:
-        rights: tensors of the reference.
-        rounded: the same with rounding at every layer.
-        others: {backend: its tensors}.
-        bits: of the mantissa of the precision.
-
-    Returns:
-        {backend: (difference in units, difference over the largest value) of each tensor}; infinite where shapes, or
-        values that are not finite, do not match.
-    """
-    results: dict[str, list[tuple[float, float]]] = {backend: [] for backend in others}
-    tiny = float(np.finfo("float32").tiny)
-    for i, right in enumerate(rights):
-        errors = {b: max_difference(arrays[i], right) if i < len(arrays) else np.inf for b, arrays in others.items()}
-        largest = float(np.abs(right[np.isfinite(right)]).max(initial=0.0)) if right.dtype.kind == "f" else 1.0
-        closest = min(errors.values()) if len(errors) > 1 else 0.0
-        change = max_difference(rounded[i], right)
-        change, closest = (x if np.isfinite(x) else 0.0 for x in (change, closest))
-        unit = max(largest * 2.0**-bits, change, closest, tiny)
-        for backend, error in errors.items():
-            results[backend].append((error / unit, error / max(largest, tiny)))
-    return results
 
 
 def _parts(compared):

@@ -3,7 +3,7 @@
 Everything goes in and out as NumPy arrays. The loss is the mean of each output times a fixed random tensor, so its
 gradient at the outputs (the cotangent) is that tensor over the number of values. `Recorder` stands between Keras and
 its layers: it keeps what each call was given and gave, and can round both, and the gradient on its way back, to another
-precision.
+precision, or perturb them at random by as much.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from keras import tree
 
 from zoo.compat.keras import flatten_layers, functional_graph
 from zoo.errors import UserError, error_summary
-from zoo.parity.inputs import pack_inputs
+from zoo.parity.units import BITS
 
 MODES = ("inference", "training")
+PERTURBATION = 4.0  # of a random perturbation, in half spacings: a layer is many operations, each of which rounds
 
 
 @dataclasses.dataclass
@@ -144,6 +145,22 @@ class Recorder:
         return path if times == 1 else f"{path} #{times}"
 
 
+def pack_inputs(model: keras.Model, tensors: Sequence[Any]) -> Any:
+    """A flat list of tensors in the structure in which a model takes its inputs.
+
+    Args:
+        model: a built model.
+        tensors: in the order of `zoo.parity.inputs.input_tensors`.
+
+    Returns:
+        what to call the model with.
+    """
+    graph = functional_graph(model)
+    if graph is not None:
+        return keras.tree.pack_sequence_as(graph.input, list(tensors))
+    return tensors[0] if len(tensors) == 1 else list(tensors)
+
+
 def is_tensor(x: Any) -> bool:
     """Whether something has a shape and a dtype.
 
@@ -184,6 +201,27 @@ def round_to(x: Any, dtype: str) -> Any:
         bits = {"float32": (8, 23), "bfloat16": (8, 7), "float16": (5, 10)}[dtype]
         return jax.lax.reduce_precision(x, *bits)
     return keras.ops.cast(keras.ops.cast(x, dtype), keras.backend.standardize_dtype(x.dtype))
+
+
+def perturb(x: Any, dtype: str, rng: np.random.Generator) -> Any:
+    """Multiply numbers, and the gradient on its way back, by 1 + d with random d of at most `PERTURBATION` roundings.
+
+    That is Monte Carlo arithmetic (Parker 1997, random rounding and precision bounding) with a layer in place of an
+    operation. Whole numbers stay: they are ids, counts, masks, or the zeros that a ReLU or padding leaves.
+
+    Args:
+        x: tensor of floating point.
+        dtype: "float32", "bfloat16" or "float16", whose rounding it is.
+        rng: draws d.
+
+    Returns:
+        tensor of the dtype of x.
+    """
+    if None in tuple(x.shape):  # inside a loop of TensorFlow
+        return round_to(x, dtype)
+    largest, own = PERTURBATION * 2.0 ** -BITS[dtype], keras.backend.standardize_dtype(x.dtype)
+    noise = keras.ops.convert_to_tensor(rng.uniform(-largest, largest, tuple(x.shape)), dtype=own)
+    return x * (1 + keras.ops.where(keras.ops.equal(x, keras.ops.floor(x)), keras.ops.zeros_like(noise), noise))
 
 
 def silence(model: keras.Model) -> list[str]:
@@ -297,12 +335,15 @@ def _torch(compute, tensors, variables, states):
     import torch
 
     tensors = [x.detach().clone().requires_grad_() for x in tensors]
-    loss, kept, inner = compute(tensors, None)
-    inner_sources = [x for x in inner if x.requires_grad]
-    sources = [*tensors, *(v.value for v in variables), *inner_sources]
-    gradients: list = [None] * len(sources)
-    if sources and loss.requires_grad:
-        gradients = list(torch.autograd.grad(loss, sources, allow_unused=True))
+    # A stateful RNN assigns the states that its gradient needs.
+    keeps = torch.autograd.graph.allow_mutation_on_saved_tensors if states else contextlib.nullcontext
+    with keeps():
+        loss, kept, inner = compute(tensors, None)
+        inner_sources = [x for x in inner if x.requires_grad]
+        sources = [*tensors, *(v.value for v in variables), *inner_sources]
+        gradients: list = [None] * len(sources)
+        if sources and loss.requires_grad:
+            gradients = list(torch.autograd.grad(loss, sources, allow_unused=True))
     found = dict(zip(map(id, inner_sources), gradients[len(tensors) + len(variables) :]))
     return kept, *_split(gradients, tensors, variables), inner, [found.get(id(x)) for x in inner], _now(states)
 
@@ -355,7 +396,7 @@ def seed_states(model: keras.layers.Layer) -> set[int]:
 
 
 def state_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
-    """The variables that a call may change, without those of random generators and metrics.
+    """The variables that a call may change, without those of random generators and metrics; states of RNNs too.
 
     Args:
         layer: layer or model.
@@ -364,7 +405,11 @@ def state_variables(layer: keras.layers.Layer) -> list[keras.Variable]:
         list of `keras.Variable`s.
     """
     seeds = seed_states(layer)
-    return [v for v in layer.non_trainable_variables if id(v) not in seeds and "seed_generator" not in v.path]
+    found = [v for v in layer.non_trainable_variables if id(v) not in seeds and "seed_generator" not in v.path]
+    for inner in flatten_layers(layer):
+        if getattr(inner, "stateful", False):  # Keras does not count these variables
+            found += [v for v in tree.flatten(inner.states) if isinstance(v, keras.Variable)]
+    return list({id(v): v for v in found}.values())
 
 
 def total(outputs: Any, cotangents: Sequence[np.ndarray]) -> Any:
@@ -419,6 +464,7 @@ class Probe:
         *,
         training: bool,
         rounding: str | None = None,
+        draw: int | None = None,
         record: bool = False,
     ) -> dict[str, list]:
         """Run the whole model.
@@ -428,6 +474,7 @@ class Probe:
             cotangents: arrays of the shapes of the float outputs; drawn from seed 0 if None.
             training: the `training` argument of the call.
             rounding: precision that every layer's output, and the gradient at it, are rounded to; None for none.
+            draw: number of a random draw: perturb them and the inputs by as much instead, `perturb`; None to round.
             record: whether to keep what each call was given and the gradient at what it gave.
 
         Returns:
@@ -442,14 +489,14 @@ class Probe:
         recorded: list[Call] = []
 
         def compute(given, deltas):
+            inexact = _inexact(rounding, draw)
             arguments = list(tensors)
             for index, x in zip(floats, given):
-                arguments[index] = x
+                arguments[index] = x if draw is None else inexact(x)
             inner, pending = [], list(deltas or ())
 
             def tap(_call, _output, x):
-                if rounding:
-                    x = round_to(x, rounding)
+                x = inexact(x)
                 if record:
                     if deltas is not None:
                         x = x + pending.pop(0)
@@ -542,6 +589,7 @@ class Probe:
         cotangents: Sequence[np.ndarray] | None,
         *,
         rounding: str | None = None,
+        draw: int | None = None,
     ) -> dict[str, list]:
         """Call one layer with the inputs and the cotangent that another run had there.
 
@@ -550,6 +598,7 @@ class Probe:
             inputs: arrays in the places of the tensors among its arguments.
             cotangents: of its float outputs; random ones if None.
             rounding: precision that the outputs and their gradients are rounded to; None for none.
+            draw: number of a random draw: perturb inputs, outputs and gradients by as much instead; None to round.
 
         Returns:
             dict of outputs, input_gradients, gradients (by the layer's weights) and states.
@@ -566,11 +615,13 @@ class Probe:
         states = state_variables(call.operation) if is_layer else []
 
         def apply(given):
-            values = {**tensors, **dict(zip(floats, given))}
+            inexact = _inexact(rounding, draw)
+            arguments = given if draw is None else [inexact(x) for x in given]  # they have been rounded already
+            values = {**tensors, **dict(zip(floats, arguments))}
             args, kwargs = tree.pack_sequence_as(
                 (call.args, call.kwargs), [values.get(i, x) for i, x in enumerate(flat)]
             )
-            recorder = Recorder(self.model, lambda _call, _output, x: round_to(x, rounding or "float32"), inside=True)
+            recorder = Recorder(self.model, lambda _call, _output, x: inexact(x), inside=True)
             with recorder.active() if rounding else contextlib.nullcontext():
                 return call.operation(*args, **kwargs)
 
@@ -607,6 +658,16 @@ class Probe:
         for variable, value in zip(self.variables, before):
             variable.assign(value)
         return after + slots
+
+
+def _inexact(rounding, draw):
+    """What arithmetic in a precision makes of a tensor: its rounding, or a random perturbation as large."""
+    if rounding is None:
+        return lambda x: x
+    if draw is None:
+        return lambda x: round_to(x, rounding)
+    rng = np.random.default_rng(draw)
+    return lambda x: perturb(x, rounding, rng)
 
 
 def make_optimizer(config: dict[str, Any]) -> keras.optimizers.Optimizer:

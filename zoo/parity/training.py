@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 
 from zoo.errors import UserError
-from zoo.parity.certificate import ALARM, Certificate, Worker, WorkerError, certify, start_workers
+from zoo.parity.certificate import Certificate, certify
+from zoo.parity.units import ALARM
 from zoo.parity.worker import load_arrays, save_arrays, split_function
+from zoo.parity.workers import Worker, WorkerError, start_workers
 from zoo.typing import Log, StrPath
 
 
