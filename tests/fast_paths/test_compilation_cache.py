@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 
+import keras
 import pytest
 
 from zoo.fast_paths.compilation_cache import use_compilation_cache
@@ -24,7 +25,9 @@ def environment(monkeypatch, tmp_path):
         monkeypatch.setenv(name, "")  # restored at the end, whatever the function sets
         monkeypatch.delenv(name)
     monkeypatch.setenv("ZOO_CACHE_DIR", str(tmp_path / "cache"))
-    monkeypatch.setattr(sys, "modules", {name: one for name, one in sys.modules.items() if name != "jax"})
+    monkeypatch.setattr(
+        sys, "modules", {name: one for name, one in sys.modules.items() if name not in ("jax", "keras")}
+    )
 
 
 def test_in_a_folder_of_the_users_own(tmp_path):
@@ -47,6 +50,13 @@ def test_what_the_user_has_set_stays(monkeypatch, tmp_path):
     monkeypatch.setenv(FOLDER, "")  # off
     use_compilation_cache()
     assert os.environ[FOLDER] == "" and not (tmp_path / "cache").exists()
+
+
+def test_nothing_is_made_on_another_backend(monkeypatch, tmp_path):
+    assert keras.backend.backend() != "jax"  # tests marked `once` run on PyTorch
+    monkeypatch.setitem(sys.modules, "keras", keras)
+    use_compilation_cache()
+    assert FOLDER not in os.environ and not (tmp_path / "cache").exists()
 
 
 def test_a_folder_that_cannot_be_made_is_no_error(tmp_path):

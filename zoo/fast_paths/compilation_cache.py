@@ -26,9 +26,12 @@ def use_compilation_cache() -> None:
 
     `zoo.load_task` and the `zoo` command call this. What the user has set stays, as variables of the environment
     (`JAX_COMPILATION_CACHE_DIR`, empty for no cache) or in `jax.config`. Where the folder cannot be made, or is
-    another user's or open to others, there is no cache. JAX need not be imported yet.
+    another user's or open to others, there is no cache. Nothing is done where Keras runs on another backend; neither
+    Keras nor JAX need be imported yet.
     """
-    jax = sys.modules.get("jax")
+    keras, jax = sys.modules.get("keras"), sys.modules.get("jax")
+    if keras and keras.backend.backend() != "jax":
+        return
     if "JAX_COMPILATION_CACHE_DIR" in os.environ or (jax and jax.config.jax_compilation_cache_dir is not None):
         return
     folder = cache_dir() / "jax" / f"{zlib.crc32(_processor().encode()):08x}"

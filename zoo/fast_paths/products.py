@@ -230,8 +230,16 @@ def _is_for_onednn(x, weight):
     )
 
 
-def _product_over_rows(x, y):
-    """xᵀ y of (B, d) and (B, n), so that the smaller one is the one that is copied, transposed."""
+def product_over_rows(x: Tensor, y: Tensor) -> Tensor:
+    """The product xᵀ y on PyTorch, so that the smaller one is the one that is copied, transposed.
+
+    Args:
+        x: (B, d).
+        y: (B, n).
+
+    Returns:
+        tensor, (d, n).
+    """
     return linear(x.t(), y, None) if x.shape[1] <= y.shape[1] else linear(y.t(), x, None).t()
 
 
@@ -258,7 +266,7 @@ def _torch_product():
             wants_x, wants_weight, wants_bias = context.needs_input_grad
             return (
                 linear(gradient, weight.t(), None) if wants_x else None,
-                _product_over_rows(x.flatten(0, -2), flat) if wants_weight else None,
+                product_over_rows(x.flatten(0, -2), flat) if wants_weight else None,
                 flat.sum(0) if wants_bias else None,
             )
 

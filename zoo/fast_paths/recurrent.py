@@ -30,7 +30,7 @@ from keras import layers, ops
 
 from zoo.compat.torch import packed_linear
 from zoo.errors import UserError
-from zoo.fast_paths.products import linear, sum_over_rows
+from zoo.fast_paths.products import linear, product_over_rows, sum_over_rows
 
 _MAX_UNROLLED_STEPS = 256
 
@@ -321,7 +321,7 @@ def _torch_functions():
                 dc = dc * f[t]
                 dh = torch.addcmul(product(d_gates[t].flatten(1)), dh, masked[t])
             d_projected = d_gates.flatten(2)
-            d_kernel = linear(hs[:-1].flatten(0, 1).t(), d_projected.flatten(0, 1), None)
+            d_kernel = product_over_rows(hs[:-1].flatten(0, 1), d_projected.flatten(0, 1))
             return d_projected, dh, dc, d_kernel, None
 
     class Gru(torch.autograd.Function):
@@ -363,7 +363,7 @@ def _torch_functions():
                 dh = torch.addcmul(product(d_a[t]), dh, z[t])
             flat = d_a.flatten(0, 1)
             d_projected = torch.cat([d_a[:, :, : 2 * units], d_ns], 2)
-            return d_projected, dh, linear(hs[:-1].flatten(0, 1).t(), flat, None), flat.sum(0), None
+            return d_projected, dh, product_over_rows(hs[:-1].flatten(0, 1), flat), flat.sum(0), None
 
     return {"lstm": Lstm, "gru": Gru}
 
